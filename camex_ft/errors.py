@@ -1,0 +1,16 @@
+"""Errors that are the user's to mend, and the nearest-name hint that goes with them."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+    """The user's input is wrong: printed as it is, without a traceback, and the exit code is 2."""
+
+
+def nearest(name: str, valid: Iterable[str]) -> str:
+    """Return `` Did you mean 'x'?`` for the valid name closest to `name`, or an empty string."""
+    match = difflib.get_close_matches(str(name), [str(v) for v in valid], n=1, cutoff=0.5)
+    return f" Did you mean '{match[0]}'?" if match else ""
