@@ -1,0 +1,13 @@
+"""Backbone families: where the FFNs are, what their matrices are called, which mask applies."""
+
+from camex_ft.backbones.base import (
+    DenseFFN,
+    Family,
+    family_for,
+    family_of,
+    generates,
+    register,
+    select_layers,
+)
+
+__all__ = ["DenseFFN", "Family", "family_for", "family_of", "generates", "register", "select_layers"]

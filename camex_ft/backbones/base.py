@@ -1,0 +1,188 @@
+"""What a backbone family tells the upcycler, and how a model finds its family.
+
+    model --family_of--> Family --ffns--> [DenseFFN, ...] --select_layers--> the ones that become experts
+                         Family --masks--> {"encoder": [B, L], "decoder": [B, L]} at every forward pass
+
+A family is one file in this package: a function that lists the feed-forward layers, under `register`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from camex_ft import registry
+from camex_ft.errors import UserError, nearest
+
+if TYPE_CHECKING:  # so that listing the families needs no torch
+    from torch import Tensor, nn
+
+    Masks = dict[str, Tensor | None]
+    FindFFNs = Callable[[nn.Module], list["DenseFFN"]]
+    MakeMasks = Callable[[nn.Module, Mapping[str, Any]], Masks]
+
+Stack = Literal["encoder", "decoder"]
+
+
+@dataclass(frozen=True, eq=False)
+class DenseFFN:
+    """One dense feed-forward layer of a backbone, described well enough to stand in for it.
+
+    With d the hidden and f the inner size, the layer computes, on hidden states x [B, L, d],
+
+        inner = activation(x gate^T + b_gate) * (x up^T + b_up)     where there is a gate,
+        inner = activation(x up^T + b_up)                           where there is none,
+        y     = outer_dropout(inner_dropout(inner) down^T + b_down)       [B, L, d]
+
+    and the module that replaces `path` returns y, once the modules in `silence` are identities.
+
+    Attributes:
+        path: dotted name of the module to replace.
+        stack: "encoder" where attention is bidirectional, "decoder" where it is causal.
+        layer: position in its stack, from 0.
+        weights: "up" [f, d], "down" [d, f] and, if gated, "gate" [f, d], each with its bias [out] or None.
+            Detached views of the model's own parameters, always as [out, in].
+        activation: the layer's own function or module: `copy.deepcopy` it.
+        inner_dropout: probability after the activation.
+        outer_dropout: probability after `down`.
+        silence: dotted names of modules that become `nn.Identity`, because the replacement does their work.
+    """
+
+    path: str
+    stack: Stack
+    layer: int
+    weights: Mapping[str, tuple[Tensor, Tensor | None]]
+    activation: Callable[[Tensor], Tensor]
+    inner_dropout: float = 0.0
+    outer_dropout: float = 0.0
+    silence: tuple[str, ...] = ()
+
+    @property
+    def gated(self) -> bool:
+        return "gate" in self.weights
+
+    @property
+    def hidden_size(self) -> int:
+        return self.weights["up"][0].shape[1]
+
+    @property
+    def inner_size(self) -> int:
+        return self.weights["up"][0].shape[0]
+
+
+@dataclass(frozen=True)
+class Family:
+    """A backbone family: models of one layout, whatever their head.
+
+    Attributes:
+        name: the file's name, as `camex-ft ls backbones` lists it.
+        model_types: values of `config.model_type` that it serves.
+        summary: first line of the family's docstring.
+        ffns: lists a model's dense feed-forward layers, encoder first, each stack from first to last layer.
+        masks: from the model and its forward pass's keyword arguments, the mask [B, L] of each stack's
+            positions (zero: padding) or None where all are real. With a key-value cache L counts the cached
+            positions too. `ValueError` for a mask of another shape.
+    """
+
+    name: str
+    model_types: tuple[str, ...]
+    summary: str
+    ffns: FindFFNs
+    masks: MakeMasks
+
+
+def register(name: str, *, model_types: Sequence[str], masks: MakeMasks) -> Callable[[FindFFNs], FindFFNs]:
+    """Decorate the function that lists a family's feed-forward layers, and register the family `name`."""
+
+    def add(ffns: FindFFNs) -> FindFFNs:
+        summary = (ffns.__doc__ or name).strip().splitlines()[0]
+        registry.BACKBONES.add(name, Family(name, tuple(model_types), summary, ffns, masks))
+        return ffns
+
+    return add
+
+
+def family_for(model_type: str) -> Family:
+    """Return the family that serves `config.model_type`.
+
+    Raises:
+        UserError: there is none; names those that are known and the file to add.
+    """
+    families = {
+        t: registry.BACKBONES.get(n)
+        for n in registry.BACKBONES.names()
+        for t in registry.BACKBONES.get(n).model_types
+    }
+    if model_type not in families:
+        module = str(model_type).replace("-", "_")
+        raise UserError(
+            f"unknown backbone type '{model_type}'.{nearest(model_type, families)} "
+            f"Known types: {', '.join(sorted(families))}. "
+            f"To add it, write one file, camex_ft/backbones/{module}.py, that lists its feed-forward layers "
+            f"(or put that file in a folder named by {registry.PLUGINS})."
+        )
+    return families[model_type]
+
+
+def family_of(model: nn.Module) -> Family:
+    """Return the family of a transformers model, found by its `config.model_type`.
+
+    Raises:
+        UserError: the model has no such configuration, or no family serves its type.
+    """
+    model_type = getattr(getattr(model, "config", None), "model_type", None)
+    if not model_type:
+        raise UserError(f"{type(model).__name__} is not a transformers model: it has no config.model_type")
+    return family_for(model_type)
+
+
+def generates(model: nn.Module) -> bool:
+    """Whether the model has a language-modelling head that can generate.
+
+    True of `*ForCausalLM`, `*ForConditionalGeneration` and `*LMHeadModel`; false of heads for classification,
+    question answering or masked modelling, and of a model without a head.
+    """
+    return bool(getattr(type(model), "can_generate", lambda: False)())
+
+
+def select_layers(ffns: Sequence[DenseFFN], layers: str | Sequence[int]) -> list[DenseFFN]:
+    """Return the feed-forward layers that `upcycle.layers` asks for, in the order of `ffns`.
+
+    Args:
+        ffns: all of them, as `Family.ffns` lists them.
+        layers: "all"; "every_other": in each stack every second layer, the last one among them (1, 3, 5, ...
+            of an even number, as in Switch Transformers); or a list of positions in `ffns`, so that with two
+            stacks of n layers the encoder's are 0 .. n-1 and the decoder's n .. 2n-1.
+
+    Raises:
+        UserError: another word, an empty list, a position that does not exist or that comes twice.
+    """
+    if layers == "all":
+        return list(ffns)
+    if layers == "every_other":
+        depth = {stack: sum(f.stack == stack for f in ffns) for stack in ("encoder", "decoder")}
+        return [f for f in ffns if (depth[f.stack] - 1 - f.layer) % 2 == 0]
+    if isinstance(layers, str):
+        raise UserError(
+            f"upcycle.layers: '{layers}' is neither all, every_other nor a list."
+            + nearest(layers, ("all", "every_other"))
+        )
+    if not layers:
+        raise UserError(
+            "upcycle.layers: the list is empty, so no layer would get experts; say all, every_other or positions"
+        )
+    wrong = [i for i in layers if isinstance(i, bool) or not isinstance(i, int) or not 0 <= i < len(ffns)]
+    if wrong:
+        stacks = [f"{s} {min(p)} to {max(p)}" for s in ("encoder", "decoder") if (p := _positions(ffns, s))]
+        raise UserError(
+            f"upcycle.layers: no layer {', '.join(map(str, wrong))}; "
+            f"this backbone's layers are 0 to {len(ffns) - 1} ({', '.join(stacks)})"
+        )
+    if len(set(layers)) < len(layers):
+        raise UserError(f"upcycle.layers: {list(layers)} names a layer twice")
+    return [ffns[i] for i in sorted(layers)]
+
+
+def _positions(ffns: Sequence[DenseFFN], stack: str) -> list[int]:
+    return [i for i, f in enumerate(ffns) if f.stack == stack]

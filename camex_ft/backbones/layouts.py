@@ -1,0 +1,118 @@
+"""What several families share: finding modules, reading their weights, layouts, masks of one-stack models.
+
+Modules are found by the names of their children, not by path or class: every head and subclass is served.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from camex_ft.backbones.base import DenseFFN, Stack
+from camex_ft.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from camex_ft.backbones.base import Masks
+
+
+def find(model: nn.Module, *children: str) -> Iterator[tuple[str, Any]]:
+    """Yield (dotted name, module) of every module that has all the dotted `children`, as registered."""
+    for path, module in model.named_modules():
+        if all(_has(module, child) for child in children):
+            yield path, module
+
+
+def _has(module: Any, dotted: str) -> bool:
+    for name in dotted.split("."):
+        if not hasattr(module, name):
+            return False
+        module = getattr(module, name)
+    return True
+
+
+def linear(module: Any) -> tuple[Tensor, Tensor | None]:
+    """Return an `nn.Linear`'s weight [out, in] and bias [out] or None, as detached views."""
+    return module.weight.detach(), None if module.bias is None else module.bias.detach()
+
+
+def conv1d(module: Any) -> tuple[Tensor, Tensor | None]:
+    """Return weight [out, in] and bias [out] of transformers' `Conv1D`, which stores [in, out]."""
+    return module.weight.detach().t(), module.bias.detach()
+
+
+def two_dimensional(inputs: Mapping[str, Any], name: str) -> Tensor | None:
+    """Return the mask `inputs[name]` [B, L] or None; `ValueError` if it has another number of dimensions."""
+    mask = inputs.get(name)
+    if mask is not None and getattr(mask, "ndim", None) != 2:
+        found = f"shape {list(mask.shape)}" if hasattr(mask, "shape") else type(mask).__name__
+        raise ValueError(
+            f"{name}: routing needs the padding mask [batch, length] (1 real, 0 padding), "
+            f"not a ready-made attention mask ({found})"
+        )
+    return mask
+
+
+def causal_stack(model: nn.Module) -> Stack:
+    """The stack of a decoder-only model: "decoder", unless `config.is_causal` is false."""
+    return "decoder" if getattr(model.config, "is_causal", True) else "encoder"
+
+
+def encoder_stack(model: nn.Module) -> Stack:
+    """The stack of a BERT-like model: "encoder", unless `config.is_decoder` is true."""
+    return "decoder" if getattr(model.config, "is_decoder", False) else "encoder"
+
+
+def one_stack(stack: Callable[[nn.Module], Stack]) -> Callable[[nn.Module, Mapping[str, Any]], Masks]:
+    """Return the `masks` of a family with one stack: the attention mask, under the stack's name."""
+
+    def masks(model: nn.Module, inputs: Mapping[str, Any]) -> Masks:
+        return {stack(model): two_dimensional(inputs, "attention_mask")}
+
+    return masks
+
+
+def refuse_chunking(model: nn.Module) -> None:
+    """Raise `UserError` if the model feeds its FFNs in chunks: a router would see only a part of the sequence."""
+    chunk = getattr(model.config, "chunk_size_feed_forward", 0)
+    if chunk:
+        raise UserError(
+            f"the backbone's config has chunk_size_feed_forward: {chunk}, "
+            "but routing needs whole sequences: set it to 0 in its config.json"
+        )
+
+
+def bert_ffns(model: nn.Module) -> list[DenseFFN]:
+    """List the FFNs of BERT's layout: the block calls `intermediate(h)`, then `output(that, h)`.
+
+    The expert FFN replaces `intermediate` and does the work of `output.dense` as well, which becomes the
+    identity; dropout, residual and normalisation stay in `output`.
+    """
+    refuse_chunking(model)
+    blocks = find(model, "intermediate.dense", "intermediate.intermediate_act_fn", "output.dense")
+    return [
+        DenseFFN(
+            path=f"{path}.intermediate",
+            stack=encoder_stack(model),
+            layer=layer,
+            weights={"up": linear(block.intermediate.dense), "down": linear(block.output.dense)},
+            activation=block.intermediate.intermediate_act_fn,
+            silence=(f"{path}.output.dense",),
+        )
+        for layer, (path, block) in enumerate(blocks)
+    ]
+
+
+def gated_mlp_ffns(model: nn.Module) -> list[DenseFFN]:
+    """List the FFNs of Llama's layout: `down_proj(act_fn(gate_proj(x)) * up_proj(x))`, no dropout."""
+    return [
+        DenseFFN(
+            path=path,
+            stack=causal_stack(model),
+            layer=layer,
+            weights={"up": linear(mlp.up_proj), "down": linear(mlp.down_proj), "gate": linear(mlp.gate_proj)},
+            activation=mlp.act_fn,
+        )
+        for layer, (path, mlp) in enumerate(find(model, "gate_proj", "up_proj", "down_proj", "act_fn"))
+    ]
