@@ -1,0 +1,107 @@
+"""Where a run ran, without anything private: versions, commit, kind of host; and the cleaning of paths from records."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from camex_ft.results.record import Environment
+
+# The core dependencies of setup.cfg: their versions decide what a run computes.
+PACKAGES = (
+    "torch",
+    "transformers",
+    "accelerate",
+    "datasets",
+    "evaluate",
+    "safetensors",
+    "pydantic",
+    "pyyaml",
+    "scikit-learn",
+    "scipy",
+    "numpy",
+    "typer",
+    "rich",
+)
+SOURCES = Path(__file__).resolve().parents[2]
+# An absolute path where a word can start: hub ids, fractions and URLs are left alone.
+ABSOLUTE = re.compile(r"""(?<![^\s'"=,:;\[({])(?!//[^/])~?/[^\s'",;:\])}]*[^\s'",;:\])}/]/*""")
+
+
+def versions() -> dict[str, str]:
+    """Return the version of Python, of camex_ft and of each core package that is installed."""
+    found = {"python": platform.python_version()}
+    for name in ("camex_ft", *PACKAGES):
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def source_state(folder: Path = SOURCES) -> tuple[str | None, bool | None]:
+    """Return (commit, dirty) of the checkout that the package runs from; (None, None) outside git.
+
+    Dirty means that the package or the configs differ from the commit; new results do not count.
+    """
+    git = ["git", "-C", str(folder)]
+    try:
+        # A package installed below somebody else's repository is not tracked by it.
+        _output(*git, "ls-files", "--error-unmatch", "camex_ft/__init__.py")
+        commit = _output(*git, "rev-parse", "HEAD")
+        return commit, bool(_output(*git, "status", "--porcelain", "--", "camex_ft", "configs"))
+    except (OSError, subprocess.SubprocessError):
+        return None, None
+
+
+def host_kind(gpus: Sequence[str] = ()) -> str:
+    """Return "cpu-<cores>", or "cuda-<name>-x<count>" for the given names of GPUs."""
+    if gpus:
+        return f"cuda-{re.sub(r'[^a-z0-9]+', '-', gpus[0].lower()).strip('-')}-x{len(gpus)}"
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return f"cpu-{cores}"
+
+
+def environment(*, gpus: Sequence[str] = ()) -> Environment:
+    """Return the record's entry for the software and the kind of host; `gpus` are the names of those in use."""
+    commit, dirty = source_state()
+    return Environment(versions=versions(), commit=commit, dirty=dirty, host=host_kind(gpus))
+
+
+def command_line(argv: Sequence[str] | None = None) -> str:
+    """Return the command that started this process, quoted for a shell, without absolute paths."""
+    program, *arguments = sys.argv if argv is None else argv
+    return shlex.join([Path(program).name, *(strip_paths(argument) for argument in arguments)])
+
+
+def strip_paths(value: Any) -> Any:
+    """Return `value` (nested dicts, lists, tuples, strings, paths) without absolute paths.
+
+    A path below the working directory becomes relative to it, so that a command still runs; of any other only the last
+    part stays.
+    """
+    if isinstance(value, dict):
+        return {k: strip_paths(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(strip_paths(v) for v in value)
+    if isinstance(value, os.PathLike):
+        value = os.fspath(value)
+        return _shorten(value) if os.path.isabs(value) else value
+    return ABSOLUTE.sub(lambda m: _shorten(m.group()), value) if isinstance(value, str) else value
+
+
+def _shorten(path: str) -> str:
+    inside = os.path.relpath(os.path.expanduser(path))
+    return os.path.basename(path.rstrip("/")) if inside.startswith("..") else inside
+
+
+def _output(*command: str) -> str:
+    return subprocess.run(command, check=True, capture_output=True, text=True, timeout=20).stdout.strip()

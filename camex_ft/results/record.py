@@ -1,0 +1,167 @@
+"""The record of a run: the schema of ``record.json``.
+
+Everything that a table or a comparison needs is in it, and nothing that differs from run to run for no reason: no
+absolute path, no host name. It is strict JSON: a number that is not finite becomes ``null``.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from camex_ft.errors import UserError
+
+
+def finite(value: Any) -> Any:
+    """Return a number as Python's own, and None in place of NaN and the infinities; anything else unchanged."""
+    if hasattr(value, "item") and getattr(value, "size", 1) == 1:
+        value = value.item()
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+Number = Annotated[float | None, BeforeValidator(finite)]
+
+
+class Section(BaseModel):
+    """A part of the record: immutable, and without keys that the schema does not know."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Run(Section):
+    """The run itself.
+
+    `profile` is the one in force, `profile_reason` says why it was picked; `started` is UTC, ISO 8601; `exit` is the
+    exit code. `status` is "done" only for a run that came to its end.
+    """
+
+    name: str
+    profile: Literal["paper", "embedded"]
+    profile_reason: str
+    status: Literal["done", "failed"]
+    started: str
+    seconds: Number
+    command: str
+    exit: int
+
+
+class Metrics(Section):
+    """Validation metrics: `primary` names what `best` and `last` hold; `all` is everything at the best epoch."""
+
+    primary: str
+    best: Number
+    best_epoch: Number
+    last: Number
+    per_epoch: list[dict[str, Number]]
+    all: dict[str, Number]
+    test: dict[str, Number] | None = None
+
+
+class LayerRouting(Section):
+    """How one layer routed the validation inputs: see `camex_ft.results.routing`. `nmi` needs known domains."""
+
+    entropy: Number
+    load: list[Number]
+    nmi: Number = None
+
+
+class LayerCurvature(Section):
+    """Per expert, how far the curvature is from the identity (relative) and its condition number (rank 1 only)."""
+
+    distance: list[Number]
+    condition: list[Number] | None = None
+
+
+class Model(Section):
+    """Parameters: all, trained ones, those that one token meets; FLOPs of a forward pass a token."""
+
+    parameters: int
+    trainable: int
+    active: int
+    flops_per_token: Number = None
+
+
+class Cost(Section):
+    """What training cost, on which kind of device ("cpu", "NVIDIA H100 80GB HBM3 x 2")."""
+
+    samples_per_second: Number
+    peak_memory_mb: Number
+    device: str
+
+
+class Data(Section):
+    """What it was trained and evaluated on: `id` is a hub id, a folder's name or the embedded corpus's."""
+
+    source: Literal["hub", "disk", "embedded"]
+    id: str
+    rows: dict[str, int]
+    sha256: str
+
+
+class Environment(Section):
+    """The software: versions of Python and the core packages, commit of the sources (None if unknown), kind of host."""
+
+    versions: dict[str, str]
+    commit: str | None
+    dirty: bool | None
+    host: str
+
+
+class Record(Section):
+    """One run, in full. `routing` and `curvature` map a layer's name to its statistics; both are empty for `dense`."""
+
+    run: Run
+    config: dict[str, Any]
+    task: str
+    protocol: str
+    backbone: str
+    seed: int
+    metrics: Metrics
+    routing: dict[str, LayerRouting] = Field(default_factory=dict)
+    curvature: dict[str, LayerCurvature] = Field(default_factory=dict)
+    model: Model
+    cost: Cost
+    data: Data
+    environment: Environment
+
+    def to_json(self) -> str:
+        """Return strict JSON, indented, ending in a newline."""
+        return dumps(self.model_dump(mode="json"), indent=2) + "\n"
+
+
+def all_finite(value: Any) -> Any:
+    """Apply `finite` to every leaf of nested dicts, lists and tuples; NumPy arrays become lists."""
+    if hasattr(value, "tolist"):
+        value = value.tolist()
+    if isinstance(value, dict):
+        return {str(k): all_finite(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [all_finite(v) for v in value]
+    return finite(value)
+
+
+def dumps(value: Any, *, indent: int | None = None) -> str:
+    """Return strict JSON: numbers that are not finite become null."""
+    return json.dumps(all_finite(value), indent=indent, allow_nan=False, ensure_ascii=False)
+
+
+def load_record(path: Path | str) -> Record:
+    """Return the record in the file, or in the run folder, at `path`; `UserError` if there is none or it is broken."""
+    path = Path(path)
+    file = path / "record.json" if path.is_dir() else path
+    try:
+        return Record.model_validate_json(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: no record.json here; a run writes it last, when it is done") from None
+    except OSError as error:
+        raise UserError(f"{file}: cannot be read ({error.strerror})") from error
+    except (ValidationError, UnicodeDecodeError) as error:
+        first = error.errors()[0] if isinstance(error, ValidationError) else {"loc": (), "msg": str(error)}
+        where = ".".join(str(part) for part in first["loc"]) or "the file"
+        raise UserError(
+            f"{file}: not a record of this version of camex_ft ({where}: {first['msg']})"
+        ) from error

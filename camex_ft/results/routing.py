@@ -1,0 +1,57 @@
+"""Statistics of routing weights, as NumPy arrays: entropy, load, and agreement with known domains."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from camex_ft.results.record import LayerRouting
+
+
+def entropy(weights: ArrayLike) -> float:
+    """Return the mean over inputs of -sum_i s_i ln s_i, in nats: 0 for one-hot routing, ln N for uniform.
+
+    Args:
+        weights: routing weights s; [n, N], each row >= 0 and summing to 1. NaN for n = 0.
+    """
+    s = _weights(weights)
+    terms = np.where(s > 0, s * np.log(np.where(s > 0, s, 1.0)), 0.0)
+    return float(-terms.sum(axis=1).mean()) if len(s) else float("nan")
+
+
+def load(weights: ArrayLike) -> np.ndarray:
+    """Return the share of inputs whose largest routing weight is each expert's; [N], float64, sums to 1 (0 for n = 0).
+
+    A tie counts for the expert of lowest index.
+    """
+    s = _weights(weights)
+    return np.bincount(s.argmax(axis=1), minlength=s.shape[1]) / max(len(s), 1)
+
+
+def nmi(assignments: ArrayLike, domains: ArrayLike) -> float:
+    """Return the normalised mutual information I(a; d) / mean(H(a), H(d)) of two labellings; 0 independent, 1 the same.
+
+    Args:
+        assignments: the expert of each input; [n], integers.
+        domains: its true domain; [n], integers.
+    """
+    from sklearn.metrics import normalized_mutual_info_score
+
+    return float(normalized_mutual_info_score(np.asarray(domains), np.asarray(assignments)))
+
+
+def layer_routing(weights: ArrayLike, domains: ArrayLike | None = None) -> LayerRouting:
+    """Return one layer's entry of the record from routing weights [n, N] and, where known, domains [n].
+
+    An input is assigned to the expert of its largest weight.
+    """
+    s = _weights(weights)
+    score = None if domains is None else nmi(s.argmax(axis=1), domains)
+    return LayerRouting(entropy=entropy(s), load=load(s).tolist(), nmi=score)
+
+
+def _weights(weights: ArrayLike) -> np.ndarray:
+    s = np.asarray(weights, dtype=np.float64)
+    if s.ndim != 2:
+        raise ValueError(f"routing weights are [inputs, experts], not of shape {s.shape}")
+    return s
