@@ -1,7 +1,7 @@
 """What a run leaves behind: folder, record, statistics of its routing, closing summary. Imports no torch."""
 
-from camex_ft.results.environment import command_line, environment, host_kind, strip_paths
 from camex_ft.results.folder import RunFolder, find_done, run_name
+from camex_ft.results.provenance import command_line, environment, host_kind, strip_paths
 from camex_ft.results.record import Record, load_record
 from camex_ft.results.summary import print_summary, summary_rows
 

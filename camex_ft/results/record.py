@@ -23,7 +23,19 @@ def finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+def all_finite(value: Any) -> Any:
+    """Apply `finite` to every leaf of nested dicts, lists and tuples; NumPy arrays become lists."""
+    if hasattr(value, "tolist"):
+        value = value.tolist()
+    if isinstance(value, dict):
+        return {str(k): all_finite(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [all_finite(v) for v in value]
+    return finite(value)
+
+
 Number = Annotated[float | None, BeforeValidator(finite)]
+Tree = Annotated[dict[str, Any], BeforeValidator(all_finite)]
 
 
 class Section(BaseModel):
@@ -115,7 +127,7 @@ class Record(Section):
     """One run, in full. `routing` and `curvature` map a layer's name to its statistics; both are empty for `dense`."""
 
     run: Run
-    config: dict[str, Any]
+    config: Tree
     task: str
     protocol: str
     backbone: str
@@ -131,17 +143,6 @@ class Record(Section):
     def to_json(self) -> str:
         """Return strict JSON, indented, ending in a newline."""
         return dumps(self.model_dump(mode="json"), indent=2) + "\n"
-
-
-def all_finite(value: Any) -> Any:
-    """Apply `finite` to every leaf of nested dicts, lists and tuples; NumPy arrays become lists."""
-    if hasattr(value, "tolist"):
-        value = value.tolist()
-    if isinstance(value, dict):
-        return {str(k): all_finite(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [all_finite(v) for v in value]
-    return finite(value)
 
 
 def dumps(value: Any, *, indent: int | None = None) -> str:
