@@ -1,0 +1,63 @@
+"""Balance loss: coef * (cv^2(importance) + cv^2(load)) of one layer, from its routing.
+
+    importance_i = sum_g s_gi                                                                    [N]
+    load_i       = sum_g P(expert i among the k largest if its noise alone were drawn again)     [N]
+                   while training with noise and k < N; else the number of groups with s_gi > 0
+    cv^2(v)      = var(v) / (mean(v)^2 + 1e-10), with the unbiased variance
+
+Source: Shazeer et al. 2017 (arXiv 1701.06538, section 4 and appendix A).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from camex_ft.moe.routing import Routing
+
+EPSILON = 1e-10
+
+
+def cv_squared(v: Tensor) -> Tensor:
+    """Return the squared coefficient of variation of a vector, as a scalar; 0 for fewer than two entries."""
+    if v.numel() < 2:
+        return v.new_zeros(())
+    return v.var() / (v.mean() ** 2 + EPSILON)
+
+
+def smooth_load(routing: Routing, *, top_k: int) -> Tensor:
+    """Return P(expert i stays among the k largest) per group; [G, N], differentiable in logits and noise scale.
+
+    Needs noise and top_k < N. An expert inside the k largest is held against the (k+1)-th noisy logit, one outside
+    against the k-th.
+    """
+    assert routing.noisy is not None and routing.scale is not None
+    largest = routing.noisy.topk(top_k + 1, dim=-1).values  # [G, k + 1]
+    inside = routing.noisy > largest[..., -1:]
+    threshold = torch.where(inside, largest[..., -1:], largest[..., -2:-1])  # [G, N]
+    return torch.special.ndtr((routing.logits - threshold) / routing.scale)
+
+
+def load(routing: Routing, *, top_k: int) -> Tensor:
+    """Return the load of each group on each expert; [G, N]: smooth where noise was drawn and k < N, else 0 or 1."""
+    if routing.noisy is not None and top_k < routing.logits.shape[-1]:
+        return smooth_load(routing, top_k=top_k)
+    return (routing.weights > 0).to(routing.weights.dtype)
+
+
+def balance_loss(routing: Routing, *, top_k: int, coef: float, mask: Tensor | None = None) -> Tensor:
+    """Return coef * (cv^2(importance) + cv^2(load)), a scalar.
+
+    Args:
+        routing: of one layer; [..., N].
+        top_k: k.
+        coef: weight of the loss.
+        mask: 1 for groups that hold a token, 0 for groups of padding; [...]; None counts all.
+    """
+    experts = routing.weights.shape[-1]
+    weights, loads = routing.weights, load(routing, top_k=top_k)
+    if mask is not None:
+        keep = mask.to(weights.dtype).unsqueeze(-1)
+        weights, loads = weights * keep, loads * keep
+    importance = weights.reshape(-1, experts).sum(0)  # [N]
+    return coef * (cv_squared(importance) + cv_squared(loads.reshape(-1, experts).sum(0)))

@@ -1,0 +1,145 @@
+"""What a forward pass of the model tells its expert layers, and what they tell back.
+
+The model's forward pre-hook reads the masks out of the call's arguments and opens a `Pass`; every expert layer finds its
+mask there and leaves its routing there; the forward hook closes it. A context belongs to one model, and the open pass
+to one thread: two models, or two threads with one model, never meet.
+
+Gradient checkpointing runs a block again during the backward pass, perhaps in another thread and after a later forward
+pass. What it runs again is therefore wrapped, so that it keeps the masks of its own pass.
+"""
+
+from __future__ import annotations
+
+import inspect
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+ReadPass = Callable[[nn.Module, Mapping[str, Any]], "Pass"]
+
+
+class LayerRouting(NamedTuple):
+    """What one expert layer did in one pass.
+
+    Attributes:
+        weights: routing weights s of its groups, detached; [B, N], [B, S, N] or [B, L, N].
+        mask: 1 for groups that hold a token; [B], [B, S] or [B, L]; None where all do.
+        balance: its balance loss, a scalar, with its graph.
+    """
+
+    weights: Tensor
+    mask: Tensor | None
+    balance: Tensor
+
+
+@dataclass
+class Pass:
+    """One forward pass.
+
+    Attributes:
+        masks: goes in: mask [B, L] by stack, 1 for tokens that count; None where all do.
+        cached: goes in: how many earlier positions a key-value cache stands for.
+        layers: comes out: routing by layer name.
+    """
+
+    masks: Mapping[str, Tensor | None] = field(default_factory=dict)
+    cached: int = 0
+    layers: dict[str, LayerRouting] = field(default_factory=dict)
+
+    def balance_loss(self) -> Tensor | None:
+        """Return the sum of the layers' balance losses, a scalar, or None where no layer ran."""
+        losses = [layer.balance for layer in self.layers.values()]
+        return torch.stack(losses).sum() if losses else None
+
+
+class _Local(threading.local):
+    def __init__(self) -> None:
+        self.stack: list[Pass] = []
+        self.depth = 0
+        self.last: Pass | None = None
+
+
+class RoutingContext:
+    """Carries one model's passes. `read(module, arguments)` makes the pass of a call from its bound arguments."""
+
+    def __init__(self, read: ReadPass) -> None:
+        self.read = read
+        self._local = _Local()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> RoutingContext:
+        """A copied model starts with a context of its own, without passes."""
+        memo[id(self)] = copy = RoutingContext(self.read)
+        return copy
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return RoutingContext, (self.read,)
+
+    @property
+    def active(self) -> Pass | None:
+        """The pass that this thread is in, or None."""
+        return self._local.stack[-1] if self._local.stack else None
+
+    @property
+    def last(self) -> Pass | None:
+        """The pass that this thread finished last, or None."""
+        return self._local.last
+
+    def attach(self, module: nn.Module) -> None:
+        """Open a pass whenever `module` is called; inside another pass of the same model this does nothing."""
+        module.register_forward_pre_hook(self._before, with_kwargs=True)
+        module.register_forward_hook(self._after, always_call=True)
+
+    @contextmanager
+    def open(self, masks: Mapping[str, Tensor | None]) -> Iterator[Pass]:
+        """Open a pass with these masks for the time of a ``with`` block; it does not become `last`."""
+        self._local.stack.append(Pass(masks))
+        try:
+            yield self._local.stack[-1]
+        finally:
+            self._local.stack.pop()
+
+    def _before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self._local.depth += 1
+        if self._local.depth == 1:
+            self._local.stack.append(Pass())  # for `_after`, which also runs where reading fails
+            arguments = inspect.signature(module.forward).bind_partial(*args, **kwargs).arguments
+            arguments.update(arguments.pop("kwargs", {}))
+            self._local.stack[-1] = self.read(module, arguments)
+            if module.training:
+                self._wrap_checkpointing(module)
+
+    def _after(self, *_: Any) -> None:
+        self._local.depth -= 1
+        if self._local.depth == 0:
+            self._local.last = self._local.stack.pop()
+
+    def _wrap_checkpointing(self, model: nn.Module) -> None:
+        for module in model.modules():
+            function = getattr(module, "_gradient_checkpointing_func", None)
+            if function is not None and getattr(function, "func", None) != self._checkpoint:
+                module._gradient_checkpointing_func = partial(self._checkpoint, function)
+
+    def _checkpoint(self, checkpoint: Callable[..., Any], run: Callable[..., Any], *args: Any) -> Any:
+        outer = self.active
+        if outer is None:
+            return checkpoint(run, *args)
+        grad = torch.is_grad_enabled()
+
+        def run_in_pass(*inputs: Any) -> Any:
+            if self.active is outer:
+                if grad and not torch.is_grad_enabled():
+                    raise RuntimeError(
+                        "reentrant gradient checkpointing would lose the balance loss: pass "
+                        "gradient_checkpointing_kwargs={'use_reentrant': False}"
+                    )
+                return run(*inputs)
+            with self.open(outer.masks):
+                return run(*inputs)
+
+        return checkpoint(run_in_pass, *args)

@@ -1,0 +1,56 @@
+"""The method written out plainly: the oracle that the fast path in `merge.py` is tested against.
+
+    T_i   = keep_i(tau) * M_i tau_i                tau_i = E_i - E_m                       [N, out, in]
+    E_hat = E_m + alpha * sum_i s_i T_i                                                    [G, out, in]
+    y     = x E_hat^T                                                                      [G, L, out]
+
+It makes the [G, N, out, in] product on purpose; nothing in training calls it.
+Source: CAMEx (arXiv 2502.18821, section 3).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from camex_ft.moe.curvature import Factors
+from camex_ft.moe.merge import Keep
+
+
+def curve_plain(tau: Tensor, factors: Factors) -> Tensor:
+    """Return M_i tau_i with tau viewed as [N, a1, a2, c1, c2] and multiplied along each axis; [N, out, in]."""
+    view = tau.reshape(tau.shape[0], *(f.shape[-1] for f in factors))  # [N, a1, a2, c1, c2]
+    curved = torch.einsum("rnai,rnbj,rnck,rndl,nijkl->nabcd", *factors, view)
+    return curved.reshape(tau.shape)
+
+
+def vectors_plain(experts: Tensor, base: Tensor | None, keep: Keep | None, factors: Factors | None) -> Tensor:
+    """Return T [N, out, in]: kept and curved domain vectors, or the experts themselves where there is no base."""
+    if base is None:
+        return experts
+    tau = experts - base
+    kept = None if keep is None else keep(tau.detach())
+    curved = tau if factors is None else curve_plain(tau, factors)
+    return curved if kept is None else kept * curved
+
+
+def merged_linear_plain(
+    x: Tensor,
+    weights: Tensor,
+    experts: Tensor,
+    base: Tensor | None,
+    *,
+    alpha: float = 1.0,
+    keep: Keep | None = None,
+    factors: Factors | None = None,
+) -> Tensor:
+    """Return y = x E_hat^T; arguments and shapes as those of `camex_ft.moe.merge.merged_linear`."""
+    vectors = vectors_plain(experts, base, keep, factors)
+    if weights.dim() == 3:  # one merged expert a token
+        y = merged_linear_plain(
+            x.flatten(0, 1).unsqueeze(1), weights.flatten(0, 1), vectors, None, alpha=alpha
+        )
+        y = y.view(*x.shape[:2], -1)  # [G, L, out]
+        return y if base is None else y + x @ base.mT
+    merged = alpha * (weights[:, :, None, None] * vectors).sum(1)  # [G, out, in], through [G, N, out, in]
+    return x @ (merged if base is None else base + merged).mT

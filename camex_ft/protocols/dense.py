@@ -1,0 +1,19 @@
+"""`dense`: the backbone as it is."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from camex_ft.protocols import protocol
+
+
+@protocol(
+    "dense",
+    summary="the original feed-forward layers",
+    source="the backbone",
+    form="dense",
+    granularities=("sequence", "segment", "token"),
+)
+def dense(tau: Tensor) -> None:
+    """Keep every feed-forward layer: no experts, no router. The baseline that all others start from."""
+    return None

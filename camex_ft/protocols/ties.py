@@ -1,0 +1,47 @@
+"""`ties` and `ties-ca`: domain vectors keep the entries that agree with the elected sign."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import torch
+from annotated_types import Gt, Le
+from torch import Tensor
+
+from camex_ft.protocols import protocol
+
+
+@protocol(
+    "ties",
+    summary="domain vectors where their sign agrees with that of their sum",
+    source="TIES-Merging, Yadav et al. 2023 (arXiv 2306.01708), as in CAMEx (arXiv 2502.18821)",
+)
+def ties(tau: Tensor, *, density: Annotated[float, Gt(0), Le(1)] = 1.0) -> Tensor:
+    """keep_i = [sign(tau_i) = sign(sum_j tau_j) or tau_i = 0], entry by entry; E_hat = E_m + alpha sum_i s_i keep_i tau_i.
+
+    Convention: the sign is elected by the plain sum of the domain vectors, without routing weights, and on tau_i itself
+    also where curvature follows: T_i = keep_i * M_i tau_i. What is kept is neither divided by the number of agreeing
+    experts nor rescaled. An entry that is exactly 0 adds nothing but is kept, since an expert that top-k routing has
+    not chosen yet could never leave the base expert otherwise: a multiplier of 0 would stop its gradient for good.
+
+    Args:
+        tau: domain vectors; [N, ...].
+        density: fraction of each expert's entries, largest magnitudes first, that takes part; 1 trims nothing. Trimmed
+            entries neither vote nor are kept.
+    """
+    large = None
+    if density < 1:
+        large = _largest(tau, density)
+        votes = torch.where(large, tau, 0).sum(0).sign()
+    else:
+        votes = tau.sum(0).sign()
+    agrees = (tau.sign() == votes) | (tau == 0)
+    return (agrees if large is None else agrees & large).to(tau.dtype)
+
+
+def _largest(tau: Tensor, density: float) -> Tensor:
+    """Return where |tau_i| is among expert i's `density` largest entries; ties count as large; bool, as tau."""
+    magnitude = tau.flatten(1).abs()
+    size = magnitude.shape[1]
+    rank = size - max(1, round(density * size)) + 1
+    return (magnitude >= magnitude.kthvalue(rank, dim=1, keepdim=True).values).view_as(tau)
