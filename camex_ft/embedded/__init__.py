@@ -1,0 +1,11 @@
+"""Corpora and backbones that the package makes itself, so that everything runs in minutes, on a CPU, without a network.
+
+``corpus("glue/sst2")`` -> the splits of a GLUE or SuperGLUE task with the benchmark's columns and a known ``domain`` a row;
+``backbone("t5")`` -> a tiny model with random weights and its tokenizer. Their numbers say nothing about the benchmarks.
+"""
+
+from camex_ft.embedded.corpora import CORPORA, corpus
+from camex_ft.embedded.families import HEADS, backbone, heads
+from camex_ft.embedded.lexicon import DOMAINS
+
+__all__ = ["CORPORA", "DOMAINS", "HEADS", "backbone", "corpus", "heads"]

@@ -1,0 +1,219 @@
+"""Tiny backbones with random weights, one entry a family: transformers' own classes built from small configurations.
+
+All are 64 wide and 128 inside the feed-forward blocks (8x8 and 8x16 in the curvature's factors), with two layers and four
+heads, and learn the embedded tasks from scratch in a minute or two on one CPU core.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import transformers
+from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerFast
+
+from camex_ft.embedded.tokenizer import MAX_LENGTH, Layout, build_tokenizer
+from camex_ft.errors import UserError, nearest
+from camex_ft.registry import EMBEDDED
+
+WIDTH, INNER, LAYERS, ATTENTION_HEADS = 64, 128, 2, 4
+
+HEADS = {
+    "base": transformers.AutoModel,
+    "sequence-classification": transformers.AutoModelForSequenceClassification,
+    "token-classification": transformers.AutoModelForTokenClassification,
+    "question-answering": transformers.AutoModelForQuestionAnswering,
+    "multiple-choice": transformers.AutoModelForMultipleChoice,
+    "masked-lm": transformers.AutoModelForMaskedLM,
+    "causal-lm": transformers.AutoModelForCausalLM,
+    "seq2seq-lm": transformers.AutoModelForSeq2SeqLM,
+}
+CLASSIFIERS = ("sequence-classification", "token-classification")
+
+
+@dataclass(frozen=True)
+class TinyFamily:
+    """One family's tiny configuration: `model_type` of transformers, the settings, and the tokenizer's layout."""
+
+    model_type: str
+    settings: dict[str, Any]
+    layout: Layout
+
+
+_BERT = Layout(
+    {
+        "pad_token": "[PAD]",
+        "unk_token": "[UNK]",
+        "cls_token": "[CLS]",
+        "sep_token": "[SEP]",
+        "mask_token": "[MASK]",
+    },
+    single="[CLS] $A [SEP]",
+    pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+    inputs=("input_ids", "token_type_ids", "attention_mask"),
+)
+_DISTILBERT = Layout(_BERT.special, single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B [SEP]")
+# The ids 0 to 3 are those of the published RoBERTa; its position table counts from the padding id.
+_ROBERTA = Layout(
+    {
+        "bos_token": "<s>",
+        "pad_token": "<pad>",
+        "eos_token": "</s>",
+        "unk_token": "<unk>",
+        "cls_token": "<s>",
+        "sep_token": "</s>",
+        "mask_token": "<mask>",
+    },
+    single="<s> $A </s>",
+    pair="<s> $A </s> </s> $B </s>",
+)
+_T5 = Layout(
+    {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"},
+    single="$A </s>",
+    pair="$A </s> $B </s>",
+)
+# The end token closes each text: a causal classifier reads the answer off the last token that is not padding.
+_GPT2 = Layout(
+    {
+        "pad_token": "<|pad|>",
+        "eos_token": "<|endoftext|>",
+        "bos_token": "<|endoftext|>",
+        "unk_token": "<|unk|>",
+    },
+    single="$A <|endoftext|>",
+    pair="$A <|endoftext|> $B <|endoftext|>",
+)
+_LLAMA = Layout(
+    {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"},
+    single="<s> $A </s>",
+    pair="<s> $A </s> $B </s>",
+)
+
+_T5_SETTINGS = {
+    "d_model": WIDTH,
+    "d_ff": INNER,
+    "d_kv": WIDTH // ATTENTION_HEADS,
+    "num_layers": LAYERS,
+    "num_decoder_layers": LAYERS,
+    "num_heads": ATTENTION_HEADS,
+    "dropout_rate": 0.0,
+    "classifier_dropout": 0.0,
+}
+_BERT_SETTINGS = {
+    "hidden_size": WIDTH,
+    "intermediate_size": INNER,
+    "num_hidden_layers": LAYERS,
+    "num_attention_heads": ATTENTION_HEADS,
+    "hidden_dropout_prob": 0.0,
+    "attention_probs_dropout_prob": 0.0,
+    "max_position_embeddings": MAX_LENGTH,
+}
+_LLAMA_SETTINGS = {
+    "hidden_size": WIDTH,
+    "intermediate_size": INNER,
+    "num_hidden_layers": LAYERS,
+    "num_attention_heads": ATTENTION_HEADS,
+    "num_key_value_heads": ATTENTION_HEADS // 2,
+    "head_dim": WIDTH // ATTENTION_HEADS,
+    "max_position_embeddings": MAX_LENGTH,
+}
+_FAMILIES = {
+    "t5": TinyFamily("t5", {**_T5_SETTINGS, "feed_forward_proj": "relu"}, _T5),
+    "t5-gated": TinyFamily("t5", {**_T5_SETTINGS, "feed_forward_proj": "gated-gelu"}, _T5),
+    "bert": TinyFamily("bert", _BERT_SETTINGS, _BERT),
+    "roberta": TinyFamily(
+        "roberta",
+        {**_BERT_SETTINGS, "max_position_embeddings": MAX_LENGTH + 2, "type_vocab_size": 1},
+        _ROBERTA,
+    ),
+    "distilbert": TinyFamily(
+        "distilbert",
+        {
+            "dim": WIDTH,
+            "hidden_dim": INNER,
+            "n_layers": LAYERS,
+            "n_heads": ATTENTION_HEADS,
+            "dropout": 0.0,
+            "attention_dropout": 0.0,
+            "seq_classif_dropout": 0.0,
+            "qa_dropout": 0.0,
+            "max_position_embeddings": MAX_LENGTH,
+        },
+        _DISTILBERT,
+    ),
+    "gpt2": TinyFamily(
+        "gpt2",
+        {
+            "n_embd": WIDTH,
+            "n_inner": INNER,
+            "n_layer": LAYERS,
+            "n_head": ATTENTION_HEADS,
+            "resid_pdrop": 0.0,
+            "embd_pdrop": 0.0,
+            "attn_pdrop": 0.0,
+            "n_positions": MAX_LENGTH,
+        },
+        _GPT2,
+    ),
+    "llama": TinyFamily("llama", _LLAMA_SETTINGS, _LLAMA),
+    "mistral": TinyFamily("mistral", {**_LLAMA_SETTINGS, "sliding_window": None}, _LLAMA),
+    "qwen2": TinyFamily(
+        "qwen2", {key: value for key, value in _LLAMA_SETTINGS.items() if key != "head_dim"}, _LLAMA
+    ),
+}
+for _name, _family in _FAMILIES.items():
+    EMBEDDED.add(_name, _family)
+
+
+def heads(family: str) -> tuple[str, ...]:
+    """Return the names of the heads that transformers has for this family.
+
+    Encoders get no ``causal-lm``: transformers offers them one, but it is causal only as half of an encoder-decoder.
+    """
+    kind = type(AutoConfig.for_model(EMBEDDED.get(family).model_type))
+    names = tuple(name for name, auto in HEADS.items() if kind in auto._model_mapping)
+    return tuple(name for name in names if name != "causal-lm" or "masked-lm" not in names)
+
+
+def backbone(
+    family: str,
+    *,
+    head: str = "sequence-classification",
+    num_labels: int = 2,
+    seed: int = 0,
+    **label_info: Any,
+) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
+    """Return a tiny model with random weights, in evaluation mode as from `from_pretrained`, and its tokenizer.
+
+    Args:
+        family: a name in `registry.EMBEDDED`.
+        head: a key of `HEADS`.
+        num_labels: outputs of a classifier, where no ``id2label`` is given; 1 is a regression.
+        seed: of the weights. The global random state is left as it was.
+        label_info: further configuration fields, such as ``id2label``, ``label2id``, ``problem_type``.
+
+    Raises:
+        UserError: unknown family or head, or a head that the family does not have.
+    """
+    entry = EMBEDDED.get(family)
+    if head not in heads(family):
+        raise UserError(
+            f"backbone 'embedded/{family}' has no head '{head}'.{nearest(head, HEADS)} "
+            f"It has: {', '.join(heads(family))}."
+        )
+    tokenizer = build_tokenizer(entry.layout)
+    tokens = {f"{role}_token_id": getattr(tokenizer, f"{role}_token_id") for role in ("pad", "bos", "eos")}
+    if entry.model_type == "t5":
+        tokens["decoder_start_token_id"] = tokenizer.pad_token_id
+    config = AutoConfig.for_model(
+        entry.model_type,
+        vocab_size=len(tokenizer),
+        **{role: token for role, token in tokens.items() if token is not None},
+        **entry.settings,
+        **({"num_labels": num_labels} if head in CLASSIFIERS and "id2label" not in label_info else {}),
+        **label_info,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return HEADS[head].from_config(config).eval(), tokenizer
