@@ -21,6 +21,7 @@ PACKAGES = (
     "transformers",
     "accelerate",
     "datasets",
+    "huggingface_hub",
     "evaluate",
     "safetensors",
     "pydantic",
@@ -30,6 +31,7 @@ PACKAGES = (
     "numpy",
     "typer",
     "rich",
+    "packaging",
 )
 SOURCES = Path(__file__).resolve().parents[2]
 # An absolute path where a word can start: hub ids, fractions and URLs are left alone.

@@ -1,0 +1,157 @@
+"""The command line ``camex-ft``. Commands are thin: what they do is in `camex_ft.pipeline`, imported when it is needed.
+
+Exit codes: 0 done; 2 the user's input is wrong, with one message and no traceback; 1 a fault of ours, with a traceback.
+"""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+from camex_ft.errors import UserError
+
+app = typer.Typer(
+    name="camex-ft",
+    help="Fine-tune with experts that are merged per input. Start: camex-ft run configs/glue.yaml task.name=sst2",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+INTERRUPTED = 130
+
+ConfigArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="CONFIG", help="A YAML file, or the name of one that `camex-ft ls configs` lists."
+    ),
+]
+Overrides = Annotated[
+    Optional[list[str]],  # noqa: UP045 - typer reads annotations at run time
+    typer.Argument(
+        metavar="KEY=VALUE", help="Changes to it, such as task.name=rte merging.protocol=smear."
+    ),
+]
+RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run: results/runs/...")]
+
+
+@app.callback(invoke_without_command=True)
+def options(
+    show_version: Annotated[bool, typer.Option("--version", help="Print the version and leave.")] = False,
+) -> None:
+    """Options that stand before a command."""
+    if show_version:
+        typer.echo(f"camex_ft {version('camex_ft')}")
+        raise typer.Exit
+
+
+@app.command()
+def run(
+    config: ConfigArgument,
+    overrides: Overrides = None,
+    force: Annotated[bool, typer.Option("--force", help="Run again what has been run already.")] = False,
+) -> None:
+    """Fine-tune, evaluate and write the record. An interrupted run goes on; one that is done is shown, not repeated."""
+    from camex_ft import pipeline
+    from camex_ft.config import load_config
+
+    try:
+        pipeline.run(load_config(config, overrides or []), force=force)
+    except KeyboardInterrupt:
+        typer.echo("\nInterrupted. The same command goes on from the last checkpoint.", err=True)
+        raise typer.Exit(INTERRUPTED) from None
+
+
+@app.command()
+def validate(config: ConfigArgument, overrides: Overrides = None) -> None:
+    """Check a configuration without running it, and print it with every default filled in."""
+    from camex_ft import pipeline
+    from camex_ft.config import load_config, to_yaml
+
+    resolved = pipeline.resolve(load_config(config, overrides or []))
+    typer.echo(f"# profile {resolved.config.profile}: {resolved.reason}")
+    typer.echo(to_yaml(resolved.config), nl=False)
+
+
+@app.command("ls")
+def list_(
+    kind: Annotated[
+        str, typer.Argument(help="backbones, configs, embedded, protocols or tasks; all if left out.")
+    ] = "",
+) -> None:
+    """List what can be named in a configuration, with a line on each."""
+    from camex_ft.listing import KINDS, print_listing
+
+    for each in [kind] if kind else KINDS:
+        print_listing(each)
+
+
+@app.command()
+def cp(
+    config: Annotated[str, typer.Argument(metavar="CONFIG", help="A name that `camex-ft ls configs` lists.")],
+    destination: Annotated[str, typer.Argument(metavar="DEST", help="A new file, or a folder.")],
+) -> None:
+    """Copy a configuration that comes with the package, to be changed."""
+    from camex_ft.config import copy_config
+
+    typer.echo(f"wrote {copy_config(config, destination)}")
+
+
+@app.command()
+def doctor() -> None:
+    """Report versions, devices, the hub, its cache and disk space, and which profile `auto` picks here and why."""
+    from camex_ft.doctor import diagnose, print_diagnosis
+
+    print_diagnosis(diagnose())
+
+
+@app.command()
+def evaluate(run: RunArgument) -> None:
+    """Evaluate the best checkpoint of a run on its validation data again, and print the metrics."""
+    from camex_ft import pipeline
+
+    for name, value in pipeline.evaluate(run).items():
+        typer.echo(f"{name}: {value:.4f}" if isinstance(value, float) else f"{name}: {value}")
+
+
+@app.command()
+def predict(
+    run: RunArgument,
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", help="Rows with the task's columns: jsonl, csv, tsv, parquet.")
+    ],
+    out: Annotated[Optional[Path], typer.Option("--out", help="Where predictions go.")] = None,  # noqa: UP045
+) -> None:
+    """Predict the rows of a file with the best checkpoint of a run."""
+    from camex_ft import pipeline
+
+    typer.echo(f"wrote {pipeline.predict(run, file, out)}")
+
+
+def main() -> None:
+    """Run the command line and leave with its exit code."""
+    sys.exit(guard(app))
+
+
+def guard(command: Callable[[], object]) -> object:
+    """Call `command` and return the exit code: 2 for a `UserError`, 1 for any other error, each with its message."""
+    try:
+        command()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except Exception:
+        traceback.print_exc()
+        print(
+            "\nThis is a fault of camex_ft, not of your input. Please report it with the lines above, your YAML file "
+            "and the output of `camex-ft doctor`.",
+            file=sys.stderr,
+        )
+        return 1
+    return 0

@@ -1,0 +1,141 @@
+"""Data flows one way: which module may import which, read from the sources and from a fresh interpreter."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).resolve().parents[1] / "camex_ft"
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+# A module may import from its own layer and from those above it in this list.
+LAYERS = (
+    ("errors",),
+    ("registry",),
+    ("config",),
+    ("moe",),
+    ("protocols",),
+    ("embedded",),
+    ("tasks",),
+    ("backbones",),
+    ("upcycle",),
+    ("training",),
+    ("results",),
+    ("pipeline",),
+    ("listing", "doctor"),
+    ("cli", "__main__"),
+    ("",),  # camex_ft/__init__.py: the public API
+)
+RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
+
+# Narrower than the order: the only parts of camex_ft that these layers may use beside themselves.
+ONLY = {
+    "moe": set(),
+    "results": {"errors", "registry", "config"},
+    "embedded": {"errors", "registry"},
+}
+# Third-party packages that a layer may use, and those that it may not, wherever in the file.
+ALLOWED = {"errors": set(), "registry": set(), "moe": {"torch"}, "protocols": {"torch", "annotated_types"}}
+FORBIDDEN = {
+    "config": {"torch", "datasets"},
+    "tasks": {"torch"},
+    "results": {"torch", "transformers", "datasets", "accelerate"},
+    "cli": {"torch", "transformers", "datasets"},
+}
+
+
+def layer_of(module: str) -> str:
+    return module.split(".")[1] if "." in module else ""
+
+
+def module_name(file: Path) -> str:
+    parts = file.relative_to(PACKAGE.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imports(tree: ast.AST) -> Iterator[tuple[str, int]]:
+    """Every imported module and its line, at the top and inside functions; `from camex_ft import x` is camex_ft.x."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, node.lineno) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"line {node.lineno}: imports are absolute here"
+            if node.module == "camex_ft":
+                yield from ((f"camex_ft.{alias.name}", node.lineno) for alias in node.names)
+            else:
+                yield node.module or "", node.lineno
+
+
+def offences(module: str, source: str) -> list[str]:
+    """What is wrong with the imports of `module`."""
+    layer, found = layer_of(module), []
+    for name, line in imports(ast.parse(source)):
+        top = name.split(".")[0]
+        where = f"{module}:{line} imports {name}"
+        if top == "camex_ft":
+            target = layer_of(name)
+            if target not in RANK:
+                found.append(f"{where}: no such layer")
+            elif RANK[target] > RANK[layer] or (RANK[target] == RANK[layer] and target != layer):
+                found.append(f"{where}: against the direction of the layers")
+            elif target != layer and target not in ONLY.get(layer, {target}):
+                found.append(f"{where}: '{layer}' may use only {sorted(ONLY[layer])} of camex_ft")
+        elif top not in sys.stdlib_module_names:
+            if top not in ALLOWED.get(layer, {top}):
+                found.append(f"{where}: '{layer}' may use only {sorted(ALLOWED[layer])}")
+            if top in FORBIDDEN.get(layer, set()):
+                found.append(f"{where}: not in '{layer}'")
+    return found
+
+
+def test_every_module_has_a_layer():
+    assert FILES
+    unplaced = {layer_of(module_name(file)) for file in FILES} - set(RANK)
+    assert not unplaced, f"give them a place in LAYERS: {sorted(unplaced)}"
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(PACKAGE)))
+def test_imports_point_one_way(file):
+    assert offences(module_name(file), file.read_text(encoding="utf-8")) == []
+
+
+@pytest.mark.parametrize(
+    ("module", "source"),
+    [
+        ("camex_ft.errors", "from camex_ft.registry import Registry"),
+        ("camex_ft.moe.ffn", "from camex_ft.errors import UserError"),
+        ("camex_ft.moe.ffn", "def f():\n    import transformers"),
+        ("camex_ft.config.schema", "import torch.nn"),
+        ("camex_ft.results.record", "from camex_ft import upcycle"),
+        ("camex_ft.results.record", "def f():\n    from torch import Tensor"),
+        ("camex_ft.pipeline", "from camex_ft.cli import app"),
+        ("camex_ft.doctor", "from camex_ft.listing import KINDS"),
+        ("camex_ft.tasks.glue", "import camex_ft"),
+        ("camex_ft.tasks.glue", "from camex_ft.nowhere import x"),
+    ],
+)
+def test_a_wrong_import_is_found(module, source):
+    assert len(offences(module, source)) == 1
+
+
+@pytest.mark.parametrize(
+    ("statement", "absent"),
+    [
+        ("import camex_ft", ("torch", "transformers", "datasets")),
+        ("import camex_ft.config", ("torch", "datasets")),
+        ("import camex_ft.results", ("torch", "transformers", "datasets", "sklearn")),
+        ("import camex_ft.cli", ("torch", "transformers", "datasets", "sklearn", "camex_ft.config")),
+    ],
+)
+def test_importing_stays_light(statement, absent):
+    """What is shown at once (`camex-ft --help`) does not wait for torch."""
+    code = f"{statement}; import sys; print(*[m for m in {absent!r} if m in sys.modules])"
+    found = subprocess.run(
+        [sys.executable, "-c", code], check=True, capture_output=True, text=True
+    ).stdout.split()
+    assert found == []
