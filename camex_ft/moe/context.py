@@ -1,8 +1,8 @@
 """What a forward pass of the model tells its expert layers, and what they tell back.
 
-The model's forward pre-hook reads the masks out of the call's arguments and opens a `Pass`; every expert layer finds its
-mask there and leaves its routing there; the forward hook closes it. A context belongs to one model, and the open pass
-to one thread: two models, or two threads with one model, never meet.
+The model's forward pre-hook reads the masks out of the call's arguments and opens a `Pass`; every expert layer finds
+its mask there and leaves its routing there; the forward hook closes it. A context belongs to one model, and the open
+pass to one thread: two models, or two threads with one model, never meet.
 
 Gradient checkpointing runs a block again during the backward pass, perhaps in another thread and after a later forward
 pass. What it runs again is therefore wrapped, so that it keeps the masks of its own pass.
@@ -14,12 +14,14 @@ import inspect
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+
+from camex_ft.moe.routing import masked_mean
 
 ReadPass = Callable[[nn.Module, Mapping[str, Any]], "Pass"]
 
@@ -45,11 +47,13 @@ class Pass:
     Attributes:
         masks: goes in: mask [B, L] by stack, 1 for tokens that count; None where all do.
         cached: goes in: how many earlier positions a key-value cache stands for.
+        encoded: goes in, or comes from the encoder on the way: its output, pooled over the tokens that count; [B, d].
         layers: comes out: routing by layer name.
     """
 
     masks: Mapping[str, Tensor | None] = field(default_factory=dict)
     cached: int = 0
+    encoded: Tensor | None = None
     layers: dict[str, LayerRouting] = field(default_factory=dict)
 
     def balance_loss(self) -> Tensor | None:
@@ -95,12 +99,16 @@ class RoutingContext:
         module.register_forward_pre_hook(self._before, with_kwargs=True)
         module.register_forward_hook(self._after, always_call=True)
 
+    def attach_encoder(self, module: nn.Module) -> None:
+        """Keep the pooled output of `module`, the encoder, for decoder layers that are routed by it."""
+        module.register_forward_hook(self._encoded)
+
     @contextmanager
-    def open(self, masks: Mapping[str, Tensor | None]) -> Iterator[Pass]:
-        """Open a pass with these masks for the time of a ``with`` block; it does not become `last`."""
-        self._local.stack.append(Pass(masks))
+    def open(self, current: Pass) -> Iterator[Pass]:
+        """Open a pass for the time of a ``with`` block; it does not become `last`."""
+        self._local.stack.append(current)
         try:
-            yield self._local.stack[-1]
+            yield current
         finally:
             self._local.stack.pop()
 
@@ -119,11 +127,16 @@ class RoutingContext:
         if self._local.depth == 0:
             self._local.last = self._local.stack.pop()
 
+    def _encoded(self, module: nn.Module, args: Any, output: Any) -> None:
+        if self.active is not None:
+            self.active.encoded = masked_mean(output[0], self.active.masks.get("encoder"))
+
     def _wrap_checkpointing(self, model: nn.Module) -> None:
         for module in model.modules():
-            function = getattr(module, "_gradient_checkpointing_func", None)
+            function: Any = getattr(module, "_gradient_checkpointing_func", None)
             if function is not None and getattr(function, "func", None) != self._checkpoint:
-                module._gradient_checkpointing_func = partial(self._checkpoint, function)
+                wrapped: Any = partial(self._checkpoint, function)
+                module._gradient_checkpointing_func = wrapped
 
     def _checkpoint(self, checkpoint: Callable[..., Any], run: Callable[..., Any], *args: Any) -> Any:
         outer = self.active
@@ -139,7 +152,7 @@ class RoutingContext:
                         "gradient_checkpointing_kwargs={'use_reentrant': False}"
                     )
                 return run(*inputs)
-            with self.open(outer.masks):
+            with self.open(replace(outer, layers={})):
                 return run(*inputs)
 
         return checkpoint(run_in_pass, *args)

@@ -101,6 +101,13 @@ class Curvature(nn.Module):
         bias: make factors for the bias as well.
     """
 
+    a1: nn.Parameter
+    a2: nn.Parameter
+    c1: nn.Parameter
+    c2: nn.Parameter
+    b1: nn.Parameter | None
+    b2: nn.Parameter | None
+
     def __init__(self, *, out_features: int, in_features: int, experts: int, rank: int, bias: bool) -> None:
         super().__init__()
         if rank < 1:

@@ -10,7 +10,7 @@ Both are [B, L, d] -> [B, L, d], read their mask from the model's `RoutingContex
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
@@ -60,7 +60,7 @@ class LayerSettings:
     alpha: float = 1.0
     noise: bool = True
     balance: float = 1e-2
-    grouping: Grouping = Grouping()
+    grouping: Grouping = field(default_factory=Grouping)
 
 
 class ExpertLinear(nn.Module):
@@ -130,7 +130,8 @@ class ExpertFFN(nn.Module):
     """What merged layers and mixtures share: maps, router, grouping, balance loss and the context.
 
     Args:
-        weights: the dense layer's maps: "up", "down" and, if gated, "gate", each (weight [out, in], bias [out] or None).
+        weights: the dense layer's maps: "up", "down" and, if gated, "gate", each (weight [out, in], bias [out] or
+            None).
         activation: of the dense layer.
         name: of the layer, unique in its model.
         stack: key of the layer's mask in the context.
@@ -176,10 +177,10 @@ class ExpertFFN(nn.Module):
 
     def _mask(self, hidden: Tensor, current: Pass) -> Tensor | None:
         mask = current.masks.get(self.stack)
-        length = hidden.shape[1]
-        if current.cached and self.stack == "decoder" and self.settings.grouping.granularity != "token":
+        length, granularity = hidden.shape[1], self.settings.grouping.granularity
+        if current.cached and self.stack == "decoder" and granularity in ("sequence", "segment"):
             raise RuntimeError(
-                f"{self.name}: routing by {self.settings.grouping.granularity} needs all tokens at once, but a "
+                f"{self.name}: routing by {granularity} needs all tokens at once, but a "
                 "key-value cache holds the earlier ones: call the model or generate with use_cache=False"
             )
         if mask is not None and mask.shape[1] < length:
@@ -188,7 +189,9 @@ class ExpertFFN(nn.Module):
 
     def _route(self, hidden: Tensor) -> Groups:
         current = self.context.active or Pass()
-        groups = group(hidden, self._mask(hidden, current), self.router, self.settings.grouping)
+        mask = self._mask(hidden, current)
+        encoded = current.encoded if self.stack == "decoder" else None
+        groups = group(hidden, mask, self.router, self.settings.grouping, encoded)
         current.layers[self.name] = LayerRouting(
             groups.routing.weights.detach(),
             groups.mask,

@@ -4,6 +4,7 @@
     segment    one group for T tokens, routed by the mean of the segment before: strictly causal. The first segment is
                served by a learned prior, or ("self") by its own mean with stopped gradient, as in the paper
     token      one group a token, routed by itself: causal
+    encoder    for decoder layers: one group a sequence, routed by the encoder's pooled output: causal, knows the input
 
 Groups come back as [G, L', in] with routing weights [G, N], or [G, L', N] for tokens. Padding never counts: not in a
 mean, not in where segments begin, not in the balance loss.
@@ -20,9 +21,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from camex_ft.moe.routing import Router, Routing, masked_mean
+from camex_ft.moe.routing import NOISE_FLOOR, Router, Routing, masked_mean
 
-Granularity = Literal["sequence", "segment", "token"]
+Granularity = Literal["sequence", "segment", "token", "encoder"]
 FirstSegment = Literal["prior", "self"]
 
 
@@ -58,7 +59,9 @@ class Groups(NamedTuple):
     restore: Callable[[Tensor], Tensor]
 
 
-def group(x: Tensor, mask: Tensor | None, router: Router, grouping: Grouping) -> Groups:
+def group(
+    x: Tensor, mask: Tensor | None, router: Router, grouping: Grouping, encoded: Tensor | None = None
+) -> Groups:
     """Group and route hidden states.
 
     Args:
@@ -66,13 +69,19 @@ def group(x: Tensor, mask: Tensor | None, router: Router, grouping: Grouping) ->
         mask: 1 for tokens that count; [B, L]; None counts all.
         router: of the layer.
         grouping: how.
+        encoded: the encoder's pooled output, for granularity "encoder"; [B, in].
     """
     if grouping.granularity == "segment":
         return _segments(x, mask, router, grouping)
     if grouping.granularity == "token":
         routing = router(x)  # [B, L, N]
         return Groups(x, routing.weights, routing, mask, lambda y: y)
-    routing = router(masked_mean(x, mask))  # [B, N]
+    if grouping.granularity == "encoder":
+        if encoded is None:
+            raise RuntimeError("routing by the encoder: this forward pass has no encoder output")
+        routing = router(encoded)  # [B, N]
+    else:
+        routing = router(masked_mean(x, mask))  # [B, N]
     return Groups(x, routing.weights, routing, None, lambda y: y)
 
 
@@ -116,12 +125,12 @@ def _from_first_token(mask: Tensor) -> Tensor:
 
 
 def _prepend(prior: Routing, routing: Routing) -> Routing:
-    """Put the prior's routing [B, N] before that of the segments [B, S, N]; it has no noise: its scale is 0+."""
-    first = Routing(*(None if t is None else t.unsqueeze(1) for t in prior))
+    """Put the prior's routing [B, N] before that of the segments [B, S, N]; it is drawn without noise."""
+    first = Routing(prior.weights.unsqueeze(1), prior.logits.unsqueeze(1))
     noisy = scale = None
     if routing.noisy is not None and routing.scale is not None:
         noisy = torch.cat([first.logits, routing.noisy], dim=1)
-        scale = torch.cat([torch.full_like(first.logits, 1e-2), routing.scale], dim=1)
+        scale = torch.cat([torch.full_like(first.logits, NOISE_FLOOR), routing.scale], dim=1)
     return Routing(
         torch.cat([first.weights.to(routing.weights.dtype), routing.weights], dim=1),
         torch.cat([first.logits.to(routing.logits.dtype), routing.logits], dim=1),

@@ -168,7 +168,7 @@ class MergedLinear(torch.autograd.Function):
     """`merged_linear` with its hand-written backward pass; see the module's docstring for the formulas."""
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any,
         x: Tensor,
         weights: Tensor,
@@ -188,7 +188,7 @@ class MergedLinear(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, weights, experts, base, *saved = ctx.saved_tensors
         factors = Factors(*saved) if saved else None
         x_needed, weights_needed, experts_needed, base_needed, _, _, *_ = ctx.needs_input_grad
@@ -234,7 +234,7 @@ def merged_linear(
     """Return y = x E_hat^T with E_hat = E_m + alpha * sum_i s_i keep_i(tau) * M_i tau_i.
 
     Args:
-        x: inputs; [G, L, in]. Its dtype, or autocast's, is that of the products with x; merging is in the experts' dtype.
+        x: inputs; [G, L, in]. Its dtype, or autocast's, is that of the products with x; merging is in the experts'.
         weights: routing weights s: [G, N], one merged expert a group, or [G, L, N], one a token.
         experts: E_i; [N, out, in].
         base: E_m; [out, in]; None merges the experts themselves: E_hat = alpha * sum_i s_i E_i.

@@ -1,0 +1,68 @@
+"""Routing and curvature while training goes: sums on the device, read when a step is logged."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from camex_ft.moe.context import LayerRouting
+from camex_ft.moe.curvature import Curvature, condition_number, distance_from_identity
+from camex_ft.moe.ffn import ExpertLinear
+from camex_ft.upcycle import expert_layers
+
+
+class RoutingMonitor:
+    """Sums each layer's routing entropy and load over the steps between two log lines."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self._entropy: dict[str, Tensor] = {}
+        self._load: dict[str, Tensor] = {}
+        self._count: dict[str, Tensor] = {}
+
+    @torch.no_grad()
+    def observe(self, layers: Mapping[str, LayerRouting]) -> None:
+        """Add one step's routing."""
+        for name, layer in layers.items():
+            s = layer.weights.flatten(0, -2)  # [groups, N]
+            keep = s.new_ones(len(s)) if layer.mask is None else layer.mask.flatten().to(s.dtype)
+            entropy = -(torch.xlogy(s, s).sum(-1) * keep).sum()
+            load = (nn.functional.one_hot(s.argmax(-1), s.shape[-1]) * keep.unsqueeze(-1)).sum(0)
+            for sums, value in ((self._entropy, entropy), (self._load, load), (self._count, keep.sum())):
+                sums[name] = sums[name] + value if name in sums else value
+
+    def summary(self) -> dict[str, float]:
+        """Return and forget: mean entropy (nats), largest share of a layer's inputs on one expert, both over layers, and
+        the largest distance of a curvature from the identity."""
+        made: dict[str, float] = {}
+        if self._entropy:
+            counts = {n: c.clamp_min(1) for n, c in self._count.items()}
+            entropies = torch.stack([e / counts[n] for n, e in self._entropy.items()])
+            shares = torch.stack([(share / counts[n]).max() for n, share in self._load.items()])
+            made = {"routing_entropy": float(entropies.mean()), "routing_max_load": float(shares.max())}
+        distances = [d for layer in curvature_statistics(self.model).values() for d in layer["distance"]]
+        if distances:
+            made["curvature_distance"] = max(distances)
+        self._entropy, self._load, self._count = {}, {}, {}
+        return made
+
+
+def curvature_statistics(model: nn.Module, *, condition: bool = False) -> dict[str, dict[str, list[float]]]:
+    """Return, by layer, per expert: ``distance`` ||M - I||_F / ||I||_F and, if asked for and rank is 1, ``condition``.
+
+    A layer's matrices are taken together: the mean over them of the distance, the largest of the condition numbers.
+    """
+    found: dict[str, dict[str, list[float]]] = {}
+    for name, layer in expert_layers(model).items():
+        curvatures = [m.curvature for m in layer.children() if isinstance(m, ExpertLinear)]
+        factors = [c.factors for c in curvatures if isinstance(c, Curvature)]
+        if not factors:
+            continue
+        found[name] = {"distance": torch.stack([distance_from_identity(f) for f in factors]).mean(0).tolist()}
+        conditions = [condition_number(f) for f in factors] if condition else []
+        known = [c for c in conditions if c is not None]
+        if known:
+            found[name]["condition"] = torch.stack(known).amax(0).tolist()
+    return found

@@ -1,0 +1,199 @@
+"""The Trainer: transformers' own, with balance losses, learning rates and statistics for layers with experts.
+
+training loss = the model's loss + sum over layers of the balance loss          (evaluation: the model's loss alone)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import datasets
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Sampler, SequentialSampler
+from transformers import EvalPrediction, Trainer
+from transformers.trainer_pt_utils import LengthGroupedSampler
+
+from camex_ft.moe.context import LayerRouting
+from camex_ft.training.health import LossGuard
+from camex_ft.training.monitor import RoutingMonitor
+from camex_ft.upcycle import routing_context
+
+Score = Callable[[np.ndarray, datasets.Dataset], Mapping[str, float]]
+CURVATURE, ROUTER = ".curvature.", ".router."
+
+
+class CamexTrainer(Trainer):
+    """`transformers.Trainer` for models with or without experts.
+
+    Args:
+        score: logits and rows, in order -> metrics. Rows are those of the data set under evaluation.
+        router_learning_rate, curvature_learning_rate: of those parameters; None: as the others.
+        args, kwargs: as of `transformers.Trainer`.
+
+    After an evaluation `routing` holds each layer's routing weights by sequence, `{layer: [n, N]}`, in the data's order.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        score: Score | None = None,
+        router_learning_rate: float | None = None,
+        curvature_learning_rate: float | None = None,
+        **kwargs: Any,
+    ) -> None:
+        self.score = score
+        self.rates = {ROUTER: router_learning_rate, CURVATURE: curvature_learning_rate}
+        self.routing: dict[str, np.ndarray] = {}
+        self._rows: datasets.Dataset | None = None
+        super().__init__(*args, compute_metrics=self._metrics if score else None, **kwargs)
+        self.context = routing_context(self.model)
+        self.monitor = RoutingMonitor(self.model)
+        self.guard = LossGuard()
+        # heads for classification average over the micro-batch whatever they are told of the whole batch
+        self.model_accepts_loss_kwargs = False
+
+    # -- loss ---------------------------------------------------------------------------------------------------------
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        """Return the model's loss, and in training the balance losses with it."""
+        loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
+        if model.training and self.context is not None and self.context.last is not None:
+            self.monitor.observe(self.context.last.layers)
+            balance = self.context.last.balance_loss()
+            loss = loss if balance is None else loss + balance.to(loss.device)
+        return (loss, outputs) if return_outputs else loss
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Take one forward and backward pass; a loss that is not finite ends the run (`UserError`)."""
+        loss = super().training_step(*args, **kwargs)
+        self.guard.observe(loss, self.state.global_step + 1)
+        if loss.device.type == "cpu":
+            self.guard.check()
+        return loss
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """Add routing entropy, load and distance of the curvature from the identity to a training step's log."""
+        if "loss" in logs:
+            self.guard.check()
+            logs = {**logs, **self.monitor.summary()}
+        super().log(logs, *args, **kwargs)
+
+    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        self.guard.check()  # a model that is not finite any more never replaces a good checkpoint
+        super()._save_checkpoint(*args, **kwargs)
+
+    # -- optimizer ----------------------------------------------------------------------------------------------------
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """Give router and curvature their own learning rates, and the curvature no weight decay: 0 is not its origin."""
+        if self.optimizer is None:
+            opt_model = self.model if model is None else model
+            names = {id(p): n for n, p in opt_model.named_parameters()}
+            super().create_optimizer(model)
+            self.optimizer.param_groups[:] = [
+                part for group in self.optimizer.param_groups for part in self._split(group, names)
+            ]
+        return self.optimizer
+
+    def _split(self, group: dict[str, Any], names: Mapping[int, str]) -> list[dict[str, Any]]:
+        parts: dict[str, list[nn.Parameter]] = {"": [], ROUTER: [], CURVATURE: []}
+        for parameter in group["params"]:
+            name = names.get(id(parameter), "")
+            parts[next((key for key in (ROUTER, CURVATURE) if key in name), "")].append(parameter)
+        made = []
+        for key, parameters in parts.items():
+            if parameters:
+                rate = self.rates.get(key) or group["lr"]
+                decay = 0.0 if key == CURVATURE else group["weight_decay"]
+                made.append({**group, "params": parameters, "lr": rate, "weight_decay": decay})
+        return made
+
+    # -- order of the data --------------------------------------------------------------------------------------------
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int] | None:
+        sampler = super()._get_train_sampler(train_dataset)
+        if isinstance(sampler, LengthGroupedSampler):
+            seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+            return EpochSampler(sampler, seed)
+        return sampler
+
+    def _get_eval_sampler(self, eval_dataset: Any) -> Sampler[int] | None:
+        """Keep the order of the rows, which predictions are scored against."""
+        return SequentialSampler(eval_dataset) if self.args.world_size <= 1 else None
+
+    # -- evaluation ---------------------------------------------------------------------------------------------------
+
+    def evaluate(self, eval_dataset: Any = None, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Evaluate; with several data sets, each under its name."""
+        chosen = self.eval_dataset if eval_dataset is None else eval_dataset
+        if isinstance(chosen, str):
+            chosen = self.eval_dataset[chosen]
+        if not isinstance(chosen, dict):
+            self._rows = chosen
+        metrics: dict[str, float] = super().evaluate(eval_dataset, *args, **kwargs)
+        return metrics
+
+    def prediction_step(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        prediction_loss_only: bool,
+        ignore_keys: list[str] | None = None,
+    ) -> tuple[Tensor | None, Any, Tensor | None]:
+        """Return loss, (logits, routing weights by sequence [B, layers, N]), labels."""
+        loss, logits, labels = super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
+        if isinstance(logits, (tuple, list)):
+            logits = logits[0]  # encoder-decoder models return hidden states behind it
+        if prediction_loss_only or self.context is None or self.context.last is None:
+            return loss, logits, labels
+        layers = self.context.last.layers.values()
+        routing = torch.stack([by_sequence(layer) for layer in layers], dim=1).to(logits.device)
+        return loss, (logits, routing), labels
+
+    def _metrics(self, prediction: EvalPrediction) -> dict[str, float]:
+        logits, routing = prediction.predictions, None
+        if isinstance(logits, tuple):
+            logits, routing = logits
+        self.routing = {}
+        if routing is not None and self.context is not None and self.context.last is not None:
+            self.routing = {n: routing[:, i] for i, n in enumerate(self.context.last.layers)}
+        assert self.score is not None and self._rows is not None
+        return dict(self.score(np.asarray(logits), self._rows))
+
+
+class EpochSampler(Sampler[int]):
+    """A length-grouped sampler whose order follows from seed and epoch alone, so that a resumed run finds it again."""
+
+    def __init__(self, sampler: LengthGroupedSampler, seed: int) -> None:
+        self.sampler, self.seed, self.epoch = sampler, seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the order of this epoch."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.sampler)
+
+    def __iter__(self) -> Any:
+        self.sampler.generator = torch.Generator().manual_seed(self.seed + self.epoch)
+        return iter(self.sampler)
+
+
+def by_sequence(layer: LayerRouting) -> Tensor:
+    """Return the mean routing weights of each sequence's groups; [B, N]."""
+    weights = layer.weights
+    if weights.dim() == 2:
+        return weights
+    if layer.mask is None:
+        return weights.mean(1)
+    keep = layer.mask.to(weights.dtype).unsqueeze(-1)  # [B, groups, 1]
+    return (weights * keep).sum(1) / keep.sum(1).clamp_min(1)

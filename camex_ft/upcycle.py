@@ -1,0 +1,276 @@
+"""Upcycling: a backbone's dense feed-forward layers become experts, and the function that it computes stays the same.
+
+    dense model --copy--> model --restructure (chosen layers -> MergedFFN or MixtureFFN)--> upcycled model
+
+What was done is kept in the model's own config, under ``camex``, so that `load` finds it in a saved checkpoint.
+Source: sparse upcycling, Komatsuzaki et al. 2023 (arXiv 2212.05055), as CAMEx uses it.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+import transformers
+from torch import nn
+from transformers import AutoConfig, PreTrainedModel
+
+from camex_ft.backbones import DenseFFN, Family, family_of, generates, select_layers
+from camex_ft.config import MergingConfig, RoutingConfig, UpcycleConfig
+from camex_ft.config.schema import Section
+from camex_ft.errors import UserError
+from camex_ft.moe.context import Pass, RoutingContext
+from camex_ft.moe.ffn import ExpertFFN, ExpertLinear, LayerSettings, MergedFFN, MixtureFFN
+from camex_ft.moe.granularity import Granularity, Grouping
+from camex_ft.moe.routing import masked_mean
+from camex_ft.protocols import Protocol
+from camex_ft.registry import PROTOCOLS
+
+KEY = "camex"
+Options = TypeVar("Options", bound=Section)
+
+
+def upcycle(
+    model: PreTrainedModel,
+    *,
+    merging: MergingConfig | Mapping[str, Any] | None = None,
+    routing: RoutingConfig | Mapping[str, Any] | None = None,
+    upcycle: UpcycleConfig | Mapping[str, Any] | None = None,
+    seed: int = 0,
+) -> PreTrainedModel:
+    """Return a copy of `model` whose chosen feed-forward layers have experts; `model` itself is left as it is.
+
+    With ``init: copy`` (the default) every expert and the base start as the dense layer, so the copy computes what
+    `model` computes.
+
+    Args:
+        model: a transformers model of a known family, with any head.
+        merging, routing, upcycle: sections of the configuration, or mappings as in YAML.
+        seed: of the new parameters; the global random state stays as it is.
+
+    Raises:
+        UserError: `model` has experts already, its family is unknown, or the settings do not fit it or each other.
+    """
+    if getattr(model.config, KEY, None) is not None:
+        raise UserError(f"{type(model).__name__} has experts already: upcycle the dense model it came from")
+    plan = {
+        "merging": _section(MergingConfig, merging),
+        "routing": _section(RoutingConfig, routing),
+        "upcycle": _section(UpcycleConfig, upcycle),
+    }
+    made = copy.deepcopy(model)
+    if PROTOCOLS.get(plan["merging"].protocol).form == "dense":
+        return made
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        _restructure(made, plan["merging"], plan["routing"], plan["upcycle"])
+    setattr(made.config, KEY, {name: section.model_dump(mode="json") for name, section in plan.items()})
+    return made
+
+
+def load(path: str | Path) -> PreTrainedModel:
+    """Return the model of a checkpoint folder: upcycled where its config says so, else dense; in evaluation mode.
+
+    Raises:
+        UserError: the folder holds no checkpoint, or one that does not fit its own config.
+    """
+    folder = Path(path)
+    if not (folder / "config.json").is_file():
+        raise UserError(f"{folder} is not a checkpoint folder: it has no config.json")
+    try:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        plain = getattr(transformers, (config.architectures or ["none"])[0])
+    except (OSError, ValueError, AttributeError) as error:
+        raise UserError(f"{folder}: its config.json is not usable: {str(error).splitlines()[0]}") from error
+    try:
+        model, info = _with_experts(plain).from_pretrained(
+            folder, config=config, use_safetensors=True, dtype="auto", output_loading_info=True
+        )
+    except UserError:
+        raise
+    except Exception as error:  # safetensors, transformers and the file system each raise their own
+        raise UserError(f"{folder}: its weights cannot be read: {str(error).splitlines()[0]}") from error
+    wrong = [*info["missing_keys"], *info["unexpected_keys"], *(str(k) for k in info["mismatched_keys"])]
+    if wrong:
+        raise UserError(
+            f"{folder}: the checkpoint is incomplete or of another model: {len(wrong)} weights do not "
+            f"match, such as {sorted(wrong)[0]}"
+        )
+    model.eval()
+    return model
+
+
+def expert_layers(model: nn.Module) -> dict[str, ExpertFFN]:
+    """Return the layers with experts by name, in the order of the model; also through wrappers such as DDP."""
+    return {m.name: m for m in model.modules() if isinstance(m, ExpertFFN)}
+
+
+def routing_context(model: nn.Module) -> RoutingContext | None:
+    """Return the model's routing context, or None where no layer has experts."""
+    return next((layer.context for layer in expert_layers(model).values()), None)
+
+
+def freeze(model: PreTrainedModel, mode: str) -> None:
+    """Choose what is trained: "full", everything; "experts", the expert layers and the head alone."""
+    if mode == "full":
+        return
+    if not expert_layers(model):
+        raise UserError(
+            "tuning.mode: experts needs layers with experts; the protocol `dense` has none: use full"
+        )
+    body = model.base_model if model.base_model is not model else None
+    for parameter in body.parameters() if body is not None else ():
+        parameter.requires_grad_(False)
+    for layer in expert_layers(model).values():
+        for parameter in layer.parameters():
+            parameter.requires_grad_(True)
+
+
+def _section(kind: type[Options], given: Options | Mapping[str, Any] | None) -> Options:
+    if isinstance(given, kind):
+        return given
+    try:
+        return kind.model_validate(dict(given or {}))  # type: ignore[arg-type]
+    except ValueError as error:
+        raise UserError(f"{kind.__name__}: {error}") from error
+
+
+def _with_experts(plain: type[PreTrainedModel]) -> type[PreTrainedModel]:
+    """Return `plain` with a constructor that restructures the new model as its config's ``camex`` entry says."""
+
+    def make(self: PreTrainedModel, config: Any, *args: Any, **kwargs: Any) -> None:
+        plain.__init__(self, config, *args, **kwargs)
+        saved = getattr(config, KEY, None)
+        if saved is not None:
+            _restructure(
+                self,
+                _section(MergingConfig, saved.get("merging")),
+                _section(RoutingConfig, saved.get("routing")),
+                _section(UpcycleConfig, saved.get("upcycle")),
+            )
+
+    # the name stays, since `architectures` in a saved config is made from it
+    return type(plain.__name__, (plain,), {"__init__": make, "__module__": plain.__module__})
+
+
+def _restructure(
+    model: PreTrainedModel, merging: MergingConfig, routing: RoutingConfig, plan: UpcycleConfig
+) -> None:
+    """Give the chosen layers of `model` experts, in place."""
+    family = family_of(model)
+    protocol: Protocol = PROTOCOLS.get(merging.protocol)
+    if merging.k > merging.experts or merging.experts < 2:
+        raise UserError(
+            f"merging: top_k is {merging.k} and experts is {merging.experts}: expected at least 2 experts, top_k up to experts"
+        )
+    context = RoutingContext(partial(_read_pass, family))
+    chosen = select_layers(family.ffns(model), plan.layers)
+    for ffn in chosen:
+        grouping = Grouping(
+            granularity=granularity_of(protocol, routing, stack=ffn.stack, model=model),
+            segment=routing.segment,
+            first_segment=routing.first_segment,
+        )
+        settings = LayerSettings(
+            rule=protocol.bind(merging.options),
+            experts=merging.experts,
+            top_k=merging.k,
+            base=protocol.base,
+            rank=merging.curvature.rank if protocol.curvature else 0,
+            alpha=merging.alpha,
+            noise=routing.noise,
+            balance=routing.balance,
+            grouping=grouping,
+        )
+        _replace(model, ffn, settings, context, mixture=protocol.form == "outputs")
+    if plan.init == "noise":
+        _perturb(model, plan.noise)
+    for module in model.modules():
+        if isinstance(module, PreTrainedModel):
+            context.attach(module)
+    if getattr(model.config, "is_encoder_decoder", False):
+        context.attach_encoder(model.get_encoder())
+
+
+def granularity_of(
+    protocol: Protocol, routing: RoutingConfig, *, stack: str, model: PreTrainedModel
+) -> Granularity:
+    """Return the granularity of one stack's layers, with `auto` decided.
+
+    Raises:
+        UserError: the protocol does not allow it, or it would let a token that generates see its future.
+    """
+    causal = stack == "decoder" and generates(model)
+    both = getattr(model.config, "is_encoder_decoder", False)
+    wanted = routing.granularity
+    if wanted == "encoder" and not both:
+        raise UserError(
+            f"routing.granularity: encoder needs a backbone with an encoder and a decoder; {_name(model)} has one stack"
+        )
+    if wanted in ("auto", "encoder"):
+        if "sequence" not in protocol.granularities:
+            wanted = protocol.granularities[0]
+        elif stack == "decoder" and both and (causal or wanted == "encoder"):
+            wanted = "encoder"
+        else:
+            wanted = "segment" if causal else "sequence"
+    if wanted not in protocol.granularities:
+        raise UserError(
+            f"routing.granularity: {protocol.name} does not allow {wanted}; it allows {', '.join(protocol.granularities)}"
+        )
+    if wanted == "sequence" and causal:
+        raise UserError(
+            f"routing.granularity: sequence would let tokens of {_name(model)}, which generates, be routed by their "
+            "future; use auto, segment or token"
+        )
+    return wanted  # type: ignore[return-value]
+
+
+def _name(model: PreTrainedModel) -> str:
+    return type(model).__name__
+
+
+def _replace(
+    model: PreTrainedModel, ffn: DenseFFN, settings: LayerSettings, context: RoutingContext, *, mixture: bool
+) -> None:
+    kind = MixtureFFN if mixture else MergedFFN
+    layer = kind(
+        ffn.weights,
+        copy.deepcopy(ffn.activation),
+        name=ffn.path,
+        stack=ffn.stack,
+        context=context,
+        settings=settings,
+        inner_dropout=ffn.inner_dropout,
+        outer_dropout=ffn.outer_dropout,
+    )
+    layer.train(model.training)
+    model.set_submodule(ffn.path, layer)
+    for path in ffn.silence:
+        model.set_submodule(path, nn.Identity())
+
+
+@torch.no_grad()
+def _perturb(model: nn.Module, relative: float) -> None:
+    """Add noise to every expert: N(0, (relative * std of the dense matrix)^2)."""
+    for linear in _linears(model):
+        for tensor in (linear.experts, linear.expert_bias):
+            if tensor is not None:
+                tensor.add_(torch.randn_like(tensor) * (relative * tensor[0].std()))
+
+
+def _linears(model: nn.Module) -> Iterator[ExpertLinear]:
+    return (m for m in model.modules() if isinstance(m, ExpertLinear))
+
+
+def _read_pass(family: Family, module: nn.Module, arguments: Mapping[str, Any]) -> Pass:
+    masks = family.masks(module, arguments)
+    past = arguments.get("past_key_values")
+    cached = int(past.get_seq_length()) if hasattr(past, "get_seq_length") else 0
+    outputs = arguments.get("encoder_outputs")
+    encoded = None if outputs is None else masked_mean(outputs[0], masks.get("encoder"))
+    return Pass(masks=masks, cached=cached, encoded=encoded)
