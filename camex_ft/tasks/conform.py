@@ -1,0 +1,164 @@
+"""Columns of any origin become a data set with exactly the hub's columns and types, or an error that names the row."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from typing import Any
+
+from datasets import ClassLabel, Dataset, Features, List, Value
+
+from camex_ft.errors import UserError, nearest
+from camex_ft.tasks.base import WITHHELD, Task
+from camex_ft.tasks.files import Columns
+
+
+def conform(columns: Columns, task: Task, split: str, origin: str, *, domain: bool = False) -> Dataset:
+    """Return the data set of one split, its columns those of ``task.features``.
+
+    Label names become ids; a missing ``idx`` is numbered; labels may be missing, empty or -1 in test splits only. Other
+    columns are dropped, save ``domain`` where it is asked for.
+
+    Args:
+        columns: lists of equal length.
+        task: the task whose columns these are.
+        split: one of its splits.
+        origin: file or hub name, for messages.
+        domain: whether the column ``domain`` is kept.
+
+    Raises:
+        UserError: a column is missing, there is no row, or a value is not what its column holds, with its row from 1.
+    """
+    if not columns or (columns.keys() >= set(task.columns) and not next(iter(columns.values()))):
+        raise UserError(f"{origin}: the {split} split of {task.id} is empty; expected at least one row")
+    _check_columns(columns, task, split, origin)
+    rows = len(next(iter(columns.values())))
+    test = split in task.splits["test"]
+    features = {**task.features, **({"domain": Value("int32")} if domain else {})}
+    made = {}
+    for name, feature in features.items():
+        if name == "idx" and name not in columns:
+            made[name] = _numbers(feature, rows)
+        elif name == "label" and name not in columns:
+            made[name] = [WITHHELD] * rows
+        elif name == "label":
+            made[name] = [
+                _at(origin, row, name, value, lambda v: _label(v, task, withheld=test))
+                for row, value in enumerate(columns[name])
+            ]
+        else:
+            made[name] = [
+                _at(origin, row, name, value, lambda v, f=feature: _typed(v, f))
+                for row, value in enumerate(columns[name])
+            ]
+    _check_examples(made, task, origin, answers=not test)
+    return Dataset.from_dict(made, features=Features(features))
+
+
+def _check_columns(columns: Columns, task: Task, split: str, origin: str) -> None:
+    needed = list(task.columns)
+    if "label" in task.features and split not in task.splits["test"]:
+        needed.append("label")
+    missing = [name for name in needed if name not in columns]
+    if missing:
+        hints = "".join(nearest(name, columns) for name in missing[:1])
+        raise UserError(
+            f"{origin}: {task.id} needs the column{'s' * (len(missing) > 1)} {', '.join(missing)}; "
+            f"found {', '.join(columns) or 'none'}.{hints}"
+        )
+
+
+def _check_examples(columns: Columns, task: Task, origin: str, *, answers: bool) -> None:
+    if task.grouped and len({str(idx) for idx in columns["idx"]}) < len(columns["idx"]):
+        twice = next(idx for idx, count in Counter(map(str, columns["idx"])).items() if count > 1)
+        raise UserError(f"{origin}: idx {twice} occurs twice; rows of {task.id} belong together by their idx")
+    names = list(task.features)
+    for row, values in enumerate(zip(*(columns[name] for name in names), strict=True), start=1):
+        example = dict(zip(names, values, strict=True))
+        fault = task.check(example)
+        if answers and example.get("answers") == []:
+            fault = fault or "column 'answers' is empty; expected at least one gold answer"
+        if fault:
+            raise UserError(f"{origin}: row {row}: {fault}")
+
+
+def _at(origin: str, row: int, name: str, value: Any, convert: Any) -> Any:
+    try:
+        return convert(value)
+    except _Unfit as fault:
+        shown = repr(value) if len(repr(value)) < 80 else repr(value)[:77] + "..."
+        shown = "null" if value is None else shown
+        raise UserError(f"{origin}: row {row + 1}: column '{name}' is {shown}; expected {fault}") from None
+
+
+class _Unfit(Exception):
+    """A value is not what its column holds; the message says what was expected."""
+
+
+def _typed(value: Any, feature: Any) -> Any:
+    if isinstance(feature, Value) and feature.dtype == "string":
+        if not isinstance(value, str):
+            raise _Unfit("a text")
+        return value
+    if isinstance(feature, Value):
+        return _whole(value)
+    if isinstance(value, str):  # csv and tsv files hold lists and objects as JSON
+        try:
+            value = json.loads(value)
+        except json.JSONDecodeError:
+            raise _Unfit("JSON") from None
+    if isinstance(feature, List):
+        if not isinstance(value, list):
+            raise _Unfit("a list of texts")
+        return [_typed(item, feature.feature) for item in value]
+    if not isinstance(value, dict) or not set(feature) <= set(value):
+        raise _Unfit(f"an object with {', '.join(feature)}")
+    return {key: _typed(value[key], feature[key]) for key in feature}
+
+
+def _whole(value: Any) -> int:
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        raise _Unfit("a whole number") from None
+    if isinstance(value, bool) or not number.is_integer():
+        raise _Unfit("a whole number")
+    return int(number)
+
+
+def _label(value: Any, task: Task, *, withheld: bool) -> int | float:
+    """Return the class id, or for regression the number; -1 where it is withheld, if it may be."""
+    if withheld and value in (None, "", WITHHELD, str(WITHHELD)):
+        return WITHHELD
+    if task.regression:
+        return _real(value, task.label_range or (-math.inf, math.inf))
+    feature = task.features["label"]
+    assert isinstance(feature, ClassLabel)
+    by_name = {name.lower(): number for number, name in enumerate(feature.names)}
+    if str(value).lower() in by_name:
+        return by_name[str(value).lower()]
+    try:
+        number = int(value) if isinstance(value, bool) else _whole(value)
+    except _Unfit:
+        number = len(feature.names)
+    if not 0 <= number < len(feature.names):
+        known = ", ".join(f"{number} ({name})" for number, name in enumerate(feature.names))
+        raise _Unfit(f"{known}, or one of these names")
+    return number
+
+
+def _real(value: Any, limits: tuple[float, float]) -> float:
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not limits[0] <= number <= limits[1]:
+        raise _Unfit(f"a number from {limits[0]:g} to {limits[1]:g}")
+    return number
+
+
+def _numbers(feature: Any, rows: int) -> list[Any]:
+    if isinstance(feature, dict):
+        return [dict.fromkeys(feature, row) for row in range(rows)]
+    return list(range(rows))

@@ -1,0 +1,253 @@
+"""Split files on disk: which file holds a split, and its columns as lists, whatever the format.
+
+Read are parquet (one file, or the hub's numbered shards), jsonl, json, csv and tsv. Tsv files have no quoting, as
+GLUE's own; a text may hold any number of quotation marks there. Every fault is a `UserError` that names file and row.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from datasets import ClassLabel, Features
+
+from camex_ft.errors import UserError, nearest
+from camex_ft.tasks.base import Row, Task
+
+Columns = dict[str, list[Any]]
+SUFFIXES = (".parquet", ".jsonl", ".json", ".csv", ".tsv")
+ALIASES = {"validation": ("validation", "valid", "val", "dev")}
+
+
+def task_folder(root: Path, task: Task, *, guest: bool = False) -> Path:
+    """Return the folder that holds the split files of `task`: below `root`, or `root` itself.
+
+    Args:
+        root: the folder that the user named.
+        guest: whether `root` may be another task's folder, beside which this task's is to be found.
+
+    Raises:
+        UserError: `root` is missing, is no folder or cannot be read, or nothing there holds a split.
+    """
+    entries = _entries(root)
+    names = (f"{task.suite}/{task.name}", task.name, task.benchmark_name)
+    places = [root / name for name in names]
+    places += [root.parent / name for name in names[1:]] if guest else [root]
+    for place in places:
+        if place.is_dir() and any(split_files(place, task, split) for split in _own_splits(task)):
+            return place
+    tried, splits = ", ".join(str(place) for place in places), _own_splits(task)
+    raise UserError(
+        f"data.dir: no split file of {task.id} in {tried}. Expected {_expected(task, splits[0])} "
+        f"(splits: {', '.join(splits)}); {root} holds {_listing(entries)}"
+    )
+
+
+def split_files(folder: Path, task: Task, split: str) -> list[Path]:
+    """Return the file of a split, the shards of a parquet file, or an empty list.
+
+    Raises:
+        UserError: several files could be meant.
+    """
+    entries = _entries(folder)
+    found = [path for path in entries if path.suffix in SUFFIXES and path.stem in _stems(task, split)]
+    shards = [path for path in entries if path.match(f"{split}-[0-9]*-of-[0-9]*.parquet")]
+    if len(found) + bool(shards) > 1:
+        names = ", ".join(path.name for path in [*found, *shards])
+        raise UserError(f"{folder}: {names} all could be the {split} split of {task.id}; keep one of them")
+    return found or sorted(shards)
+
+
+def read_split(folder: Path, task: Task, split: str) -> tuple[Columns, str]:
+    """Return the columns of a split and where they come from, for messages.
+
+    Raises:
+        UserError: there is no such file, or it is broken.
+    """
+    files = split_files(folder, task, split)
+    if not files:
+        listing = _listing(_entries(folder))
+        raise UserError(
+            f"{folder}: no {split} split of {task.id}. Expected {_expected(task, split)}; found {listing}"
+        )
+    if files[0].suffix == ".parquet":
+        return _read_parquet(files, task), str(files[0])
+    return read_file(files[0], task), str(files[0])
+
+
+def read_file(path: Path, task: Task) -> Columns:
+    """Return the columns of one file, the benchmark's own headers replaced by the hub's.
+
+    Raises:
+        UserError: the file is missing, of unknown format, undecodable or broken; with the row where there is one.
+    """
+    if path.suffix not in SUFFIXES:
+        raise UserError(f"{path}: unknown format '{path.suffix}'; expected one of {', '.join(SUFFIXES)}")
+    try:
+        if path.suffix == ".parquet":
+            return _read_parquet([path], task)
+        if path.suffix in (".jsonl", ".json"):
+            return _by_column(_read_json(path, task))
+        return _read_delimited(path, task)
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: {_undecodable(path)}; expected text in UTF-8") from error
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror or error}") from error
+
+
+def _read_delimited(path: Path, task: Task) -> Columns:
+    tab = path.suffix == ".tsv"
+    with path.open(newline="", encoding="utf-8-sig") as stream:
+        if tab:
+            reader = csv.reader(stream, delimiter="\t", quoting=csv.QUOTE_NONE, strict=True)
+        else:
+            reader = csv.reader(stream, strict=True)
+        rows = _checked_rows(path, reader)
+        header = next(rows, [])
+        if tab and len(header) == len(task.headerless) and not set(task.columns) & set(header):
+            records: Iterable[list[str]] = [header, *rows]
+            header = list(task.headerless)
+        else:
+            records = rows
+        if len(set(header)) < len(header):
+            raise UserError(f"{path}: a column occurs twice in the header: {', '.join(header)}")
+        columns: Columns = {name: [] for name in header}
+        for number, row in enumerate(records, start=1):
+            if len(row) != len(header):
+                where = f"row {number} (line {reader.line_num})"
+                raise UserError(
+                    f"{path}: {where} has {len(row)} fields; expected {len(header)}: {', '.join(header)}"
+                )
+            for name, value in zip(header, row, strict=True):
+                columns[name].append(value)
+    return _hub_names(columns, task)
+
+
+def _checked_rows(path: Path, reader: Any) -> Iterator[list[str]]:
+    rows = line = 0
+    try:
+        for row in reader:
+            line = reader.line_num
+            if row:
+                yield row
+                rows += 1
+    except csv.Error as error:
+        hint = "a field with quotes must end with a quote, and quotes inside are doubled"
+        raise UserError(f"{path}: row {rows} (line {line + 1}) is broken: {error}; {hint}") from error
+
+
+def _read_json(path: Path, task: Task) -> Iterator[Row]:
+    text = path.read_text(encoding="utf-8-sig")
+    for number, record in enumerate(_json_records(path, text), start=1):
+        if not isinstance(record, dict):
+            kind = type(record).__name__
+            raise UserError(f"{path}: row {number} is a JSON {kind}; expected an object with the columns")
+        if task.unpack is None or set(task.columns) <= set(record):
+            yield record
+            continue
+        try:
+            yield from task.unpack(record)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise UserError(
+                f"{path}: row {number} has neither the columns {', '.join(task.columns)} nor the nesting of "
+                f"{task.benchmark_name}'s own files ({type(error).__name__}: {error})"
+            ) from error
+
+
+def _json_records(path: Path, text: str) -> Iterator[Any]:
+    if text.lstrip().startswith("["):
+        try:
+            yield from json.loads(text)
+        except json.JSONDecodeError as error:
+            raise UserError(f"{path}: line {error.lineno} is not JSON: {error.msg}") from error
+        return
+    lines = (line for line in text.split("\n"))
+    for number, line in enumerate(lines, start=1):
+        if line.strip():
+            try:
+                yield json.loads(line)
+            except json.JSONDecodeError as error:
+                raise UserError(f"{path}: line {number} is not JSON: {error.msg}") from error
+
+
+def _read_parquet(paths: list[Path], task: Task) -> Columns:
+    columns: Columns = {}
+    for path in paths:
+        try:
+            table = pq.read_table(path)
+            features = Features.from_arrow_schema(table.schema)
+        except (pa.ArrowException, OSError) as error:
+            raise UserError(f"{path}: not a readable parquet file: {str(error).splitlines()[0]}") from error
+        for name in table.column_names:
+            columns.setdefault(name, []).extend(with_names(table.column(name).to_pylist(), features[name]))
+    return _hub_names(columns, task)
+
+
+def with_names(values: list[Any], feature: Any) -> list[Any]:
+    """Return class ids as the names that the file itself gives them, so that another order of names does no harm."""
+    if not isinstance(feature, ClassLabel):
+        return values
+    names = dict(enumerate(feature.names))
+    return [names.get(value, value) for value in values]
+
+
+def _by_column(records: Iterable[Row]) -> Columns:
+    rows = list(records)
+    names = dict.fromkeys(name for row in rows for name in row)
+    return {name: [row.get(name) for row in rows] for name in names}
+
+
+def _hub_names(columns: Columns, task: Task) -> Columns:
+    for name, alias in task.aliases.items():
+        if name not in columns and alias in columns:
+            columns[name] = columns.pop(alias)
+    return columns
+
+
+def _entries(folder: Path) -> list[Path]:
+    try:
+        return sorted(folder.iterdir())
+    except FileNotFoundError as error:
+        around = [path.name for path in folder.parent.iterdir()] if folder.parent.is_dir() else []
+        raise UserError(f"data.dir: there is no folder {folder}.{nearest(folder.name, around)}") from error
+    except NotADirectoryError as error:
+        raise UserError(
+            f"data.dir: {folder} is a file; expected the folder that holds the split files"
+        ) from error
+    except OSError as error:
+        raise UserError(f"data.dir: {folder} cannot be read: {error.strerror}") from error
+
+
+def _own_splits(task: Task) -> tuple[str, ...]:
+    return task.splits["test"] if task.train_from else task.all_splits()
+
+
+def _stems(task: Task, split: str) -> tuple[str, ...]:
+    base, _, rest = split.partition("_")
+    stems = tuple(f"{name}_{rest}" if rest else name for name in ALIASES.get(base, (base,)))
+    return (*stems, task.benchmark_name) if task.train_from else stems
+
+
+def _expected(task: Task, split: str) -> str:
+    stems = _stems(task, split)
+    return f"{stems[0]} with {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}"
+
+
+def _listing(entries: list[Path]) -> str:
+    names = [path.name + "/" * path.is_dir() for path in entries]
+    return ", ".join(names[:12]) + (", ..." if len(names) > 12 else "") if names else "nothing"
+
+
+def _undecodable(path: Path) -> str:
+    data = path.read_bytes()
+    try:
+        data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        return f"line {line} holds byte 0x{data[error.start]:02x}, which is not UTF-8"
+    return "undecodable"

@@ -1,0 +1,239 @@
+"""SuperGLUE's tasks whose rows are candidates: COPA's choices, MultiRC's answers, ReCoRD's entities.
+
+Every row asks the model whether its candidate is right (class 1 of two); decisions compare the rows of a group.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Iterator
+
+import numpy as np
+from datasets import Dataset, List, Value
+
+from camex_ft.tasks.base import WITHHELD, Example, Predictions, Row, by_label
+from camex_ft.tasks.metrics import Accuracy, AnswerF1, QuestionF1, Scores, members_of
+from camex_ft.tasks.superglue import BOOLEAN, jsonl, superglue, texts
+
+PLACEHOLDER = "@placeholder"
+HIGHLIGHT = "@highlight"
+QUESTIONS = ("cause", "effect")
+
+
+def best_rows(logits: np.ndarray, rows: Dataset) -> list[int]:
+    """Return of every group, in order of first occurrence, the row with the greatest margin for class 1.
+
+    margin = logits[:, 1] - logits[:, 0] orders rows as the probability of class 1 does; ties go to the first row.
+    """
+    margin = logits[:, 1] - logits[:, 0]
+    return [members[int(np.argmax(margin[members]))] for members in members_of(rows["group"][:]).values()]
+
+
+def one_a_group(rows: Dataset) -> Dataset:
+    """Return the first row of every group, in order of first occurrence."""
+    return rows.select([members[0] for members in members_of(rows["group"][:]).values()])
+
+
+# COPA
+
+
+def choice(logits: np.ndarray, rows: Dataset) -> list[int]:
+    """Return of every example the choice (0 or 1) with the greater margin."""
+    numbers = rows["choice"][:]
+    return [numbers[row] for row in best_rows(logits, rows)]
+
+
+def choice_score(predictions: Predictions, rows: Dataset) -> Scores:
+    """Return the accuracy over examples, two rows each."""
+    numbers, labels = rows["choice"][:], rows["label"][:]
+    right = [
+        next((numbers[row] for row in members if labels[row] == 1), WITHHELD)
+        for members in members_of(rows["group"][:]).values()
+    ]
+    return dict(Accuracy().compute(predictions=predictions, references=right) or {})
+
+
+def choice_fault(example: Example) -> str | None:
+    """Return what is wrong with the question word."""
+    found = example["question"]
+    return None if found in QUESTIONS else f"column 'question' is '{found}'; expected 'cause' or 'effect'"
+
+
+@superglue(
+    "copa",
+    "COPA",
+    "which of two choices is the premise's cause or effect?",
+    columns=texts("premise", "choice1", "choice2", "question"),
+    labels=("choice1", "choice2"),
+    label_names=BOOLEAN,
+    extra={"choice": Value("int64")},
+    grouped=True,
+    check=choice_fault,
+    decide=choice,
+    score=choice_score,
+    primary="accuracy",
+    lines=lambda predictions, rows: jsonl(predictions, one_a_group(rows)),
+)
+def copa(example: Example) -> list[Row]:
+    """Format the two choices, the question's word after the premise."""
+    text = f"{example['premise']} What was the {example['question']}?"
+    right = example["label"]
+    return [
+        {
+            "text": text,
+            "text_pair": example[f"choice{number + 1}"],
+            "label": WITHHELD if right == WITHHELD else int(right == number),
+            "choice": number,
+        }
+        for number in (0, 1)
+    ]
+
+
+# MultiRC
+
+
+def unpack_multirc(record: Example) -> list[Row]:
+    """Return the examples of one paragraph of the benchmark's own jsonl file."""
+    passage = record["passage"]
+    return [
+        {
+            "paragraph": passage["text"],
+            "question": question["question"],
+            "answer": answer["text"],
+            "idx": {"paragraph": record["idx"], "question": question["idx"], "answer": answer["idx"]},
+            "label": answer.get("label"),
+        }
+        for question in passage["questions"]
+        for answer in question["answers"]
+    ]
+
+
+def multirc_lines(predictions: Predictions, rows: Dataset) -> Iterator[str]:
+    """Yield one line a paragraph, its questions and their answers nested as in the benchmark's files."""
+    paragraphs: dict[int, dict[int, list[Row]]] = defaultdict(lambda: defaultdict(list))
+    for idx, label in zip(rows["idx"][:], predictions, strict=True):
+        paragraphs[idx["paragraph"]][idx["question"]].append({"idx": idx["answer"], "label": label})
+    for paragraph, found in paragraphs.items():
+        questions = [{"idx": question, "answers": answers} for question, answers in found.items()]
+        yield json.dumps({"idx": paragraph, "passage": {"questions": questions}})
+
+
+@superglue(
+    "multirc",
+    "MultiRC",
+    "is the answer to a question on the paragraph right?",
+    columns=texts("paragraph", "question", "answer"),
+    idx={key: Value("int32") for key in ("paragraph", "question", "answer")},
+    labels=BOOLEAN,
+    unpack=unpack_multirc,
+    grouped=True,
+    numbered=False,
+    score=by_label(QuestionF1),
+    primary="average",
+    lines=multirc_lines,
+)
+def multirc(example: Example) -> list[Row]:
+    """Format one answer; answers to the same question share a group."""
+    idx = example["idx"]
+    return [
+        {
+            "text": example["paragraph"],
+            "text_pair": f"{example['question']} {example['answer']}",
+            "label": example["label"],
+            "group": f"{idx['paragraph']}-{idx['question']}",
+        }
+    ]
+
+
+# ReCoRD
+
+
+def unpack_record(record: Example) -> list[Row]:
+    """Return the examples of one passage of the benchmark's own jsonl file; an entity's end is its last character."""
+    passage = record["passage"]
+    spans = [passage["text"][entity["start"] : entity["end"] + 1] for entity in passage["entities"]]
+    return [
+        {
+            "passage": passage["text"],
+            "query": query["query"],
+            "entities": sorted(set(spans)),
+            "answers": sorted({answer["text"] for answer in query.get("answers", ())}),
+            "idx": {"passage": record["idx"], "query": query["idx"]},
+        }
+        for query in record["qas"]
+    ]
+
+
+def entity(logits: np.ndarray, rows: Dataset) -> list[str]:
+    """Return of every query the text of the entity with the greatest margin."""
+    candidates = rows["candidate"][:]
+    return [candidates[row] for row in best_rows(logits, rows)]
+
+
+def entity_score(predictions: Predictions, rows: Dataset) -> Scores:
+    """Return F1 and exact match over queries, best of their gold answers."""
+    golds = one_a_group(rows)["answers"][:]
+    return dict(AnswerF1().compute(predictions=predictions, references=golds) or {})
+
+
+def record_lines(predictions: Predictions, rows: Dataset) -> Iterator[str]:
+    """Yield one line a query: its number and the text that fills the placeholder."""
+    for idx, text in zip(one_a_group(rows)["idx"][:], predictions, strict=True):
+        yield json.dumps({"idx": idx["query"], "label": text})
+
+
+def record_fault(example: Example) -> str | None:
+    """Return what is wrong with a query or its candidates."""
+    if PLACEHOLDER not in example["query"]:
+        return f"column 'query' has no '{PLACEHOLDER}'"
+    return (
+        None
+        if example["entities"]
+        else "column 'entities' is empty; expected the candidates that fill the query"
+    )
+
+
+def plain(passage: str) -> str:
+    """Return a passage as one text: its highlights, each on a line of its own, become sentences."""
+    parts = [part.strip() for part in passage.split(HIGHLIGHT)]
+    return " ".join(
+        part if part.endswith((".", "!", "?", '"', "'")) else f"{part}." for part in parts if part
+    )
+
+
+@superglue(
+    "record",
+    "ReCoRD",
+    "which of the passage's entities fills the query's gap?",
+    columns={
+        **texts("passage", "query"),
+        "entities": List(Value("string")),
+        "answers": List(Value("string")),
+    },
+    idx={key: Value("int32") for key in ("passage", "query")},
+    labels=None,
+    label_names=BOOLEAN,
+    extra={"candidate": Value("string"), "answers": List(Value("string"))},
+    unpack=unpack_record,
+    grouped=True,
+    check=record_fault,
+    decide=entity,
+    score=entity_score,
+    primary="average",
+    lines=record_lines,
+)
+def record(example: Example) -> list[Row]:
+    """Format every entity, put in the query's gap; right are those among the answers, withheld where there are none."""
+    passage, answers = plain(example["passage"]), example["answers"]
+    return [
+        {
+            "text": passage,
+            "text_pair": example["query"].replace(PLACEHOLDER, candidate),
+            "label": int(candidate in answers) if answers else WITHHELD,
+            "group": f"{example['idx']['passage']}-{example['idx']['query']}",
+            "candidate": candidate,
+            "answers": answers,
+        }
+        for candidate in example["entities"]
+    ]
