@@ -1,0 +1,53 @@
+"""Configuration: one YAML file, and overrides, to a `Config`, with everything that is wrong reported at once.
+
+    load_config   reading (YAML) -> composition (extends, overrides) -> validation (schema, rules) -> Config
+    resolve       profiles (paper or embedded, and why) -> needs (what is not there) -> (Config, reason)
+    config_hash   identity: the same experiment has the same hash
+
+Imports no torch: what needs it is imported when it is first asked for.
+"""
+
+from camex_ft.config.environment import Environment
+from camex_ft.config.identity import config_hash, to_yaml
+from camex_ft.config.loading import load_config, notes
+from camex_ft.config.problems import ConfigErrors, Problem
+from camex_ft.config.profiles import resolve
+from camex_ft.config.schema import (
+    Config,
+    CurvatureConfig,
+    DataConfig,
+    MergingConfig,
+    OutputConfig,
+    RoutingConfig,
+    TaskConfig,
+    TrainingConfig,
+    TuningConfig,
+    UpcycleConfig,
+)
+from camex_ft.config.shipped import Shipped, copy_config, list_configs
+from camex_ft.config.summary import summary
+
+__all__ = [
+    "Config",
+    "ConfigErrors",
+    "CurvatureConfig",
+    "DataConfig",
+    "Environment",
+    "MergingConfig",
+    "OutputConfig",
+    "Problem",
+    "RoutingConfig",
+    "Shipped",
+    "TaskConfig",
+    "TrainingConfig",
+    "TuningConfig",
+    "UpcycleConfig",
+    "config_hash",
+    "copy_config",
+    "list_configs",
+    "load_config",
+    "notes",
+    "resolve",
+    "summary",
+    "to_yaml",
+]

@@ -1,0 +1,127 @@
+"""A configuration as text, and the short hash by which the same experiment is found again."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from camex_ft.config import training_arguments
+from camex_ft.config.needs import local_backbone
+from camex_ft.config.reading import Dumper
+from camex_ft.config.schema import Config, TrainingConfig
+from camex_ft.registry import PROTOCOLS
+
+WITHOUT_EFFECT = {
+    *(
+        "resume",
+        "logging_steps",
+        "logging_strategy",
+        "logging_first_step",
+        "logging_nan_inf_filter",
+        "log_level",
+    ),
+    *(
+        "log_level_replica",
+        "log_on_each_node",
+        "disable_tqdm",
+        "report_to",
+        "run_name",
+        "project",
+        "save_total_limit",
+    ),
+    *(
+        "save_on_each_node",
+        "save_only_model",
+        "push_to_hub",
+        "hub_model_id",
+        "hub_strategy",
+        "hub_private_repo",
+    ),
+    *("hub_always_push", "hub_revision", "trackio_space_id", "trackio_bucket_id", "trackio_static_space_id"),
+    *(
+        "dataloader_num_workers",
+        "dataloader_pin_memory",
+        "dataloader_persistent_workers",
+        "dataloader_prefetch_factor",
+    ),
+    *(
+        "dataloader_multiprocessing_context",
+        "skip_memory_metrics",
+        "per_device_eval_batch_size",
+        "ddp_timeout",
+    ),
+    *(
+        "eval_accumulation_steps",
+        "include_num_input_tokens_seen",
+        "enable_jit_checkpoint",
+        "torch_empty_cache_steps",
+    ),
+}
+
+
+def to_yaml(config: Config) -> str:
+    """Return every key of `config` in YAML, in the order of the schema; `load_config` reads the same back."""
+    return yaml.dump(config.model_dump(mode="json"), Dumper=Dumper, sort_keys=False, allow_unicode=True)
+
+
+def config_hash(config: Config, *, data: str = "") -> str:
+    """Return 8 hexadecimal digits that are the same for the same experiment.
+
+    Left out are paths (of a local backbone and of a data folder the last name stays) and keys without effect on the
+    result: curvature for a protocol that has none, everything about experts for `dense`, logging, and the like.
+
+    Args:
+        config: a resolved configuration.
+        data: a fingerprint of the data, such as their SHA-256; takes the place of the data folder's name.
+    """
+    values = config.model_dump(mode="json")
+    _drop_paths(values, config, data)
+    _drop_idle_keys(values, config)
+    text = json.dumps(values, sort_keys=True, ensure_ascii=False)
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:8]
+
+
+def _drop_paths(values: dict[str, Any], config: Config, data: str) -> None:
+    del values["output"]
+    folder = config.data.path if config.data.source == "disk" else None
+    values["data"]["dir"] = data or (folder.name if folder is not None else None)
+    backbone = local_backbone(config.backbone)
+    if backbone is not None:
+        values["backbone"] = Path(backbone).name
+
+
+def _drop_idle_keys(values: dict[str, Any], config: Config) -> None:
+    protocol = PROTOCOLS.get(config.merging.protocol)
+    del values["task"]["predict"]
+    if config.data.source != "embedded":
+        del values["data"]["seed"]
+    if not protocol.curvature:
+        del values["merging"]["curvature"], values["training"]["curvature_learning_rate"]
+    if not protocol.base:
+        del values["merging"]["alpha"]
+    if config.upcycle.init != "noise":
+        del values["upcycle"]["noise"]
+    if config.routing.granularity in ("sequence", "token", "encoder"):
+        del values["routing"]["segment"], values["routing"]["first_segment"]
+    values["merging"]["top_k"] = config.merging.k
+    values["training"] = _training(values["training"], config.training)
+    if protocol.form == "dense":
+        values["merging"] = {"protocol": config.merging.protocol}
+        del values["routing"], values["upcycle"], values["tuning"], values["training"]["router_learning_rate"]
+
+
+def _training(values: dict[str, Any], training: TrainingConfig) -> dict[str, Any]:
+    """Drop what has no effect; null is the learning rate, and an extra key at its default is as if not written."""
+    extra = training.model_extra or {}
+    kept = {name: value for name, value in values.items() if name not in WITHOUT_EFFECT}
+    kept = {k: v for k, v in kept.items() if k not in extra or v != training_arguments.default(k)}
+    for name in ("router_learning_rate", "curvature_learning_rate"):
+        if name in kept and kept[name] is None:
+            kept[name] = training.learning_rate
+    if training.max_steps > 0:
+        del kept["num_train_epochs"]
+    return kept

@@ -1,0 +1,101 @@
+"""What a run needs from outside the package, and which of it this machine lacks: found before any work is done."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from camex_ft import registry
+from camex_ft.config.environment import Environment
+from camex_ft.config.problems import Key
+from camex_ft.config.rules import EMBEDDED, PACKAGE
+from camex_ft.config.schema import Config
+from camex_ft.errors import nearest
+
+Lack = tuple[Key, str]
+
+
+def local_backbone(spec: str) -> Path | None:
+    """Return the folder that a backbone's name means, or None for a hub id, a package or an embedded one."""
+    if spec.startswith((EMBEDDED, PACKAGE)):
+        return None
+    path = Path(spec).expanduser()
+    looks_local = spec.startswith((".", "/", "~")) or spec.count("/") > 1 or path.is_dir()
+    return path if looks_local else None
+
+
+def missing_from_hub(config: Config, environment: Environment) -> list[str]:
+    """Return what `config` takes from the hub and neither the hub nor its cache can give, as words for a message."""
+    missing = []
+    backbone = config.backbone
+    hub_id = local_backbone(backbone) is None and not backbone.startswith((EMBEDDED, PACKAGE))
+    if hub_id and not environment.model(backbone) and not environment.hub():
+        missing.append(f"the backbone {backbone}")
+    if config.data.source == "hub":
+        task = registry.TASKS.get(config.task.id)
+        if not environment.data(task.hub, task.name) and not environment.hub():
+            missing.append(f"the data set {task.hub} ({task.name})")
+    return missing
+
+
+def lacking(config: Config, environment: Environment) -> Iterator[Lack]:
+    """Yield each thing that a resolved configuration needs and that is not there, with the key that asks for it."""
+    missing = missing_from_hub(config, environment)
+    if missing:
+        yield ("profile",), _three_ways(config, missing)
+    folder = local_backbone(config.backbone)
+    if folder is not None and not folder.is_dir():
+        yield ("backbone",), f"there is no folder '{config.backbone}'.{_near(folder)}"
+    if config.backbone.startswith(PACKAGE):
+        name = config.backbone.removeprefix(PACKAGE).partition("/")[0]
+        if not name.isidentifier() or importlib.util.find_spec(name) is None:
+            yield (
+                ("backbone",),
+                f"there is no installed package '{name}': expected package:NAME/PATH, pip install it first",
+            )
+    if config.data.source == "disk" and config.data.path is not None:
+        yield from _folder(("data", "dir"), config.data.path)
+    if (
+        config.training.resume not in ("auto", "never")
+        and not Path(config.training.resume).expanduser().is_dir()
+    ):
+        hint = nearest(config.training.resume, ("auto", "never"))
+        there = f"there is no folder '{config.training.resume}'.{hint}"
+        yield ("training", "resume"), f"expected auto, never or a checkpoint's folder, and {there}"
+    yield from _writable(("output", "dir"), config.output.path)
+
+
+def _three_ways(config: Config, missing: list[str]) -> str:
+    task = registry.TASKS.get(config.task.id)
+    instead = "profile=embedded" if config.profile == "paper" else "backbone=auto data.source=auto"
+    return (
+        f"profile {config.profile} needs {' and '.join(missing)}; the Hugging Face hub does not answer and its cache "
+        "does not hold it. Three ways to provide it: (1) the hub cache: where there is a network, run "
+        f"`hf download {config.backbone}` and `hf download --repo-type dataset {task.hub}`, then copy the cache "
+        "here or let HF_HOME point to it; (2) data.dir=FOLDER with the train, validation and test files; "
+        f"(3) backbone=FOLDER of a local checkpoint, beside (1) or (2) for the data. Or {instead}, which needs nothing."
+    )
+
+
+def _folder(key: Key, path: Path) -> Iterator[Lack]:
+    if not path.exists():
+        yield key, f"there is no folder '{path}'.{_near(path)}"
+    elif not path.is_dir():
+        yield key, f"expected a folder, and '{path}' is a file"
+    elif not os.access(path, os.R_OK | os.X_OK):
+        yield key, f"the folder '{path}' cannot be read: check its permissions"
+
+
+def _writable(key: Key, path: Path) -> Iterator[Lack]:
+    standing = next(parent for parent in (path, *path.absolute().parents) if parent.exists())
+    if not standing.is_dir():
+        yield key, f"expected a folder, and '{standing}' is a file"
+    elif not os.access(standing, os.W_OK | os.X_OK):
+        yield key, f"'{path}' cannot be written: no permission in '{standing}'"
+
+
+def _near(path: Path) -> str:
+    parent = path.parent
+    return nearest(path.name, (p.name for p in parent.iterdir() if p.is_dir())) if parent.is_dir() else ""

@@ -1,0 +1,119 @@
+"""Profiles: defaults that lie under what the user writes, and the choice between them.
+
+    built-in defaults < profile < extends < file < overrides
+
+A profile is a shipped file, `profiles/<profile>.yaml`, or `profiles/<profile>-<suite>.yaml` where a suite has one of
+its own. A key that the user sets wins over it; the value `auto` counts as not set.
+"""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from typing import Any
+
+from camex_ft.config.composition import compose, merge
+from camex_ft.config.environment import Environment
+from camex_ft.config.needs import lacking, missing_from_hub
+from camex_ft.config.problems import ConfigErrors, Problem
+from camex_ft.config.reading import Document
+from camex_ft.config.rules import EMBEDDED, options_of
+from camex_ft.config.schema import Config
+from camex_ft.config.shipped import ROOT
+from camex_ft.config.validation import check
+from camex_ft.registry import PROTOCOLS
+
+PROFILES = ("paper", "embedded")
+AUTO = "auto"
+
+
+def resolve(config: Config, environment: Environment | None = None) -> tuple[Config, str]:
+    """Return `config` with its profile applied and nothing left to `auto`, and in words which profile, and why.
+
+    What is in `routing.granularity` stays: it depends on the backbone's stacks. Resolving twice changes nothing.
+
+    Raises:
+        ConfigErrors: combinations that can't be, or something that the run needs and this machine lacks.
+    """
+    environment = environment or Environment()
+    written = Document(config.model_dump(exclude_unset=True), dict(config._origins))
+    profile, reason = _choose(config, written, environment)
+    document = under(profile, written)
+    resolved, problems = check(document)
+    if problems:
+        raise ConfigErrors(_named(problems, profile))
+    lacks = [Problem(message, document.origin(key), key) for key, message in lacking(resolved, environment)]
+    if lacks:
+        raise ConfigErrors(lacks)
+    return _complete(resolved), f"profile {profile}: {reason}"
+
+
+def under(profile: str, written: Document) -> Document:
+    """Return the document that `written` makes with a profile's defaults under it."""
+    task = written.values.get("task")
+    suite = task.get("suite", "glue") if isinstance(task, dict) else "glue"
+    own = ROOT / "profiles" / f"{profile}-{suite}.yaml"
+    defaults = compose(own if own.is_file() else ROOT / "profiles" / f"{profile}.yaml")
+    document = merge(defaults, _without_auto(written))
+    document.values["profile"] = profile
+    data = _section(written, "data")
+    if data.get("source", AUTO) == AUTO and data.get("dir") is not None:
+        document.values.setdefault("data", {})["source"] = "disk"
+    return document
+
+
+def candidates(written: Document) -> tuple[str, ...]:
+    """Return the profiles that `written` may turn out to have."""
+    said = written.values.get("profile", AUTO)
+    return (said,) if said in PROFILES else PROFILES
+
+
+def _choose(config: Config, written: Document, environment: Environment) -> tuple[str, str]:
+    if config.profile != AUTO:
+        note = (
+            ""
+            if config.profile == "embedded" or environment.cuda()
+            else "; there is no CUDA device, so it runs on the CPU"
+        )
+        return config.profile, f"asked for{note}"
+    for said, what in ((config.backbone, "backbone"), (f"{config.data.source}/", "data.source")):
+        if said.startswith(EMBEDDED):
+            return "embedded", f"{what} is embedded"
+    if not environment.cuda():
+        return "embedded", "there is no CUDA device"
+    paper, problems = check(under("paper", written))
+    missing = [] if problems else missing_from_hub(paper, environment)
+    if missing:
+        return (
+            "embedded",
+            f"the Hugging Face hub does not answer, and its cache lacks {' and '.join(missing)}",
+        )
+    return "paper", "CUDA and all that it needs are there"
+
+
+def _without_auto(written: Document) -> Document:
+    """Take out the values `auto` that stand for the profile's own."""
+    values = deepcopy(written.values)
+    if values.get("backbone") == AUTO:
+        del values["backbone"]
+    if isinstance(values.get("data"), dict) and values["data"].get("source") == AUTO:
+        del values["data"]["source"]
+    return Document(values, written.origins, written.problems)
+
+
+def _complete(config: Config) -> Config:
+    """Write out every default, those of the protocol's options among them."""
+    values = config.model_dump()
+    options = values["merging"]["options"]
+    values["merging"]["options"] = {**options_of(PROTOCOLS.get(config.merging.protocol)), **options}
+    complete = Config.model_validate(values)
+    complete._origins = config._origins
+    return complete
+
+
+def _section(document: Document, name: str) -> dict[str, Any]:
+    section = document.values.get(name)
+    return section if isinstance(section, dict) else {}
+
+
+def _named(problems: list[Problem], profile: str) -> list[Problem]:
+    return [Problem(f"{p.message} (profile {profile})", p.origin, p.key) for p in problems]

@@ -1,0 +1,148 @@
+"""Combinations that can't be: rules that look at several keys at once, or at the registries."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from typing import Any
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from camex_ft import registry
+from camex_ft.config.problems import Key, expected, show
+from camex_ft.config.schema import Config
+from camex_ft.errors import UserError, nearest
+
+Broken = tuple[tuple[Key, ...], str]
+STRICT = ConfigDict(strict=True, allow_inf_nan=False, arbitrary_types_allowed=True)
+EMBEDDED = "embedded/"
+PACKAGE = "package:"
+
+
+def broken(config: Config) -> Iterator[Broken]:
+    """Yield each broken rule: the keys that it is about, the one to show first, and the message."""
+    yield from _task(config)
+    yield from _backbone(config)
+    yield from _merging(config)
+    yield from _training(config)
+    if config.data.source == "disk" and config.data.dir is None:
+        yield (("data", "source"), ("data", "dir")), "disk needs data.dir, the folder with the data"
+
+
+def _task(config: Config) -> Iterator[Broken]:
+    suite, name, names = ("task", "suite"), ("task", "name"), registry.TASKS.names()
+    suites = sorted({known.partition("/")[0] for known in names})
+    if config.task.suite not in suites:
+        hint = nearest(config.task.suite, suites)
+        yield (suite,), f"unknown suite '{config.task.suite}'.{hint} Known suites: {', '.join(suites)}"
+    elif config.task.id not in names:
+        within = [known.partition("/")[2] for known in names if known.startswith(f"{config.task.suite}/")]
+        others = sorted(
+            {known.partition("/")[0] for known in names if known.endswith(f"/{config.task.name}")}
+        )
+        hint = f" It belongs to suite {others[0]}." if others else nearest(config.task.name.lower(), within)
+        message = f"unknown task '{config.task.name}' of suite {config.task.suite}.{hint} Known: {', '.join(within)}"
+        yield (name, suite), message
+
+
+def _backbone(config: Config) -> Iterator[Broken]:
+    key: Key = ("backbone",)
+    if config.backbone.startswith(EMBEDDED):
+        family, families = config.backbone.removeprefix(EMBEDDED), registry.EMBEDDED.names()
+        if family not in families:
+            known = ", ".join(EMBEDDED + name for name in families)
+            hint = nearest(config.backbone, [EMBEDDED + name for name in families])
+            yield (key,), f"unknown embedded backbone '{config.backbone}'.{hint} Known: {known}"
+    if config.profile != "paper":
+        return
+    if config.backbone.startswith(EMBEDDED):
+        yield (key, ("profile",)), "profile paper takes no embedded backbone: use profile: embedded"
+    if config.data.source == "embedded":
+        yield (
+            (("data", "source"), ("profile",)),
+            "profile paper takes no embedded data: use profile: embedded",
+        )
+
+
+def _merging(config: Config) -> Iterator[Broken]:
+    merging, protocol = config.merging, ("merging", "protocol")
+    try:
+        entry = registry.PROTOCOLS.get(merging.protocol)
+    except UserError as error:
+        yield (protocol,), str(error)
+        return
+    experts, top_k = ("merging", "experts"), ("merging", "top_k")
+    if entry.form == "dense":
+        if config.tuning.mode == "experts":
+            yield (("tuning", "mode"), protocol), "protocol 'dense' has no experts to train: use full"
+    elif merging.experts < 2:
+        yield (
+            (experts, protocol),
+            f"expected at least 2, got {merging.experts}; one expert is the protocol 'dense'",
+        )
+    elif merging.k > merging.experts:
+        message = f"expected at most merging.experts, which is {merging.experts}, got {merging.top_k}"
+        yield (top_k, experts), message
+    granularity = config.routing.granularity
+    if granularity not in ("auto", *entry.granularities):
+        allowed = ", ".join(("auto", *entry.granularities))
+        message = f"protocol '{entry.name}' does not allow '{granularity}': expected one of {allowed}"
+        yield (("routing", "granularity"), protocol), message
+    yield from _options(entry, merging.options)
+
+
+def _options(entry: Any, given: dict[str, Any]) -> Iterator[Broken]:
+    """Check the protocol's own options by the signature that they come from."""
+    protocol: Key = ("merging", "protocol")
+    for name, value in given.items():
+        key: Key = ("merging", "options", name)
+        if name not in entry.options:
+            known = f"It has: {', '.join(entry.options)}" if entry.options else "It has none"
+            message = f"unknown option of protocol '{entry.name}'.{nearest(name, entry.options)} {known}"
+        else:
+            message = _misfit(entry.options[name].annotation, value)
+        if message:
+            yield (key, protocol), message
+    for name, parameter in entry.options.items():
+        if parameter.default is inspect.Parameter.empty and name not in given:
+            yield (protocol, ("merging", "options")), f"protocol '{entry.name}' needs merging.options.{name}"
+
+
+def options_of(entry: Any) -> dict[str, Any]:
+    """Return the defaults of a protocol's options."""
+    return {k: p.default for k, p in entry.options.items() if p.default is not inspect.Parameter.empty}
+
+
+def _misfit(hint: Any, value: Any) -> str:
+    """Say how `value` does not fit the annotation of an option, which may carry its range."""
+    if hint is inspect.Parameter.empty:
+        return ""
+    try:
+        TypeAdapter(hint, config=STRICT).validate_python(value)
+    except ValidationError as error:
+        return f"{expected(error.errors()[0])}, got {show(value)}"
+    return ""
+
+
+def _training(config: Config) -> Iterator[Broken]:
+    training = config.training
+    evaluate, save = ("training", "eval_strategy"), ("training", "save_strategy")
+    best = ("training", "load_best_model_at_end")
+    if not training.load_best_model_at_end:
+        return
+    last = "or load_best_model_at_end: false, which keeps the last epoch"
+    if training.eval_strategy == "no":
+        yield (
+            (evaluate, best),
+            f"the best epoch can't be kept without evaluation: expected epoch or steps, {last}",
+        )
+    elif training.save_strategy not in (training.eval_strategy, "best"):
+        expected = f"expected eval_strategy's '{training.eval_strategy}' or best, {last}"
+        yield (save, evaluate, best), f"'{training.save_strategy}' can't keep the best epoch: {expected}"
+    elif training.save_strategy == "steps":
+        extra = training.model_extra or {}
+        each, kept = extra.get("eval_steps") or training.logging_steps, extra.get("save_steps", 500)
+        if (each < 1) != (kept < 1) or round(kept * 1e6) % round(each * 1e6):
+            message = f"saving every {kept:g} steps can't keep the best of evaluations every {each:g} steps: "
+            steps = (("training", "save_steps"), ("training", "eval_steps"), save)
+            yield (*steps, evaluate, best), message + f"expected a multiple, {last}"

@@ -1,0 +1,266 @@
+"""What a configuration may say: every key, its type, default and meaning.
+
+The models hold what was written and the defaults; what follows from the profile is filled in by `profiles.resolve`.
+`docs/configuration.md` is generated from the descriptions below.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr
+from pydantic_core import PydanticCustomError
+
+from camex_ft.config.problems import Key, Origin
+
+WORDS = {"yes": True, "on": True, "no": False, "off": False}
+
+
+def _as_bool(value: Any) -> Any:
+    return WORDS.get(value.lower(), value) if isinstance(value, str) else value
+
+
+def _as_layers(value: Any) -> Any:
+    if isinstance(value, str) and value in ("all", "every_other"):
+        return value
+    numbers = isinstance(value, (list, tuple)) and all(type(n) is int and n >= 0 for n in value)
+    if not numbers or not value or len(set(value)) != len(value):
+        expected = "expected 'all', 'every_other' or a list of different layer numbers such as [0, 2, 4]"
+        raise PydanticCustomError("layers", expected)
+    return tuple(value)
+
+
+Bool = Annotated[bool, BeforeValidator(_as_bool)]
+Count = Annotated[int, Field(ge=1)]
+Positive = Annotated[float, Field(gt=0)]
+NonNegative = Annotated[float, Field(ge=0)]
+Text = Annotated[str, Field(min_length=1)]
+Layers = Annotated[Any, BeforeValidator(_as_layers)]
+Interval = Literal["no", "steps", "epoch"]
+
+
+class Section(BaseModel):
+    """Base of all sections: immutable, no unknown keys, no silent conversion of types."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class TaskConfig(Section):
+    """What is learned."""
+
+    suite: Text = Field(default="glue", description="Benchmark: the part of a task's name before the slash.")
+    name: Text = Field(default="sst2", description="Task of the suite (`camex-ft ls tasks`).")
+    max_length: Count = Field(default=128, description="Longest input, in tokens; longer ones are cut.")
+    predict: Bool = Field(
+        default=False,
+        description="Also predict the test split and write it in the benchmark's submission format.",
+    )
+
+    @property
+    def id(self) -> str:
+        """Name in the registry of tasks, such as ``glue/sst2``."""
+        return f"{self.suite}/{self.name}"
+
+
+class DataConfig(Section):
+    """Where the rows come from."""
+
+    source: Literal["auto", "hub", "disk", "embedded"] = Field(
+        default="auto",
+        description="`hub`: Hugging Face hub or its cache; `disk`: the folder `dir`; `embedded`: corpora that the "
+        "package makes; `auto`: `disk` where `dir` is given, else the profile's own.",
+    )
+    dir: Text | None = Field(
+        default=None,
+        description="Folder with train, validation and test files (parquet, jsonl, csv or tsv); relative to the "
+        "working folder.",
+    )
+    train_rows: Count | None = Field(default=None, description="Use the first N training rows; null: all.")
+    eval_rows: Count | None = Field(
+        default=None, description="Use the first N rows of every other split; null: all."
+    )
+    seed: Annotated[int, Field(ge=0)] = Field(
+        default=0, description="Seed of the embedded corpus; no effect elsewhere."
+    )
+
+    @property
+    def path(self) -> Path | None:
+        """`dir` as a path, with ``~`` expanded."""
+        return None if self.dir is None else Path(self.dir).expanduser()
+
+
+class CurvatureConfig(Section):
+    """The learned maps M_i of the protocols that end in -ca."""
+
+    rank: Count = Field(default=8, description="Terms R in each curvature M_i; 1 is the cheapest.")
+
+
+class MergingConfig(Section):
+    """How experts are merged."""
+
+    protocol: Text = Field(default="ties-ca", description="Merging protocol (`camex-ft ls protocols`).")
+    experts: Count = Field(default=8, description="Experts N in each layer, at least 2; `dense` has none.")
+    top_k: Count | None = Field(
+        default=None, description="Experts with a routing weight above 0, at most `experts`; null: all."
+    )
+    alpha: NonNegative = Field(
+        default=1.0, description="Step size of merging: E_hat = E_m + alpha * sum of s_i P_i(tau_i)."
+    )
+    curvature: CurvatureConfig = Field(
+        default=CurvatureConfig(), description="For protocols with curvature only."
+    )
+    options: dict[str, Any] = Field(
+        default={}, description="The protocol's own options, see `docs/protocols.md`."
+    )
+
+    @property
+    def k(self) -> int:
+        """Experts that an input is routed to: `top_k`, or all."""
+        return self.experts if self.top_k is None else self.top_k
+
+
+class RoutingConfig(Section):
+    """How routing weights come about."""
+
+    granularity: Literal["auto", "sequence", "segment", "token", "encoder"] = Field(
+        default="auto",
+        description="Tokens that share routing weights. `auto`: `sequence` for encoders and under a classification "
+        "head, `segment` for causal language models, `encoder` for decoders that generate.",
+    )
+    noise: Bool = Field(default=True, description="Learned noise on the router's logits, in training only.")
+    balance: NonNegative = Field(default=1e-2, description="Coefficient of the balance loss; 0 turns it off.")
+    segment: Count = Field(
+        default=256, description="Length of a segment, in tokens; for granularity `segment`."
+    )
+    first_segment: Literal["prior", "self"] = Field(
+        default="prior",
+        description="Routing of the first segment. `prior`: a learned prior, strictly causal; `self`: its own mean, so "
+        "that a token sees its segment's future.",
+    )
+
+
+class UpcycleConfig(Section):
+    """How dense feed-forward layers become experts."""
+
+    layers: Layers = Field(
+        default="all",
+        description="Layers of each stack that get experts: `all`, `every_other` (0, 2, 4, ...) or a list of numbers.",
+    )
+    init: Literal["copy", "noise"] = Field(
+        default="copy",
+        description="`copy`: experts start equal to the dense layer; `noise`: with noise added to them.",
+    )
+    noise: NonNegative = Field(
+        default=0.01,
+        description="For `init: noise`: standard deviation, as a fraction of the weight matrix's own.",
+    )
+
+
+class TuningConfig(Section):
+    """Which parameters are trained."""
+
+    mode: Literal["full", "experts"] = Field(
+        default="full",
+        description="`full`: all parameters; `experts`: experts, base, router, curvature and head.",
+    )
+
+
+class TrainingConfig(Section):
+    """How training goes: the keys below and any other field of `transformers.TrainingArguments`."""
+
+    model_config = ConfigDict(extra="allow")
+
+    learning_rate: Positive = Field(default=2e-4, description="Peak learning rate.")
+    router_learning_rate: Positive | None = Field(
+        default=None, description="Learning rate of routers; null: `learning_rate`."
+    )
+    curvature_learning_rate: Positive | None = Field(
+        default=None, description="Learning rate of curvature factors; null: `learning_rate`."
+    )
+    num_train_epochs: Positive = Field(
+        default=5.0, description="Passes over the training rows; may be a fraction."
+    )
+    max_steps: int = Field(
+        default=-1, ge=-1, description="Optimizer steps, in place of epochs; -1: epochs count."
+    )
+    per_device_train_batch_size: Count = Field(default=16, description="Sequences a device and step.")
+    per_device_eval_batch_size: Count = Field(
+        default=32, description="Sequences a device and evaluation step."
+    )
+    weight_decay: NonNegative = Field(default=0.0, description="Decoupled weight decay of the optimizer.")
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(
+        default=42, description="Seed of new parameters, dropout, router noise and the order of the data."
+    )
+    eval_strategy: Interval = Field(default="epoch", description="When the validation splits are scored.")
+    save_strategy: Literal["no", "steps", "epoch", "best"] = Field(
+        default="epoch", description="When a checkpoint is written; the same as `eval_strategy`, or `best`."
+    )
+    save_total_limit: Count | None = Field(
+        default=1, description="Checkpoints kept beside the best one; null: all."
+    )
+    load_best_model_at_end: Bool = Field(
+        default=True, description="Keep the best epoch on the validation split."
+    )
+    logging_steps: NonNegative = Field(
+        default=50.0, gt=0, description="Steps from one logged line to the next; below 1, a fraction."
+    )
+    train_sampling_strategy: Literal["random", "sequential", "group_by_length", "batch_rebalance"] = Field(
+        default="group_by_length", description="Order of training rows; grouping by length saves padding."
+    )
+    resume: Text = Field(
+        default="auto",
+        description="`auto`: go on from the run's last checkpoint; `never`: start anew; or a checkpoint's folder.",
+    )
+
+    def arguments(self) -> dict[str, Any]:
+        """Return the keyword arguments for `transformers.TrainingArguments`: all keys but those of the toolkit."""
+        return {name: value for name, value in self.model_dump().items() if name not in OWN_KEYS}
+
+
+OWN_KEYS = ("router_learning_rate", "curvature_learning_rate", "resume")
+
+
+class OutputConfig(Section):
+    """Where results go."""
+
+    dir: Text = Field(
+        default="results", description="Folder of results, from the working folder; runs are in its `runs`."
+    )
+
+    @property
+    def path(self) -> Path:
+        """`dir` as a path, with ``~`` expanded."""
+        return Path(self.dir).expanduser()
+
+
+class Config(Section):
+    """One run."""
+
+    profile: Literal["auto", "paper", "embedded"] = Field(
+        default="auto",
+        description="Defaults of all keys that are not written. `paper`: the published recipe, on real data; "
+        "`embedded`: minutes on a CPU without network; `auto`: `paper` where CUDA and the hub or its cache are there.",
+    )
+    backbone: Text = Field(
+        default="auto",
+        description="Hub id, folder, `package:NAME/PATH` or `embedded/FAMILY` (`camex-ft ls backbones`); `auto`: the "
+        "profile's own.",
+    )
+    task: TaskConfig = TaskConfig()
+    data: DataConfig = DataConfig()
+    merging: MergingConfig = MergingConfig()
+    routing: RoutingConfig = RoutingConfig()
+    upcycle: UpcycleConfig = UpcycleConfig()
+    tuning: TuningConfig = TuningConfig()
+    training: TrainingConfig = TrainingConfig()
+    output: OutputConfig = OutputConfig()
+
+    _origins: Mapping[Key, Origin] = PrivateAttr(default_factory=dict)
+
+    def __eq__(self, other: object) -> bool:
+        """Two configurations are equal if they say the same, wherever it was written."""
+        return isinstance(other, Config) and self.model_dump() == other.model_dump()
+
+    __hash__ = None  # type: ignore[assignment]  # holds dicts: `identity.config_hash` is the stable hash

@@ -1,0 +1,102 @@
+"""The configurations that come with the package: find, list and copy them.
+
+They live in `configs/` of the checkout, and the package holds a link to that folder, which a wheel turns into copies:
+the same names work from a checkout and from an installation.
+"""
+
+from __future__ import annotations
+
+import os.path
+import shutil
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from camex_ft.errors import UserError, nearest
+
+ROOT = Path(__file__).resolve().parent.parent / "configs"
+SUFFIX = ".yaml"
+
+
+@dataclass(frozen=True)
+class Shipped:
+    """One configuration of the package.
+
+    Attributes:
+        name: path below `configs/` without its suffix, such as ``protocols/ties-ca``.
+        path: the file.
+        summary: the first line of its header.
+    """
+
+    name: str
+    path: Path
+    summary: str
+
+
+def list_configs() -> list[Shipped]:
+    """Return all shipped configurations, those at the top first."""
+    paths = sorted(ROOT.rglob(f"*{SUFFIX}"), key=lambda p: (len(p.relative_to(ROOT).parts), p))
+    return [Shipped(_name(path), path, _header(path)) for path in paths]
+
+
+def find_config(name: str | Path, *, beside: Path | None = None) -> Path:
+    """Return the file that `name` means: a path (from the folder `beside`, if given), else a shipped configuration.
+
+    A shipped configuration may be named with or without ``.yaml`` and ``configs/``. What is nowhere is returned as the
+    path that it would be, for the reader to report.
+    """
+    path = Path(name).expanduser()
+    path = path if beside is None or path.is_absolute() else Path(_normal(beside / path))
+    if path.exists() or Path(name).is_absolute():
+        return path
+    shipped = ROOT / _short(str(name))
+    shipped = shipped.with_name(shipped.name + SUFFIX)
+    return _relative(shipped) if shipped.is_file() and ROOT in Path(_normal(shipped)).parents else path
+
+
+def copy_config(name: str, destination: str | Path) -> Path:
+    """Copy the shipped configuration `name` to a new file, or into an existing folder, and return the new file.
+
+    Raises:
+        UserError: there is no such configuration, the target exists, or it can't be written.
+    """
+    source, target = find_config(name), Path(destination).expanduser()
+    if not source.is_file():
+        raise UserError(f"there is no configuration '{name}'.{suggest(name)} See `camex-ft ls configs`.")
+    target = target / source.name if target.is_dir() else target
+    if target.exists():
+        raise UserError(f"{target} exists already and is not overwritten: choose another name")
+    try:
+        shutil.copyfile(source, target)
+    except OSError as error:
+        raise UserError(f"{target} cannot be written: {error.strerror}") from error
+    return target
+
+
+def suggest(name: str | Path, among: Iterable[str] = ()) -> str:
+    """Return a hint at the shipped configuration, or the name in `among`, that is nearest to `name`."""
+    return nearest(_short(str(name)), [*(config.name for config in list_configs()), *among])
+
+
+def _name(path: Path) -> str:
+    return path.relative_to(ROOT).with_suffix("").as_posix()
+
+
+def _short(name: str) -> str:
+    return name.removeprefix("./").removeprefix("configs/").removesuffix(SUFFIX)
+
+
+def _header(path: Path) -> str:
+    with path.open(encoding="utf-8") as file:
+        first = file.readline()
+    return first.lstrip("# ").strip() if first.startswith("#") else ""
+
+
+def _normal(path: Path) -> str:
+    return os.path.normpath(path)
+
+
+def _relative(path: Path) -> Path:
+    """Return `path` from the working folder if it lies inside: messages get shorter."""
+    working = Path.cwd()
+    return path.relative_to(working) if working in path.parents else path

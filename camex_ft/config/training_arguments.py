@@ -1,0 +1,108 @@
+"""Keys of `training:` that belong to `transformers.TrainingArguments`: which there are, and what they take.
+
+Importing that class imports torch, so it happens only when a key is met that the schema does not name itself.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from enum import Enum
+from functools import lru_cache
+from typing import Any
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from camex_ft.config.schema import WORDS
+
+OWNED = {
+    "output_dir": "checkpoints go to the run's folder; set output.dir",
+    "resume_from_checkpoint": "set training.resume",
+    "do_train": "`camex-ft run` trains and evaluates",
+    "do_eval": "`camex-ft run` trains and evaluates",
+    "do_predict": "set task.predict",
+    "label_names": "the task has them",
+    "remove_unused_columns": "the toolkit's collator chooses the columns",
+    "length_column_name": "the toolkit's data carry their lengths",
+    "metric_for_best_model": "it is the task's primary metric",
+    "greater_is_better": "it follows from the task's primary metric",
+    "prediction_loss_only": "metrics need predictions",
+    "batch_eval_metrics": "metrics are of the whole split",
+    "eval_do_concat_batches": "metrics are of the whole split",
+    "hub_token": "a secret would end up in the record; run `hf auth login`",
+    "local_rank": "the launcher sets it",
+}
+RENAMED = {
+    "evaluation_strategy": "eval_strategy",
+    "warmup_ratio": "warmup_steps, where a number below 1 is a fraction of all steps",
+    "group_by_length": "train_sampling_strategy: group_by_length",
+    "no_cuda": "use_cpu: true",
+    "per_gpu_train_batch_size": "per_device_train_batch_size",
+    "per_gpu_eval_batch_size": "per_device_eval_batch_size",
+    "epochs": "num_train_epochs",
+    "lr": "learning_rate",
+    "batch_size": "per_device_train_batch_size",
+}
+KINDS = {float: "a number", int: "a whole number", bool: "true or false", str: "text", type(None): "null"}
+STRICT = ConfigDict(strict=True, allow_inf_nan=False, arbitrary_types_allowed=True)
+
+
+@lru_cache(maxsize=1)
+def fields() -> dict[str, tuple[Any, Any, tuple[str, ...]]]:
+    """Return each field's type, default and allowed words (empty: any)."""
+    from transformers import TrainingArguments
+
+    hints = typing.get_type_hints(TrainingArguments)
+    found = {}
+    for field in dataclasses.fields(TrainingArguments):
+        if not field.init:
+            continue
+        words = [e.value for kind in _members(hints[field.name]) if _is_enum(kind) for e in kind]
+        words = words or list(field.metadata.get("choices", ()))
+        default = None if field.default is dataclasses.MISSING else field.default
+        if field.default_factory is not dataclasses.MISSING:
+            default = field.default_factory()
+        found[field.name] = (hints[field.name], default, tuple(str(word) for word in words))
+    return found
+
+
+def default(name: str) -> Any:
+    """Return the default of a field."""
+    return fields()[name][1]
+
+
+def coerce(name: str, value: Any) -> Any:
+    """Return `value` as the field `name` takes it: an integer becomes a float where floats are, ``off`` becomes false.
+
+    Raises:
+        ValueError: the field doesn't take it; the message says what it takes.
+    """
+    hint, _, words = fields()[name]
+    members = _members(hint)
+    if words:
+        if isinstance(value, str) and value in words:
+            return value
+        raise ValueError(f"expected one of {', '.join(words)}")
+    if isinstance(value, str) and bool in members and str not in members:
+        value = WORDS.get(value.lower(), value)
+    try:
+        return TypeAdapter(hint, config=STRICT).validate_python(value)
+    except ValidationError:
+        raise ValueError(f"expected {' or '.join(map(_kind, members))}") from None
+
+
+def _members(hint: Any) -> tuple[Any, ...]:
+    union = typing.get_origin(hint) in (typing.Union, types.UnionType)
+    return typing.get_args(hint) if union else (hint,)
+
+
+def _is_enum(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, Enum)
+
+
+def _kind(hint: Any) -> str:
+    origin = typing.get_origin(hint) or hint
+    if origin is typing.Literal:
+        return " or ".join(str(word).lower() for word in typing.get_args(hint))
+    return KINDS.get(origin) or {list: "a list", dict: "a mapping"}.get(origin) or str(origin.__name__)
