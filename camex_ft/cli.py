@@ -34,9 +34,7 @@ ConfigArgument = Annotated[
 ]
 Overrides = Annotated[
     Optional[list[str]],  # noqa: UP045 - typer reads annotations at run time
-    typer.Argument(
-        metavar="KEY=VALUE", help="Changes to it, such as task.name=rte merging.protocol=smear."
-    ),
+    typer.Argument(metavar="KEY=VALUE", help="Changes to it, such as task.name=rte merging.protocol=smear."),
 ]
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run: results/runs/...")]
 
@@ -58,11 +56,13 @@ def run(
     force: Annotated[bool, typer.Option("--force", help="Run again what has been run already.")] = False,
 ) -> None:
     """Fine-tune, evaluate and write the record. An interrupted run goes on; one that is done is shown, not repeated."""
-    from camex_ft import pipeline
     from camex_ft.config import load_config
 
+    written = load_config(config, overrides or [])
+    from camex_ft import pipeline  # after the check: a misspelt key does not wait for torch
+
     try:
-        pipeline.run(load_config(config, overrides or []), force=force)
+        pipeline.run(written, force=force)
     except KeyboardInterrupt:
         typer.echo("\nInterrupted. The same command goes on from the last checkpoint.", err=True)
         raise typer.Exit(INTERRUPTED) from None
@@ -71,12 +71,13 @@ def run(
 @app.command()
 def validate(config: ConfigArgument, overrides: Overrides = None) -> None:
     """Check a configuration without running it, and print it with every default filled in."""
-    from camex_ft import pipeline
-    from camex_ft.config import load_config, to_yaml
+    from camex_ft.config import load_config, notes, resolve, to_yaml
 
-    resolved = pipeline.resolve(load_config(config, overrides or []))
-    typer.echo(f"# profile {resolved.config.profile}: {resolved.reason}")
-    typer.echo(to_yaml(resolved.config), nl=False)
+    written = load_config(config, overrides or [])
+    resolved, reason = resolve(written)
+    for line in (reason, *notes(written)):
+        typer.echo(f"# {line}")
+    typer.echo(to_yaml(resolved), nl=False)
 
 
 @app.command("ls")
@@ -139,7 +140,7 @@ def main() -> None:
     sys.exit(guard(app))
 
 
-def guard(command: Callable[[], object]) -> object:
+def guard(command: Callable[[], object]) -> int:
     """Call `command` and return the exit code: 2 for a `UserError`, 1 for any other error, each with its message."""
     try:
         command()

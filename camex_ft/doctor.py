@@ -7,8 +7,6 @@ import os
 import platform
 import shutil
 import sys
-import urllib.error
-import urllib.request
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +20,6 @@ from camex_ft.results.provenance import PACKAGES, SOURCES, host_kind
 State = Literal["ok", "note", "wrong"]
 COLOURS: Mapping[State, str] = {"ok": "green", "note": "yellow", "wrong": "red"}
 OFFLINE = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE")
-TIMEOUT = 5.0  # seconds to wait for the hub
 ROOM = 10e9  # bytes: checkpoints of a base-sized model with eight experts
 
 
@@ -94,18 +91,13 @@ def hub(variables: Mapping[str, str]) -> Finding:
     """Report whether the Hugging Face hub answers, or which variables keep it from being asked."""
     from huggingface_hub import constants
 
+    from camex_ft.config.environment import hub_answers
+
     offline = [name for name in OFFLINE if variables.get(name, "").upper() in {"1", "ON", "YES", "TRUE"}]
     if offline:
-        return Finding("hub", "note", f"offline: {', '.join(offline)} is set")
-    try:
-        urllib.request.urlopen(
-            urllib.request.Request(constants.ENDPOINT, method="HEAD"), timeout=TIMEOUT
-        ).close()
-    except urllib.error.HTTPError:
-        pass  # an answer, if an unfriendly one
-    except OSError as error:
-        reason = getattr(error, "reason", error)
-        return Finding("hub", "note", f"{constants.ENDPOINT} does not answer ({reason})")
+        return Finding("hub", "note", f"not asked: {', '.join(offline)} is set")
+    if not hub_answers():
+        return Finding("hub", "note", f"{constants.ENDPOINT} does not answer")
     return Finding("hub", "ok", f"{constants.ENDPOINT} answers")
 
 
@@ -126,11 +118,9 @@ def disk(folder: Path) -> Finding:
 
 def profile() -> Finding:
     """Report which profile `auto` picks here, and why."""
-    from camex_ft import pipeline
-    from camex_ft.config import Config
+    from camex_ft.config import Config, resolve
 
-    resolved = pipeline.resolve(Config())
-    return Finding("profile auto", "ok", f"{resolved.config.profile}: {resolved.reason}")
+    return Finding("profile auto", "ok", resolve(Config())[1].removeprefix("profile "))
 
 
 def print_diagnosis(findings: Iterable[Finding], *, console: Console | None = None) -> None:
