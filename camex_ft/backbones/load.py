@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +22,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 CLASSIFIERS = ("sequence-classification", "token-classification")
+VOCABULARIES = (
+    *("tokenizer.json", "vocab.txt", "vocab.json"),
+    *("tokenizer.model", "spiece.model", "sentencepiece.bpe.model"),
+)
 log = logging.getLogger(__name__)
 
 
@@ -116,7 +121,7 @@ def _config(folder: Path, spec: str, head: str, labels: dict[str, Any]) -> PreTr
     try:
         config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False, **labels)
     except Exception as error:  # transformers raises many types here; each one is about the file's content
-        raise UserError(f"backbone {spec}: its config.json is not usable: {_first_line(error)}") from error
+        raise UserError(f"backbone {spec}: its config.json is not usable: {_one_line(error)}") from error
     family_for(config.model_type)
     heads = [name for name, auto in HEADS.items() if type(config) in (auto._model_mapping or ())]
     if "masked-lm" in heads and not getattr(config, "is_decoder", False) and not config.is_encoder_decoder:
@@ -129,15 +134,15 @@ def _config(folder: Path, spec: str, head: str, labels: dict[str, Any]) -> PreTr
 
 
 def _tokenizer(folder: Path, spec: str) -> PreTrainedTokenizerBase:
+    # Without these some tokenizers load all the same, and then know nothing but their special tokens.
+    if not any((folder / file).is_file() for file in VOCABULARIES):
+        raise UserError(
+            f"backbone {spec}: the folder has no tokenizer: expected one of {', '.join(VOCABULARIES)}"
+        )
     try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        return transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:
-        raise UserError(f"backbone {spec}: its tokenizer cannot be loaded: {_first_line(error)}") from error
-    # Some tokenizers load from a folder without vocabulary, and then know nothing but their special tokens.
-    files = sorted(set(tokenizer.vocab_files_names.values()))
-    if not any((folder / file).is_file() for file in files):
-        raise UserError(f"backbone {spec}: the folder has no tokenizer: expected {' or '.join(files)}")
-    return tokenizer
+        raise UserError(f"backbone {spec}: its tokenizer cannot be loaded: {_one_line(error)}") from error
 
 
 def _model(folder: Path, spec: str, *, config: PreTrainedConfig, head: str, seed: int) -> PreTrainedModel:
@@ -155,7 +160,7 @@ def _model(folder: Path, spec: str, *, config: PreTrainedConfig, head: str, seed
             )
         except Exception as error:
             raise UserError(
-                f"backbone {spec}: the checkpoint cannot be loaded: {_first_line(error)}"
+                f"backbone {spec}: the checkpoint cannot be loaded: {_one_line(error)}"
             ) from error
         _check_report(model, report, spec)
     return model
@@ -195,5 +200,5 @@ def _quiet() -> Iterator[None]:
         transformers.logging.set_verbosity(level)
 
 
-def _first_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[0]}"
+def _one_line(error: Exception) -> str:
+    return textwrap.shorten(f"{type(error).__name__}: {error}", 300)

@@ -42,9 +42,9 @@ def kind(spec: str) -> Kind:
     if spec.startswith(PACKAGE):
         return "package"
     path = Path(spec).expanduser()
-    if path.is_dir():
+    if path.is_dir() and spec.strip():
         return "folder"
-    if path.exists():
+    if path.is_file():
         raise UserError(f"backbone: '{spec}' is a file; expected the folder that holds it, or {FORMS}")
     if spec.startswith((".", "/", "~")) or spec.endswith("/") or "\\" in spec or spec.count("/") > 1:
         raise UserError(f"backbone: there is no folder '{spec}'; expected {FORMS}")
@@ -97,7 +97,9 @@ def check_folder(folder: Path, spec: str) -> dict[str, Any]:
         raise UserError(
             f"backbone {spec}: its weights are quantised; fine-tuning needs the original checkpoint"
         )
-    if (folder / INDEX).is_file():
+    if (folder / WEIGHTS).is_file():  # as in transformers, before the index
+        shards = [WEIGHTS]
+    elif (folder / INDEX).is_file():
         shards = sorted(set(_read_json(folder / INDEX, spec).get("weight_map", {}).values()))
         missing = [shard for shard in shards if not (folder / shard).is_file()]
         if missing or not shards:
@@ -105,8 +107,6 @@ def check_folder(folder: Path, spec: str) -> dict[str, Any]:
                 f"backbone {spec}: the checkpoint is incomplete: of the {len(shards)} files that {INDEX} names, "
                 f"{len(missing)} are missing ({', '.join(missing[:3])}). Copy or download it again"
             )
-    elif (folder / WEIGHTS).is_file():
-        shards = [WEIGHTS]
     else:
         raise UserError(_no_weights(folder, spec))
     for shard in shards:
