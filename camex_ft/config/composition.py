@@ -21,7 +21,11 @@ def compose(path: str | Path, overrides: Iterable[str] = ()) -> Document:
     """Read the configuration at `path` with all that it extends, and apply ``key=value`` overrides."""
     document = _read(find_config(path), ())
     for text in overrides:
-        document = merge(document, read_override(text))
+        override = read_override(text)
+        if document.values:
+            document = merge(document, override)
+        else:  # the file can't be read: there is nothing to change
+            document.problems += override.problems
     return document
 
 

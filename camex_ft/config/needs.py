@@ -44,7 +44,8 @@ def lacking(config: Config, environment: Environment) -> Iterator[Lack]:
     """Yield each thing that a resolved configuration needs and that is not there, with the key that asks for it."""
     missing = missing_from_hub(config, environment)
     if missing:
-        yield ("profile",), _three_ways(config, missing)
+        own = ("backbone",) if missing[0].startswith("the backbone") else ("data", "source")
+        yield ("profile",) if config.profile == "paper" else own, _three_ways(config, missing)
     folder = local_backbone(config.backbone)
     if folder is not None and not folder.is_dir():
         yield ("backbone",), f"there is no folder '{config.backbone}'.{_near(folder)}"
@@ -71,7 +72,7 @@ def _three_ways(config: Config, missing: list[str]) -> str:
     task = registry.TASKS.get(config.task.id)
     instead = "profile=embedded" if config.profile == "paper" else "backbone=auto data.source=auto"
     return (
-        f"profile {config.profile} needs {' and '.join(missing)}; the Hugging Face hub does not answer and its cache "
+        f"the run needs {' and '.join(missing)}; the Hugging Face hub does not answer and its cache "
         "does not hold it. Three ways to provide it: (1) the hub cache: where there is a network, run "
         f"`hf download {config.backbone}` and `hf download --repo-type dataset {task.hub}`, then copy the cache "
         "here or let HF_HOME point to it; (2) data.dir=FOLDER with the train, validation and test files; "

@@ -21,10 +21,10 @@ EXPECTED = {
     "string_too_short": "expected text",
     "dict_type": "expected a mapping",
     "finite_number": "expected a finite number",
-    "greater_than": "expected more than {gt}",
-    "greater_than_equal": "expected at least {ge}",
-    "less_than": "expected less than {lt}",
-    "less_than_equal": "expected at most {le}",
+    "greater_than": "expected more than {gt:g}",
+    "greater_than_equal": "expected at least {ge:g}",
+    "less_than": "expected less than {lt:g}",
+    "less_than_equal": "expected at most {le:g}",
 }
 
 

@@ -64,20 +64,22 @@ def under(profile: str, written: Document) -> Document:
 def candidates(written: Document) -> tuple[str, ...]:
     """Return the profiles that `written` may turn out to have."""
     said = written.values.get("profile", AUTO)
-    return (said,) if said in PROFILES else PROFILES
+    return (said,) if said in PROFILES else ("embedded",) if _embedded(written) else PROFILES
+
+
+def _embedded(written: Document) -> str:
+    """Return the key that asks for something embedded, which the profile `paper` does not take, or nothing."""
+    if str(written.values.get("backbone")).startswith(EMBEDDED):
+        return "backbone"
+    return "data.source" if _section(written, "data").get("source") == "embedded" else ""
 
 
 def _choose(config: Config, written: Document, environment: Environment) -> tuple[str, str]:
     if config.profile != AUTO:
-        note = (
-            ""
-            if config.profile == "embedded" or environment.cuda()
-            else "; there is no CUDA device, so it runs on the CPU"
-        )
-        return config.profile, f"asked for{note}"
-    for said, what in ((config.backbone, "backbone"), (f"{config.data.source}/", "data.source")):
-        if said.startswith(EMBEDDED):
-            return "embedded", f"{what} is embedded"
+        without_cuda = config.profile == "paper" and not environment.cuda()
+        return config.profile, "asked for" + ("; without a CUDA device, on the CPU" if without_cuda else "")
+    if _embedded(written):
+        return "embedded", f"{_embedded(written)} is embedded"
     if not environment.cuda():
         return "embedded", "there is no CUDA device"
     paper, problems = check(under("paper", written))

@@ -80,7 +80,7 @@ def read_file(path: Path) -> Document:
             return _failed(f"larger than {MAX_BYTES:,} bytes: this is not a configuration", str(path))
         text = path.read_bytes().decode("utf-8-sig")
     except FileNotFoundError:
-        return _failed("there is no such file", str(path))
+        return _failed("there is no such file.", str(path))
     except IsADirectoryError:
         return _failed("expected a YAML file, and this is a folder", str(path))
     except UnicodeDecodeError as error:

@@ -203,8 +203,8 @@ class TrainingConfig(Section):
     load_best_model_at_end: Bool = Field(
         default=True, description="Keep the best epoch on the validation split."
     )
-    logging_steps: NonNegative = Field(
-        default=50.0, gt=0, description="Steps from one logged line to the next; below 1, a fraction."
+    logging_steps: Positive = Field(
+        default=50.0, description="Steps from one logged line to the next; below 1, a fraction."
     )
     train_sampling_strategy: Literal["random", "sequential", "group_by_length", "batch_rebalance"] = Field(
         default="group_by_length", description="Order of training rows; grouping by length saves padding."

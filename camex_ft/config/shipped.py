@@ -14,7 +14,7 @@ from pathlib import Path
 
 from camex_ft.errors import UserError, nearest
 
-ROOT = Path(__file__).resolve().parent.parent / "configs"
+ROOT = (Path(__file__).resolve().parent.parent / "configs").resolve()
 SUFFIX = ".yaml"
 
 

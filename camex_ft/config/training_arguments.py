@@ -15,6 +15,7 @@ from typing import Any
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from camex_ft.config.schema import WORDS
+from camex_ft.errors import nearest
 
 OWNED = {
     "output_dir": "checkpoints go to the run's folder; set output.dir",
@@ -35,9 +36,9 @@ OWNED = {
 }
 RENAMED = {
     "evaluation_strategy": "eval_strategy",
-    "warmup_ratio": "warmup_steps, where a number below 1 is a fraction of all steps",
-    "group_by_length": "train_sampling_strategy: group_by_length",
-    "no_cuda": "use_cpu: true",
+    "warmup_ratio": "warmup_steps",
+    "group_by_length": "train_sampling_strategy",
+    "no_cuda": "use_cpu",
     "per_gpu_train_batch_size": "per_device_train_batch_size",
     "per_gpu_eval_batch_size": "per_device_eval_batch_size",
     "epochs": "num_train_epochs",
@@ -83,7 +84,7 @@ def coerce(name: str, value: Any) -> Any:
     if words:
         if isinstance(value, str) and value in words:
             return value
-        raise ValueError(f"expected one of {', '.join(words)}")
+        raise ValueError(f"expected one of {', '.join(words)}.{nearest(str(value), words)}")
     if isinstance(value, str) and bool in members and str not in members:
         value = WORDS.get(value.lower(), value)
     try:

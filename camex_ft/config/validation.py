@@ -72,14 +72,14 @@ def _check_training(values: dict[str, Any], document: Document) -> Iterator[Prob
         if name in training_arguments.OWNED:
             message = f"the toolkit sets this itself: {training_arguments.OWNED[name]}"
         elif name in training_arguments.RENAMED:
-            message = f"unknown key. Write {training_arguments.RENAMED[name]}"
+            message = f"unknown key. Did you mean 'training.{training_arguments.RENAMED[name]}'?"
         elif name not in training_arguments.fields():
             message = f"unknown key.{_nearest_key(key)}"
         else:
             try:
                 training[name] = training_arguments.coerce(name, training[name])
             except ValueError as error:
-                message = f"{error}, got {show(training[name])}"
+                message = f"got {show(training[name])}, {error}"
         if message:
             del training[name]
             yield Problem(message, document.origin(key), key)

@@ -1,0 +1,124 @@
+"""Writes `docs/configuration.md` from the schema: ``python -m camex_ft.config.document > docs/configuration.md``."""
+
+from __future__ import annotations
+
+import types
+import typing
+from collections.abc import Iterator
+from typing import Any
+
+from pydantic.fields import FieldInfo
+
+from camex_ft.config.problems import show
+from camex_ft.config.schema import Config, Section
+from camex_ft.config.training_arguments import OWNED
+from camex_ft.config.validation import section_keys
+
+HEAD = """\
+# Configuration
+
+Generated from the schema by `python -m camex_ft.config.document > docs/configuration.md`. Do not edit it by hand.
+
+```yaml
+# my.yaml -- run: camex-ft run my.yaml task.name=rte
+extends: glue                    # a path or a list of paths, relative to this file, or names from `camex-ft ls configs`
+task: {name: sst2}
+merging: {protocol: ties, options: {density: 0.5}}
+training: {learning_rate: 2e-4, warmup_steps: 0.1}
+```
+
+What wins, from weak to strong: the defaults below, the profile (`configs/profiles/`), `extends` in order, the file,
+and `key=value` on the command line, in order. Mappings are merged key by key; lists and single values are replaced. A
+value on the command line is YAML too: `upcycle.layers=[0,2]`, `merging.top_k=null`,
+`merging={protocol: smear, experts: 4}`. Which profile `auto` stands for is settled when a run starts; the first line of
+its output says which, and why.
+
+`camex-ft validate my.yaml` reports everything that is wrong at once, each with its line. Files are read by the rules
+of YAML 1.2: `2e-4` is a number, `no` is text unless the key is a switch, where `yes`, `no`, `on` and `off` work. Tags,
+merge keys (`<<`) and keys that occur twice are refused.
+
+Paths are relative to the working folder, those in `extends` to their file.
+"""
+TRAINING = """\
+Any other field of `transformers.TrainingArguments` may stand here too, and is checked against its type there. These
+may not, because the toolkit sets them itself:
+
+| key | why |
+|---|---|
+"""
+
+
+def document() -> str:
+    """Return the reference of all keys in Markdown."""
+    parts = [HEAD, _table("Top level", Config, ())]
+    for key, section in section_keys():
+        if section is not None:
+            parts.append(_table("`" + ".".join(key) + "`", section, key))
+    return "\n".join(parts)
+
+
+def _table(title: str, section: type[Section], above: tuple[str, ...]) -> str:
+    lines = [f"## {title}", ""]
+    if above:
+        lines += [(section.__doc__ or "").strip().splitlines()[0], ""]
+    lines += ["| key | type | default | meaning |", "|---|---|---|---|"]
+    for name, field in section.model_fields.items():
+        kind = field.annotation
+        if not (isinstance(kind, type) and issubclass(kind, Section)):
+            meaning = (field.description or "").replace("|", "\\|")
+            key = ".".join((*above, name))
+            lines.append(f"| `{key}` | {_type(field)} | `{_default(field)}` | {meaning} |")
+    text = "\n".join(lines) + "\n"
+    if above == ("training",):
+        rows = (f"| `training.{key}` | {reason} |" for key, reason in OWNED.items())
+        text += "\n" + TRAINING + "\n".join(rows) + "\n"
+    return text
+
+
+def _type(field: FieldInfo) -> str:
+    kinds = [kind for kind in _kinds(field.annotation) if kind]
+    bounds = [text for part in _metadata(field) for text in _bounds(part)]
+    return ", ".join([" or ".join(kinds), *dict.fromkeys(bounds)])
+
+
+def _kinds(hint: Any) -> Iterator[str]:
+    origin = typing.get_origin(hint)
+    if origin is typing.Annotated:
+        yield from _kinds(typing.get_args(hint)[0])
+    elif origin in (typing.Union, types.UnionType):
+        for member in typing.get_args(hint):
+            yield from _kinds(member)
+    elif origin is typing.Literal:
+        yield ", ".join(f"`{word}`" for word in typing.get_args(hint))
+    elif hint is Any:
+        yield "`all`, `every_other` or a list of whole numbers"
+    else:
+        names = {bool: "switch", int: "whole number", float: "number", str: "text", type(None): "null"}
+        yield names.get(hint, "mapping")
+
+
+def _metadata(field: FieldInfo) -> Iterator[Any]:
+    """Yield bounds, which sit on the field, or on a member of its union."""
+    yield from field.metadata
+    for member in (field.annotation, *typing.get_args(field.annotation)):
+        if typing.get_origin(member) is typing.Annotated:
+            for part in typing.get_args(member)[1:]:
+                yield from part.metadata if isinstance(part, FieldInfo) else (part,)
+
+
+def _bounds(part: Any) -> Iterator[str]:
+    for name, words in (("ge", "at least"), ("gt", "more than"), ("le", "at most"), ("lt", "less than")):
+        bound = getattr(part, name, None)
+        if bound is not None:
+            yield f"{words} {bound:g}" if abs(bound) < 1e6 else f"{words} {bound}"
+
+
+def _default(field: FieldInfo) -> str:
+    value = field.get_default()
+    return (
+        value if isinstance(value, str) else "null" if value is None else "{}" if value == {} else show(value)
+    )
+
+
+if __name__ == "__main__":
+    print(document(), end="")
