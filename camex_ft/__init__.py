@@ -1,0 +1,40 @@
+"""camex_ft: fine-tuning with merged experts.
+
+    config -> data -> backbone -> upcycle -> train -> results
+
+    load_config     a YAML file and overrides      -> Config              camex_ft.config
+    train           Config                         -> Record              camex_ft.pipeline
+    upcycle         a dense transformers model     -> one with experts    camex_ft.upcycling
+    load            a checkpoint folder            -> the model           camex_ft.upcycling
+
+The method is in `camex_ft.moe` (routing, curvature, merging) and `camex_ft.protocols` (one file each).
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from camex_ft.config import load_config
+    from camex_ft.errors import UserError
+    from camex_ft.pipeline import run as train
+    from camex_ft.upcycling import load, upcycle
+
+__all__ = ["UserError", "load", "load_config", "train", "upcycle"]
+
+_PLACES = {
+    "UserError": ("camex_ft.errors", "UserError"),
+    "load": ("camex_ft.upcycling", "load"),
+    "load_config": ("camex_ft.config", "load_config"),
+    "train": ("camex_ft.pipeline", "run"),
+    "upcycle": ("camex_ft.upcycling", "upcycle"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first asked for, so that the command line starts without torch."""
+    if name not in _PLACES:
+        raise AttributeError(f"module 'camex_ft' has no attribute '{name}'")
+    module, attribute = _PLACES[name]
+    return getattr(importlib.import_module(module), attribute)

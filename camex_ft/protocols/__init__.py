@@ -3,10 +3,11 @@
     @protocol("ties", summary=..., source=...)
     def ties(tau, *, density: float = 1.0): ...
 
-The function takes the domain vectors tau [N, ...] of one weight or bias and returns its *multiplier*, of the same shape,
-or None for one everywhere; `T = keep(tau) * M tau` follows. Parameters that it names `training` (bool) or `generator`
-(`torch.Generator`) are passed in; every other keyword-only parameter is an option of the protocol, with its type (and
-bounds: ``Annotated[float, Gt(0)]``) and default, in YAML under ``merging.options``. A protocol with a base expert gets a curvature-aware twin, ``<name>-ca``.
+The function takes the domain vectors tau [N, ...] of one weight or bias and returns its *multiplier*, of the same
+shape, or None for one everywhere; `T = keep(tau) * M tau` follows. Parameters that it names `training` (bool) or
+`generator` (`torch.Generator`) are passed in; every other keyword-only parameter is an option of the protocol, with its
+type (and bounds: ``Annotated[float, Gt(0)]``) and default, in YAML under ``merging.options``. A protocol with a base
+expert gets a curvature-aware twin, ``<name>-ca``.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ Weigh = Callable[..., "Tensor | None"]
 Form = Literal["dense", "outputs", "weights"]
 PASSED_IN = ("training", "generator")
 CURVED = "-ca"
-MERGED = ("sequence", "segment", "token")
+MERGED = ("sequence", "segment", "token", "encoder")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +38,7 @@ class Protocol:
         name: as in YAML.
         summary: one line for ``camex-ft ls protocols``.
         source: paper and equation.
-        form: "dense" keeps the feed-forward layer, "outputs" mixes the experts' outputs, "weights" merges their weights.
+        form: "dense" keeps the layer, "outputs" mixes the experts' outputs, "weights" merges their weights.
         base: a base expert E_m is stored, and domain vectors are merged onto it.
         curvature: domain vectors pass through a learned curvature M_i.
         weigh: multiplier of domain vectors, or None where they are taken as they are.

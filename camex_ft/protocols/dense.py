@@ -12,8 +12,6 @@ from camex_ft.protocols import protocol
     summary="the original feed-forward layers",
     source="the backbone",
     form="dense",
-    granularities=("sequence", "segment", "token"),
 )
 def dense(tau: Tensor) -> None:
     """Keep every feed-forward layer: no experts, no router. The baseline that all others start from."""
-    return None

@@ -17,4 +17,3 @@ def domain(tau: Tensor) -> None:
 
     Convention: domain vectors are taken whole; nothing is trimmed, elected or dropped.
     """
-    return None

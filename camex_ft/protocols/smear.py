@@ -18,4 +18,3 @@ def smear(tau: Tensor) -> None:
 
     Convention: no base expert and no step size alpha; at alpha = 1 and k = N it equals `domain` for any base.
     """
-    return None

@@ -19,4 +19,3 @@ def smoe(tau: Tensor) -> None:
 
     Convention: whole feed-forward experts are mixed, after their non-linearity; no capacity limit, no dropped token.
     """
-    return None

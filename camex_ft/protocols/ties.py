@@ -17,7 +17,7 @@ from camex_ft.protocols import protocol
     source="TIES-Merging, Yadav et al. 2023 (arXiv 2306.01708), as in CAMEx (arXiv 2502.18821)",
 )
 def ties(tau: Tensor, *, density: Annotated[float, Gt(0), Le(1)] = 1.0) -> Tensor:
-    """keep_i = [sign(tau_i) = sign(sum_j tau_j) or tau_i = 0], entry by entry; E_hat = E_m + alpha sum_i s_i keep_i tau_i.
+    """keep_i = [sign(tau_i) = sign(sum_j tau_j) or tau_i = 0], entry by entry; T_i = keep_i * tau_i.
 
     Convention: the sign is elected by the plain sum of the domain vectors, without routing weights, and on tau_i itself
     also where curvature follows: T_i = keep_i * M_i tau_i. What is kept is neither divided by the number of agreeing

@@ -78,6 +78,10 @@ class RunFolder:
             else:
                 entry.unlink()
 
+    def drop_checkpoints(self) -> None:
+        """Remove the checkpoints: what they serve, going on with the run, is over."""
+        shutil.rmtree(self.checkpoints, ignore_errors=True)
+
     def write_config(self, text: str) -> None:
         """Write config.yaml."""
         write_atomically(self.config, text)

@@ -24,6 +24,7 @@ class LossGuard:
         step = 0 if self._first is None else int(self._first.item())
         if step:
             raise UserError(
-                f"the training loss was NaN or infinite at step {step}, so training stopped there; checkpoints from before "
-                "are kept. A lower training.learning_rate, training.max_grad_norm or training.warmup_steps usually helps"
+                f"the training loss was NaN or infinite at step {step}, so training stopped there; checkpoints from "
+                "before are kept. Usually a lower training.learning_rate, a lower training.max_grad_norm or more "
+                "training.warmup_steps helps"
             )

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from camex_ft.moe.context import LayerRouting
 from camex_ft.moe.curvature import Curvature, condition_number, distance_from_identity
 from camex_ft.moe.ffn import ExpertLinear
-from camex_ft.upcycle import expert_layers
+from camex_ft.upcycling import expert_layers
 
 
 class RoutingMonitor:
@@ -34,8 +34,8 @@ class RoutingMonitor:
                 sums[name] = sums[name] + value if name in sums else value
 
     def summary(self) -> dict[str, float]:
-        """Return and forget: mean entropy (nats), largest share of a layer's inputs on one expert, both over layers, and
-        the largest distance of a curvature from the identity."""
+        """Return and forget: entropy (nats, mean over layers), the largest share that one expert has of a layer's
+        groups, and the largest distance of a curvature from the identity."""
         made: dict[str, float] = {}
         if self._entropy:
             counts = {n: c.clamp_min(1) for n, c in self._count.items()}

@@ -6,22 +6,21 @@ training loss = the model's loss + sum over layers of the balance loss          
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, cast
 
-import datasets
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Sampler, SequentialSampler
-from transformers import EvalPrediction, Trainer
+from transformers import EvalPrediction, PreTrainedModel, Trainer
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from camex_ft.moe.context import LayerRouting
 from camex_ft.training.health import LossGuard
 from camex_ft.training.monitor import RoutingMonitor
-from camex_ft.upcycle import routing_context
+from camex_ft.upcycling import routing_context
 
-Score = Callable[[np.ndarray, datasets.Dataset], Mapping[str, float]]
+Score = Callable[[str, np.ndarray], Mapping[str, float]]
 CURVATURE, ROUTER = ".curvature.", ".router."
 
 
@@ -29,11 +28,11 @@ class CamexTrainer(Trainer):
     """`transformers.Trainer` for models with or without experts.
 
     Args:
-        score: logits and rows, in order -> metrics. Rows are those of the data set under evaluation.
+        score: name of an evaluation data set and its logits, in order -> metrics.
         router_learning_rate, curvature_learning_rate: of those parameters; None: as the others.
-        args, kwargs: as of `transformers.Trainer`.
+        args, kwargs: as of `transformers.Trainer`; `eval_dataset` maps names to data sets.
 
-    After an evaluation `routing` holds each layer's routing weights by sequence, `{layer: [n, N]}`, in the data's order.
+    After an evaluation `routing` holds each layer's routing weights by sequence, {layer: [n, N]}, in the data's order.
     """
 
     def __init__(
@@ -47,10 +46,11 @@ class CamexTrainer(Trainer):
         self.score = score
         self.rates = {ROUTER: router_learning_rate, CURVATURE: curvature_learning_rate}
         self.routing: dict[str, np.ndarray] = {}
-        self._rows: datasets.Dataset | None = None
-        super().__init__(*args, compute_metrics=self._metrics if score else None, **kwargs)
-        self.context = routing_context(self.model)
-        self.monitor = RoutingMonitor(self.model)
+        self._evaluated: str | None = None
+        super().__init__(*args, **{"compute_metrics": self._metrics if score else None, **kwargs})
+        trained = cast(PreTrainedModel, self.model)
+        self.context = routing_context(trained)
+        self.monitor = RoutingMonitor(trained)
         self.guard = LossGuard()
         # heads for classification average over the micro-batch whatever they are told of the whole batch
         self.model_accepts_loss_kwargs = False
@@ -94,15 +94,15 @@ class CamexTrainer(Trainer):
     # -- optimizer ----------------------------------------------------------------------------------------------------
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """Give router and curvature their own learning rates, and the curvature no weight decay: 0 is not its origin."""
-        if self.optimizer is None:
-            opt_model = self.model if model is None else model
-            names = {id(p): n for n, p in opt_model.named_parameters()}
-            super().create_optimizer(model)
-            self.optimizer.param_groups[:] = [
-                part for group in self.optimizer.param_groups for part in self._split(group, names)
-            ]
-        return self.optimizer
+        """Give router and curvature learning rates of their own, and curvature no weight decay: 0 is not its origin."""
+        if self.optimizer is not None:
+            return self.optimizer
+        names = {id(p): n for n, p in cast(nn.Module, model or self.model).named_parameters()}
+        optimizer = super().create_optimizer(model)
+        optimizer.param_groups[:] = [
+            part for group in optimizer.param_groups for part in self._split(group, names)
+        ]
+        return optimizer
 
     def _split(self, group: dict[str, Any], names: Mapping[int, str]) -> list[dict[str, Any]]:
         parts: dict[str, list[nn.Parameter]] = {"": [], ROUTER: [], CURVATURE: []}
@@ -133,14 +133,16 @@ class CamexTrainer(Trainer):
     # -- evaluation ---------------------------------------------------------------------------------------------------
 
     def evaluate(self, eval_dataset: Any = None, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """Evaluate; with several data sets, each under its name."""
-        chosen = self.eval_dataset if eval_dataset is None else eval_dataset
-        if isinstance(chosen, str):
-            chosen = self.eval_dataset[chosen]
-        if not isinstance(chosen, dict):
-            self._rows = chosen
+        """Evaluate each data set under its name."""
+        self._evaluated = eval_dataset if isinstance(eval_dataset, str) else None
         metrics: dict[str, float] = super().evaluate(eval_dataset, *args, **kwargs)
         return metrics
+
+    def logits(self, dataset: Any) -> np.ndarray:
+        """Return the logits of a data set, in its order; [n, classes]."""
+        self._evaluated = None
+        predictions = self.predict(dataset).predictions
+        return np.asarray(predictions[0] if isinstance(predictions, tuple) else predictions)
 
     def prediction_step(
         self,
@@ -150,7 +152,8 @@ class CamexTrainer(Trainer):
         ignore_keys: list[str] | None = None,
     ) -> tuple[Tensor | None, Any, Tensor | None]:
         """Return loss, (logits, routing weights by sequence [B, layers, N]), labels."""
-        loss, logits, labels = super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
+        step: Any = super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
+        loss, logits, labels = step
         if isinstance(logits, (tuple, list)):
             logits = logits[0]  # encoder-decoder models return hidden states behind it
         if prediction_loss_only or self.context is None or self.context.last is None:
@@ -160,14 +163,16 @@ class CamexTrainer(Trainer):
         return loss, (logits, routing), labels
 
     def _metrics(self, prediction: EvalPrediction) -> dict[str, float]:
-        logits, routing = prediction.predictions, None
+        logits: Any = prediction.predictions
+        routing = None
         if isinstance(logits, tuple):
             logits, routing = logits
         self.routing = {}
         if routing is not None and self.context is not None and self.context.last is not None:
             self.routing = {n: routing[:, i] for i, n in enumerate(self.context.last.layers)}
-        assert self.score is not None and self._rows is not None
-        return dict(self.score(np.asarray(logits), self._rows))
+        if self.score is None or self._evaluated is None:
+            return {}
+        return dict(self.score(self._evaluated, np.asarray(logits)))
 
 
 class EpochSampler(Sampler[int]):

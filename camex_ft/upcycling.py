@@ -12,7 +12,7 @@ import copy
 from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar, cast
 
 import torch
 import transformers
@@ -57,18 +57,14 @@ def upcycle(
     """
     if getattr(model.config, KEY, None) is not None:
         raise UserError(f"{type(model).__name__} has experts already: upcycle the dense model it came from")
-    plan = {
-        "merging": _section(MergingConfig, merging),
-        "routing": _section(RoutingConfig, routing),
-        "upcycle": _section(UpcycleConfig, upcycle),
-    }
+    plan = _plan({"merging": merging, "routing": routing, "upcycle": upcycle})
     made = copy.deepcopy(model)
-    if PROTOCOLS.get(plan["merging"].protocol).form == "dense":
+    if PROTOCOLS.get(plan.merging.protocol).form == "dense":
         return made
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        _restructure(made, plan["merging"], plan["routing"], plan["upcycle"])
-    setattr(made.config, KEY, {name: section.model_dump(mode="json") for name, section in plan.items()})
+        _restructure(made, plan)
+    setattr(made.config, KEY, {k: section.model_dump(mode="json") for k, section in plan._asdict().items()})
     return made
 
 
@@ -87,21 +83,22 @@ def load(path: str | Path) -> PreTrainedModel:
     except (OSError, ValueError, AttributeError) as error:
         raise UserError(f"{folder}: its config.json is not usable: {str(error).splitlines()[0]}") from error
     try:
-        model, info = _with_experts(plain).from_pretrained(
+        loaded: Any = _with_experts(plain).from_pretrained(
             folder, config=config, use_safetensors=True, dtype="auto", output_loading_info=True
         )
     except UserError:
         raise
     except Exception as error:  # safetensors, transformers and the file system each raise their own
         raise UserError(f"{folder}: its weights cannot be read: {str(error).splitlines()[0]}") from error
+    model, info = loaded
     wrong = [*info["missing_keys"], *info["unexpected_keys"], *(str(k) for k in info["mismatched_keys"])]
     if wrong:
         raise UserError(
             f"{folder}: the checkpoint is incomplete or of another model: {len(wrong)} weights do not "
             f"match, such as {sorted(wrong)[0]}"
         )
-    model.eval()
-    return model
+    made: PreTrainedModel = model.eval()
+    return made
 
 
 def expert_layers(model: nn.Module) -> dict[str, ExpertFFN]:
@@ -130,11 +127,27 @@ def freeze(model: PreTrainedModel, mode: str) -> None:
             parameter.requires_grad_(True)
 
 
-def _section(kind: type[Options], given: Options | Mapping[str, Any] | None) -> Options:
+class Plan(NamedTuple):
+    """What upcycling does, as the configuration's sections say it."""
+
+    merging: MergingConfig
+    routing: RoutingConfig
+    upcycle: UpcycleConfig
+
+
+def _plan(sections: Mapping[str, Any]) -> Plan:
+    return Plan(
+        _section(MergingConfig, sections.get("merging")),
+        _section(RoutingConfig, sections.get("routing")),
+        _section(UpcycleConfig, sections.get("upcycle")),
+    )
+
+
+def _section(kind: type[Options], given: Any) -> Options:
     if isinstance(given, kind):
         return given
     try:
-        return kind.model_validate(dict(given or {}))  # type: ignore[arg-type]
+        return kind.model_validate(dict(given or {}))
     except ValueError as error:
         raise UserError(f"{kind.__name__}: {error}") from error
 
@@ -146,29 +159,24 @@ def _with_experts(plain: type[PreTrainedModel]) -> type[PreTrainedModel]:
         plain.__init__(self, config, *args, **kwargs)
         saved = getattr(config, KEY, None)
         if saved is not None:
-            _restructure(
-                self,
-                _section(MergingConfig, saved.get("merging")),
-                _section(RoutingConfig, saved.get("routing")),
-                _section(UpcycleConfig, saved.get("upcycle")),
-            )
+            _restructure(self, _plan(saved))
 
     # the name stays, since `architectures` in a saved config is made from it
     return type(plain.__name__, (plain,), {"__init__": make, "__module__": plain.__module__})
 
 
-def _restructure(
-    model: PreTrainedModel, merging: MergingConfig, routing: RoutingConfig, plan: UpcycleConfig
-) -> None:
+def _restructure(model: PreTrainedModel, plan: Plan) -> None:
     """Give the chosen layers of `model` experts, in place."""
     family = family_of(model)
+    merging, routing = plan.merging, plan.routing
     protocol: Protocol = PROTOCOLS.get(merging.protocol)
     if merging.k > merging.experts or merging.experts < 2:
         raise UserError(
-            f"merging: top_k is {merging.k} and experts is {merging.experts}: expected at least 2 experts, top_k up to experts"
+            f"merging: experts is {merging.experts} and top_k is {merging.k}: expected at least 2 experts and a top_k "
+            "of at most as many"
         )
     context = RoutingContext(partial(_read_pass, family))
-    chosen = select_layers(family.ffns(model), plan.layers)
+    chosen = select_layers(family.ffns(model), plan.upcycle.layers)
     for ffn in chosen:
         grouping = Grouping(
             granularity=granularity_of(protocol, routing, stack=ffn.stack, model=model),
@@ -187,8 +195,8 @@ def _restructure(
             grouping=grouping,
         )
         _replace(model, ffn, settings, context, mixture=protocol.form == "outputs")
-    if plan.init == "noise":
-        _perturb(model, plan.noise)
+    if plan.upcycle.init == "noise":
+        _perturb(model, plan.upcycle.noise)
     for module in model.modules():
         if isinstance(module, PreTrainedModel):
             context.attach(module)
@@ -206,7 +214,7 @@ def granularity_of(
     """
     causal = stack == "decoder" and generates(model)
     both = getattr(model.config, "is_encoder_decoder", False)
-    wanted = routing.granularity
+    wanted: str = routing.granularity
     if wanted == "encoder" and not both:
         raise UserError(
             f"routing.granularity: encoder needs a backbone with an encoder and a decoder; {_name(model)} has one stack"
@@ -220,14 +228,15 @@ def granularity_of(
             wanted = "segment" if causal else "sequence"
     if wanted not in protocol.granularities:
         raise UserError(
-            f"routing.granularity: {protocol.name} does not allow {wanted}; it allows {', '.join(protocol.granularities)}"
+            f"routing.granularity: {protocol.name} does not allow {wanted}; "
+            f"it allows {', '.join(protocol.granularities)}"
         )
     if wanted == "sequence" and causal:
         raise UserError(
             f"routing.granularity: sequence would let tokens of {_name(model)}, which generates, be routed by their "
             "future; use auto, segment or token"
         )
-    return wanted  # type: ignore[return-value]
+    return cast(Granularity, wanted)
 
 
 def _name(model: PreTrainedModel) -> str:
@@ -269,7 +278,7 @@ def _linears(model: nn.Module) -> Iterator[ExpertLinear]:
 
 def _read_pass(family: Family, module: nn.Module, arguments: Mapping[str, Any]) -> Pass:
     masks = family.masks(module, arguments)
-    past = arguments.get("past_key_values")
+    past: Any = arguments.get("past_key_values")
     cached = int(past.get_seq_length()) if hasattr(past, "get_seq_length") else 0
     outputs = arguments.get("encoder_outputs")
     encoded = None if outputs is None else masked_mean(outputs[0], masks.get("encoder"))

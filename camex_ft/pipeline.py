@@ -1,0 +1,220 @@
+"""One way through: config -> data -> backbone -> upcycle -> train -> results."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from pathlib import Path
+
+import datasets
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, set_seed
+
+from camex_ft import config, upcycling
+from camex_ft.backbones.load import load as load_backbone
+from camex_ft.config import Config, Environment
+from camex_ft.errors import UserError
+from camex_ft.registry import TASKS
+from camex_ft.reporting import Facts, make_record
+from camex_ft.results import Record, RunFolder, find_done, print_summary, run_name
+from camex_ft.tasks import sources
+from camex_ft.tasks.base import Task
+from camex_ft.tasks.encode import collator, encode
+from camex_ft.tasks.prepared import Prepared
+from camex_ft.training.arguments import training_arguments
+from camex_ft.training.checkpoints import choose
+from camex_ft.training.history import HistoryCallback
+from camex_ft.training.trainer import CamexTrainer
+
+MODEL = "model"
+PREDICTIONS = "predictions"
+
+
+def resolve(given: Config, environment: Environment | None = None) -> tuple[Config, str]:
+    """Return the configuration with nothing left to `auto`, and in words which profile was picked, and why."""
+    return config.resolve(given, environment)
+
+
+def run(given: Config, *, force: bool = False) -> Record:
+    """Fine-tune, evaluate, write the record and return it. A run that is done is shown and not repeated.
+
+    Args:
+        given: the configuration.
+        force: run again what is done, from nothing.
+
+    Raises:
+        UserError: the input is at fault; as far as possible before a model is built.
+    """
+    started = time.time()
+    settled, reason = resolve(given)
+    print(reason, flush=True)
+    task: Task = TASKS.get(settled.task.id)
+    splits = load_splits(settled, task)
+    digest = sources.fingerprint(splits)
+    folder = RunFolder.create(settled.output.path, _run_name(settled, digest))
+    done = None if force else find_done(folder)
+    if done is not None:
+        print(f"{folder.path.name} is done already; --force (make: FORCE=1) runs it again")
+        print_summary(done, folder.path)
+        return done
+
+    set_seed(settled.training.seed)
+    model, tokenizer = load_model(settled, task)
+    data = Prepared.make(task, splits, tokenizer, max_length=settled.task.max_length)
+    trainer = make_trainer(settled, data, model, tokenizer, folder)
+    speed = train(trainer, settled, folder, anew=force)
+    facts = Facts(
+        name=folder.path.name, started=started, reason=reason, data_sha256=digest, samples_per_second=speed
+    )
+    record = make_record(settled, data, trainer, facts)
+    trainer.save_model(str(folder.path / MODEL))
+    if settled.task.predict:
+        write_predictions(trainer, data, folder.path / PREDICTIONS)
+    folder.write_record(record)
+    folder.drop_checkpoints()
+    print_summary(record, folder.path)
+    return record
+
+
+def evaluate(run_folder: Path | str) -> dict[str, float]:
+    """Return the metrics of a finished run's model on its validation splits, measured again.
+
+    Raises:
+        UserError: there is no finished run there, or its data is gone.
+    """
+    settled, task, model, tokenizer = load_run(run_folder)
+    data = Prepared.make(task, load_splits(settled, task), tokenizer, max_length=settled.task.max_length)
+    with tempfile.TemporaryDirectory() as scratch:
+        trainer = make_trainer(settled, data, model, tokenizer, RunFolder(Path(scratch)))
+        found = trainer.evaluate()
+    return {k.removeprefix("eval_"): v for k, v in found.items() if k != "epoch"}
+
+
+def predict(run_folder: Path | str, file: Path | str, out: Path | str | None = None) -> Path:
+    """Write a finished run's predictions for the examples of a file, in the benchmark's format; return where.
+
+    Args:
+        run_folder: of the run.
+        file: jsonl, csv, tsv or parquet with the task's columns.
+        out: where predictions go; by default ``predictions/`` in the run's folder, under the file's name.
+
+    Raises:
+        UserError: there is no finished run there, or the file is missing or faulty.
+    """
+    settled, task, model, tokenizer = load_run(run_folder)
+    split = task.splits["test"][0]
+    rows = task.rows(sources.load_file(task, file), split)
+    encoded = encode(rows, tokenizer, max_length=settled.task.max_length)
+    data = Prepared(task, {split: rows}, {split: encoded})
+    suffix = Path(task.files[split]).suffix
+    target = Path(out) if out else Path(run_folder) / PREDICTIONS / f"{Path(file).stem}{suffix}"
+    with tempfile.TemporaryDirectory() as scratch:
+        trainer = make_trainer(settled, data, model, tokenizer, RunFolder(Path(scratch)))
+        task.submission(task.predict(trainer.logits(encoded), rows), rows, target)
+    return target
+
+
+def load_splits(settled: Config, task: Task) -> dict[str, datasets.Dataset]:
+    """Return the examples of the run, by split."""
+    source = settled.data
+    return sources.load(
+        task,
+        source=source.source,
+        dir=source.path,
+        seed=source.seed,
+        train_rows=source.train_rows,
+        eval_rows=source.eval_rows,
+    )
+
+
+def load_model(settled: Config, task: Task) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Return the upcycled backbone under the task's head, with its tokenizer."""
+    dense, tokenizer = load_backbone(
+        settled.backbone,
+        label_names=task.label_names,
+        regression=task.regression,
+        seed=settled.training.seed,
+    )
+    model = upcycling.upcycle(
+        dense,
+        merging=settled.merging,
+        routing=settled.routing,
+        upcycle=settled.upcycle,
+        seed=settled.training.seed,
+    )
+    upcycling.freeze(model, settled.tuning.mode)
+    return model, tokenizer
+
+
+def load_run(run_folder: Path | str) -> tuple[Config, Task, PreTrainedModel, PreTrainedTokenizerBase]:
+    """Return a finished run's configuration, task, model and tokenizer; `UserError` if there is none."""
+    folder = RunFolder(Path(run_folder))
+    if find_done(folder) is None:
+        raise UserError(
+            f"{run_folder} holds no finished run; runs are in results/runs, each with a record.json"
+        )
+    settled = config.load_config(str(folder.config), [])
+    model = upcycling.load(folder.path / MODEL)
+    return settled, TASKS.get(settled.task.id), model, AutoTokenizer.from_pretrained(folder.path / MODEL)
+
+
+def make_trainer(
+    settled: Config,
+    data: Prepared,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: RunFolder,
+) -> CamexTrainer:
+    """Return the trainer of a run, which keeps its history in `folder`."""
+    split, primary = data.primary
+    labelled = data.labelled(split)
+    return CamexTrainer(
+        model=model,
+        args=training_arguments(
+            settled.training, output=folder.checkpoints, best=f"eval_{split}_{primary}" if labelled else None
+        ),
+        train_dataset=data.train,
+        eval_dataset=data.validation,
+        data_collator=collator(tokenizer),
+        processing_class=tokenizer,
+        score=data.score,
+        router_learning_rate=settled.training.router_learning_rate,
+        curvature_learning_rate=settled.training.curvature_learning_rate,
+        callbacks=[HistoryCallback(folder.append_history)],
+    )
+
+
+def train(trainer: CamexTrainer, settled: Config, folder: RunFolder, *, anew: bool) -> float | None:
+    """Train from the checkpoint that the configuration asks for; return training samples a second."""
+    resume = "never" if anew else settled.training.resume
+    checkpoint, notes = choose(resume, folder.checkpoints)
+    for note in notes:
+        print(note)
+    if checkpoint is None:
+        folder.clear()
+    else:
+        print(f"going on from {checkpoint.name}", flush=True)
+        folder.rewind_history(int(checkpoint.name.rpartition("-")[2]))
+    folder.write_config(config.to_yaml(settled))
+    result = trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    return result.metrics.get("train_samples_per_second")
+
+
+def write_predictions(trainer: CamexTrainer, data: Prepared, folder: Path) -> None:
+    """Write the predictions of every test split in the benchmark's submission format."""
+    if not data.test:
+        raise UserError(f"task.predict: {data.task.id} has no test split here")
+    for split in data.test:
+        rows = data.rows[split]
+        predictions = data.task.predict(trainer.logits(data.encoded[split]), rows)
+        data.task.submission(predictions, rows, folder / data.task.files[split])
+
+
+def _run_name(settled: Config, digest: str) -> str:
+    return run_name(
+        suite=settled.task.suite,
+        task=settled.task.name,
+        backbone=settled.backbone,
+        protocol=settled.merging.protocol,
+        seed=settled.training.seed,
+        hash8=config.config_hash(settled, data=digest),
+    )

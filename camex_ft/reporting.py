@@ -1,0 +1,107 @@
+"""From a trained model to its record."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from typing import Any, cast
+
+from transformers import PreTrainedModel
+
+from camex_ft.config import Config
+from camex_ft.results import Record, command_line, strip_paths
+from camex_ft.results import environment as software
+from camex_ft.results.record import Cost, Data, LayerCurvature, LayerRouting, Metrics, Model, Run
+from camex_ft.results.routing import layer_routing
+from camex_ft.tasks.prepared import Prepared
+from camex_ft.training.cost import describe, devices, peak_memory_mb
+from camex_ft.training.history import best_and_last, epochs
+from camex_ft.training.monitor import curvature_statistics
+from camex_ft.training.trainer import CamexTrainer
+
+
+@dataclass(frozen=True, kw_only=True)
+class Facts:
+    """What a run knows of itself beside its trainer: when it began (seconds since 1970), why its profile, its data."""
+
+    name: str
+    started: float
+    reason: str
+    data_sha256: str
+    samples_per_second: float | None
+
+
+def make_record(config: Config, data: Prepared, trainer: CamexTrainer, facts: Facts) -> Record:
+    """Return the record of a run whose best model is in `trainer`; evaluates it once more, with its test splits."""
+    split, primary = data.primary
+    rows = epochs(trainer.state.log_history)
+    outcome = best_and_last(rows, f"{split}_{primary}")
+    final, routing = _evaluate(data, trainer)
+    model = cast(PreTrainedModel, trainer.model)
+    curvature = curvature_statistics(model, condition=True)
+    return Record(
+        run=Run(
+            name=facts.name,
+            profile=cast(Any, config.profile),
+            profile_reason=facts.reason,
+            status="done",
+            started=datetime.fromtimestamp(facts.started, timezone.utc).isoformat(timespec="seconds"),
+            seconds=time.time() - facts.started,
+            command=command_line(),
+            exit=0,
+        ),
+        config=strip_paths(config.model_dump(mode="json")),
+        task=config.task.id,
+        protocol=config.merging.protocol,
+        backbone=strip_paths(config.backbone),
+        seed=config.training.seed,
+        metrics=Metrics(
+            primary=primary,
+            best=outcome.best,
+            best_epoch=outcome.best_epoch,
+            last=outcome.last,
+            per_epoch=[dict(row) for row in rows],
+            all={k.removeprefix(f"{split}_"): v for k, v in final.items()},
+            test=_test(data, trainer),
+        ),
+        routing=routing,
+        curvature={name: LayerCurvature.model_validate(entry) for name, entry in curvature.items()},
+        model=Model(**describe(model)),
+        cost=Cost(
+            samples_per_second=facts.samples_per_second,
+            peak_memory_mb=peak_memory_mb(),
+            device=" x ".join([devices()[0], str(len(devices()))]) if devices() else "cpu",
+        ),
+        data=Data(
+            source=cast(Any, config.data.source),
+            id=data.task.hub if config.data.source == "hub" else strip_paths(config.data.dir or data.task.id),
+            rows={split: len(each) for split, each in data.rows.items()},
+            sha256=facts.data_sha256,
+        ),
+        environment=software(gpus=devices()),
+    )
+
+
+def _evaluate(data: Prepared, trainer: CamexTrainer) -> tuple[dict[str, float], dict[str, LayerRouting]]:
+    """Return the metrics of all validation splits, and the routing on the one that decides."""
+    metrics: dict[str, float] = {}
+    routing: dict[str, LayerRouting] = {}
+    for name in data.validation:
+        found = trainer.evaluate(name, metric_key_prefix=f"final_{name}")
+        kept = {k: v for k, v in found.items() if not k.endswith(("runtime", "per_second"))}
+        metrics.update({k.removeprefix("final_"): v for k, v in kept.items() if k.startswith("final_")})
+        if name == data.primary[0]:
+            domains = data.domains(name)
+            routing = {layer: layer_routing(s, domains) for layer, s in trainer.routing.items()}
+    return metrics, routing
+
+
+def _test(data: Prepared, trainer: CamexTrainer) -> dict[str, Any] | None:
+    scores: dict[str, Any] = {}
+    for split in data.test:
+        if data.labelled(split):
+            metrics: Mapping[str, float] = data.score(split, trainer.logits(data.encoded[split]))
+            scores.update(metrics if len(data.test) == 1 else {f"{split}_{k}": v for k, v in metrics.items()})
+    return scores or None

@@ -1,0 +1,58 @@
+"""The history of a run: one line a logging step while it goes, epochs and best epoch when it is over."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+EVAL = "eval_"
+TIMING = ("runtime", "samples_per_second", "steps_per_second")
+
+
+class HistoryCallback(TrainerCallback):
+    """Hands every log entry, with its step and epoch, to `write`, in the main process alone."""
+
+    def __init__(self, write: Callable[[dict[str, Any]], None]) -> None:
+        self.write = write
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: Mapping[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Write one entry."""
+        if state.is_world_process_zero:
+            self.write({"step": state.global_step, "epoch": state.epoch, **(logs or {})})
+
+
+class Outcome(NamedTuple):
+    """Best and last value of a metric, and the epoch of the best."""
+
+    best: float | None
+    best_epoch: float | None
+    last: float | None
+
+
+def epochs(log_history: Iterable[Mapping[str, Any]]) -> list[dict[str, float]]:
+    """Return one entry an evaluation: step, epoch and the metrics of all data sets, without `eval_` and timings."""
+    found: dict[int, dict[str, float]] = {}
+    for entry in log_history:
+        metrics = {k.removeprefix(EVAL): v for k, v in entry.items() if k.startswith(EVAL)}
+        if metrics:
+            row = found.setdefault(entry["step"], {"step": entry["step"], "epoch": entry["epoch"]})
+            row.update({k: v for k, v in metrics.items() if not k.endswith(TIMING)})
+    return list(found.values())
+
+
+def best_and_last(rows: list[dict[str, float]], metric: str) -> Outcome:
+    """Return the outcome in `metric`, greater being better; the first of equal epochs is the best one."""
+    scored = [row for row in rows if row.get(metric) is not None and row[metric] == row[metric]]
+    if not scored:
+        return Outcome(None, None, None)
+    best = max(scored, key=lambda row: row[metric])
+    return Outcome(best[metric], best["epoch"], rows[-1].get(metric))
