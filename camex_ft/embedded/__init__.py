@@ -1,7 +1,8 @@
-"""Corpora and backbones that the package makes itself, so that everything runs in minutes, on a CPU, without a network.
+"""Corpora and backbones that the package makes itself: minutes on a CPU, and no network.
 
-``corpus("glue/sst2")`` -> the splits of a GLUE or SuperGLUE task with the benchmark's columns and a known ``domain`` a row;
-``backbone("t5")`` -> a tiny model with random weights and its tokenizer. Their numbers say nothing about the benchmarks.
+``corpus("glue/sst2")`` -> the splits of a GLUE or SuperGLUE task with the benchmark's columns and a known
+``domain`` a row; ``backbone("t5")`` -> a tiny model with random weights and its tokenizer. Their numbers
+say nothing about the benchmarks.
 """
 
 from camex_ft.embedded.corpora import CORPORA, corpus

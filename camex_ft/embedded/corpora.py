@@ -1,9 +1,10 @@
-"""How a generator becomes a corpus: balanced labels and domains, no repeated input, the benchmark's own columns.
+"""How a generator becomes a corpus: balanced, without repeats, in the benchmark's own columns.
 
-A generator is a function of a `Draw` (random numbers, a domain, a label) that returns one row, or the rows of one group
-(MultiRC's answers, Winogender's pairs), without `idx`. `corpus` calls it for labels and domains in turn, so that
-both are balanced to within one, drops inputs that were seen before in any split, shuffles, and numbers the rows.
-Only `random.Random.random` is used, whose stream Python promises to keep for a seed.
+A generator is a function of a `Draw` (random numbers, a domain, a label) that returns one row, or the rows
+of one group (MultiRC's answers, Winogender's pairs), without `idx`. `corpus` calls it for labels and
+domains in turn, so that both are balanced to within one, drops inputs that were seen before in any split,
+shuffles, and numbers the rows. Only `random.Random.random` is used, whose stream Python promises to keep
+for a seed.
 """
 
 from __future__ import annotations
@@ -113,8 +114,9 @@ def generator(
 def corpus(name: str, *, seed: int = 0) -> dict[str, datasets.Dataset]:
     """Return the splits of the embedded corpus `name`, such as ``"glue/sst2"``.
 
-    The columns are the benchmark's, followed by ``domain`` (int32, an index into `DOMAINS`). Test labels are -1 where
-    the benchmark withholds them. The same seed gives the same rows on every platform and Python version.
+    The columns are the benchmark's, followed by ``domain`` (int32, an index into `DOMAINS`). Test labels
+    are -1 where the benchmark withholds them. The same seed gives the same rows on every platform and
+    Python version.
 
     Raises:
         UserError: no corpus of that name.

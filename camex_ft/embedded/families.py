@@ -1,7 +1,7 @@
-"""Tiny backbones with random weights, one entry a family: transformers' own classes built from small configurations.
+"""Tiny backbones with random weights: transformers' own classes built from small configurations.
 
-All are 64 wide and 128 inside the feed-forward blocks (8x8 and 8x16 in the curvature's factors), with two layers and four
-heads, and learn the embedded tasks from scratch in a minute or two on one CPU core.
+All are 64 wide and 128 inside the feed-forward blocks (8x8 and 8x16 in the curvature's factors), with two
+layers and four heads, and learn the embedded tasks from scratch in a minute or two on one CPU core.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from camex_ft.errors import UserError, nearest
 from camex_ft.registry import EMBEDDED
 
 WIDTH, INNER, LAYERS, ATTENTION_HEADS = 64, 128, 2, 4
+INITIAL = WIDTH**-0.5  # the usual 0.02 suits wider models: at this width training stands still for epochs
 
 HEADS = {
     "base": transformers.AutoModel,
@@ -34,7 +35,7 @@ CLASSIFIERS = ("sequence-classification", "token-classification")
 
 @dataclass(frozen=True)
 class TinyFamily:
-    """One family's tiny configuration: `model_type` of transformers, the settings, and the tokenizer's layout."""
+    """A tiny configuration: transformers' `model_type`, its settings, and the tokenizer's layout."""
 
     model_type: str
     settings: dict[str, Any]
@@ -108,6 +109,7 @@ _BERT_SETTINGS = {
     "hidden_dropout_prob": 0.0,
     "attention_probs_dropout_prob": 0.0,
     "max_position_embeddings": MAX_LENGTH,
+    "initializer_range": INITIAL,
 }
 _LLAMA_SETTINGS = {
     "hidden_size": WIDTH,
@@ -117,6 +119,7 @@ _LLAMA_SETTINGS = {
     "num_key_value_heads": ATTENTION_HEADS // 2,
     "head_dim": WIDTH // ATTENTION_HEADS,
     "max_position_embeddings": MAX_LENGTH,
+    "initializer_range": INITIAL,
 }
 _FAMILIES = {
     "t5": TinyFamily("t5", {**_T5_SETTINGS, "feed_forward_proj": "relu"}, _T5),
@@ -139,6 +142,7 @@ _FAMILIES = {
             "seq_classif_dropout": 0.0,
             "qa_dropout": 0.0,
             "max_position_embeddings": MAX_LENGTH,
+            "initializer_range": INITIAL,
         },
         _DISTILBERT,
     ),
@@ -153,6 +157,7 @@ _FAMILIES = {
             "embd_pdrop": 0.0,
             "attn_pdrop": 0.0,
             "n_positions": MAX_LENGTH,
+            "initializer_range": INITIAL,
         },
         _GPT2,
     ),
@@ -169,10 +174,11 @@ for _name, _family in _FAMILIES.items():
 def heads(family: str) -> tuple[str, ...]:
     """Return the names of the heads that transformers has for this family.
 
-    Encoders get no ``causal-lm``: transformers offers them one, but it is causal only as half of an encoder-decoder.
+    Encoders get no ``causal-lm``: transformers offers them one, but it is causal only as half of an
+    encoder-decoder.
     """
     kind = type(AutoConfig.for_model(EMBEDDED.get(family).model_type))
-    names = tuple(name for name, auto in HEADS.items() if kind in auto._model_mapping)
+    names = tuple(name for name, auto in HEADS.items() if kind in (auto._model_mapping or ()))
     return tuple(name for name in names if name != "causal-lm" or "masked-lm" not in names)
 
 
@@ -184,7 +190,7 @@ def backbone(
     seed: int = 0,
     **label_info: Any,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
-    """Return a tiny model with random weights, in evaluation mode as from `from_pretrained`, and its tokenizer.
+    """Return a tiny model with random weights, in evaluation mode, and its tokenizer.
 
     Args:
         family: a name in `registry.EMBEDDED`.

@@ -1,7 +1,7 @@
-"""A word-level tokenizer over the project's own vocabulary, with the special tokens and pair layout of each family.
+"""A word-level tokenizer over the project's own vocabulary, laid out as each family needs it.
 
-It is a WordPiece model whose whole words are `lexicon.words` and whose only pieces are single characters, so that a word
-which no generator emits falls apart into a known beginning and letters, and is not lost.
+It is a WordPiece model whose whole words are `lexicon.words` and whose only pieces are single characters,
+so that a word which no generator emits falls apart into a known beginning and letters, and is not lost.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def vocabulary(layout: Layout) -> dict[str, int]:
 
 
 def build_tokenizer(layout: Layout) -> PreTrainedTokenizerFast:
-    """Return the tokenizer of a family; `save_pretrained` and `AutoTokenizer.from_pretrained` work as for any other."""
+    """Return the tokenizer of a family, which saves and loads like any other."""
     table = vocabulary(layout)
     core = Tokenizer(models.WordPiece(table, unk_token=layout.special["unk_token"]))
     core.normalizer = normalizers.Sequence(
