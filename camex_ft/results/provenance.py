@@ -19,6 +19,8 @@ from camex_ft.results.record import Environment
 PACKAGES = (
     "torch",
     "transformers",
+    "sentencepiece",
+    "protobuf",
     "accelerate",
     "datasets",
     "huggingface_hub",
