@@ -156,7 +156,7 @@ class Task:
             logits: [rows, classes]; of a tuple, as encoder-decoder models return, the first element.
             rows: what `rows` returned, in the same order.
         """
-        scores = np.asarray(logits[0] if isinstance(logits, (tuple, list)) else logits, dtype=np.float64)
+        scores = np.asarray(logits[0] if isinstance(logits, tuple) else logits, dtype=np.float64)
         if scores.shape != (len(rows), self.num_labels):
             raise ValueError(
                 f"{self.id} needs logits [{len(rows)}, {self.num_labels}], not {list(scores.shape)}"

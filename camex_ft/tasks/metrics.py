@@ -95,8 +95,9 @@ class Matthews(TaskMetric):
     """
 
     def score(self, *, predictions: Sequence[int], references: Sequence[int]) -> Scores:
+        varied = len(set(predictions)) > 1 and len(set(references)) > 1
         return {
-            "matthews": float(sk.matthews_corrcoef(references, predictions)),
+            "matthews": float(sk.matthews_corrcoef(references, predictions)) if varied else 0.0,
             "accuracy": float(sk.accuracy_score(references, predictions)),
         }
 

@@ -1,0 +1,144 @@
+"""Rows become model inputs: tokenised without padding, which `collator` adds a batch at a time.
+
+Texts are never read as special tokens, so a text that holds ``</s>`` adds no end token: every row of a task has the
+same number of them, which `T5ForSequenceClassification` asks for. Tokenizers that put nothing between the texts of a
+pair (GPT-2, Qwen) get a line feed there.
+
+Causal backbones without a padding token pad with their end token (`ensure_padding`): the attention mask hides padding,
+and classification heads read the last token that is not padding, which is found by ``config.pad_token_id``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from datasets import Dataset, Features, List, Value
+
+from camex_ft.errors import UserError
+from camex_ft.tasks.base import labelled
+from camex_ft.tasks.shorten import Span, keep_spans
+
+if TYPE_CHECKING:
+    from transformers import DataCollatorWithPadding, PreTrainedModel, PreTrainedTokenizerBase
+
+LEAST = 8  # tokens of text below which no task makes sense
+
+
+def encode(rows: Dataset, tokenizer: PreTrainedTokenizerBase, *, max_length: int) -> Dataset:
+    """Return the tokenised rows, in the same order: the tokenizer's inputs, and ``labels`` unless they are withheld.
+
+    ``labels`` are int64 class ids, or float32 for regression. Rows longer than `max_length` lose tokens at the end of
+    their longer text; rows with marked spans lose the words farthest from the spans first.
+
+    Args:
+        rows: what `Task.rows` returned.
+        tokenizer: the backbone's.
+        max_length: greatest number of tokens of a row, special tokens included.
+
+    Raises:
+        UserError: `max_length` leaves no room for text.
+    """
+    pair = any(text is not None for text in rows["text_pair"][:1])
+    room = max_length - tokenizer.num_special_tokens_to_add(pair=pair)
+    if room < LEAST:
+        raise UserError(
+            f"task.max_length is {max_length}, which leaves {max(room, 0)} tokens for text; expected at least "
+            f"{max_length - room + LEAST}"
+        )
+    between = "\n" if pair and not separates(tokenizer) else ""
+    features = {name: List(Value("int32")) for name in _names(tokenizer)}
+    withheld = not labelled(rows)
+    if not withheld:
+        features["labels"] = rows.features["label"]
+    return rows.map(
+        partial(_encode_batch, tokenizer, max_length, room, between, withheld),
+        batched=True,
+        remove_columns=rows.column_names,
+        features=Features(features),
+        load_from_cache_file=False,  # the cache's key does not see a change of the code
+        desc="tokens",
+    )
+
+
+def collator(tokenizer: PreTrainedTokenizerBase) -> DataCollatorWithPadding:
+    """Return the collator that pads a batch to its longest row.
+
+    Raises:
+        UserError: the tokenizer has no padding token; `ensure_padding` gives it one.
+    """
+    from transformers import DataCollatorWithPadding
+
+    if tokenizer.pad_token_id is None:
+        raise UserError("the tokenizer has no padding token; call ensure_padding(tokenizer, model) first")
+    return DataCollatorWithPadding(tokenizer)
+
+
+def ensure_padding(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> None:
+    """Make tokenizer and model agree on a padding token: the tokenizer's own, or else its end token.
+
+    The tokenizer and ``model.config.pad_token_id`` are changed in place, as Hugging Face's own recipes do; no
+    embedding is added, so the model keeps its size.
+
+    Raises:
+        UserError: the tokenizer has neither a padding nor an end token.
+    """
+    if tokenizer.pad_token_id is None:
+        if tokenizer.eos_token_id is None:
+            raise UserError(
+                "the backbone's tokenizer has neither a padding nor an end token; give it a pad_token"
+            )
+        tokenizer.pad_token = tokenizer.eos_token
+    model.config.pad_token_id = tokenizer.pad_token_id
+
+
+def separates(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Return whether the tokenizer puts a special token between the texts of a pair."""
+    return tokenizer.num_special_tokens_to_add(pair=True) > tokenizer.num_special_tokens_to_add(pair=False)
+
+
+def _names(tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    return list(tokenizer("a", "b"))
+
+
+def _encode_batch(
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+    room: int,
+    between: str,
+    withheld: bool,
+    batch: Mapping[str, list[Any]],
+) -> dict[str, list[Any]]:
+    texts, pairs = list(batch["text"]), list(batch["text_pair"])
+    if "marked" in batch:
+        ranges = zip(batch["marked"], batch.get("marked_pair") or [[]] * len(texts), strict=True)
+        short = [_shorten(tokenizer, room, *row) for row in zip(texts, pairs, ranges, strict=True)]
+        texts, pairs = [text for text, _ in short], [pair for _, pair in short]
+    seconds = None if pairs[0] is None else [between + pair for pair in pairs]
+    encoded = tokenizer(texts, seconds, truncation=True, max_length=max_length, split_special_tokens=True)
+    made = {name: encoded[name] for name in encoded}
+    return made if withheld else {**made, "labels": list(batch["label"])}
+
+
+def _shorten(
+    tokenizer: PreTrainedTokenizerBase,
+    room: int,
+    text: str,
+    pair: str | None,
+    ranges: tuple[Sequence[Span], Sequence[Span]],
+) -> tuple[str, str | None]:
+    """Return the texts without the words farthest from their marked spans, where they do not fit in `room` tokens."""
+
+    def count(piece: str) -> int:
+        return len(tokenizer(piece, add_special_tokens=False, split_special_tokens=True)["input_ids"])
+
+    first, second = count(text), count(pair) if pair is not None else 0
+    if first + second <= room:
+        return text, pair
+    half = room // 2
+    limits = (room, 0)
+    if pair is not None:
+        limits = (room - min(second, room - half), room - min(first, half))
+    shorter = keep_spans(text, ranges[0], limits[0], count)
+    return shorter, None if pair is None else keep_spans(pair, ranges[1], limits[1], count)

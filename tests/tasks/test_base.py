@@ -1,0 +1,110 @@
+"""What holds for every task: registration, the columns of its rows, decisions, what it refuses."""
+
+import numpy as np
+import pytest
+from datasets import ClassLabel, Features
+
+from camex_ft import registry
+from camex_ft.errors import UserError
+from camex_ft.tasks.base import labelled
+
+GLUE = ["ax", "cola", "mnli", "mrpc", "qnli", "qqp", "rte", "sst2", "stsb", "wnli"]
+SUPERGLUE = ["axb", "axg", "boolq", "cb", "copa", "multirc", "record", "rte", "wic", "wsc"]
+every_task = pytest.mark.parametrize("name", registry.TASKS.names())
+
+
+def test_all_benchmark_tasks_are_registered():
+    assert set(registry.TASKS.names()) == {f"glue/{n}" for n in GLUE} | {f"superglue/{n}" for n in SUPERGLUE}
+
+
+def test_a_misspelt_task_gets_the_nearest_name():
+    with pytest.raises(UserError, match="Did you mean 'glue/sst2'"):
+        registry.TASKS.get("glue/sst")
+
+
+@every_task
+def test_rows_have_the_agreed_columns(name, rows):
+    task, made = registry.TASKS.get(name), rows(name)
+    assert {"text", "text_pair", "label", "group", "idx"} <= set(made.column_names)
+    assert set(made.column_names) - {"text", "text_pair", "label", "group", "idx"} == set(task.extra)
+    assert made.features["label"].dtype == ("float32" if task.regression else "int64")
+    assert set(made["label"]) <= set(range(task.num_labels)) | ({0.0, 1.0} if task.regression else set())
+    assert labelled(made)
+
+
+@every_task
+def test_a_perfect_answer_scores_one(name, rows):
+    task, made = registry.TASKS.get(name), rows(name)
+    labels = np.array(made["label"])
+    logits = labels[:, None] if task.regression else np.eye(task.num_labels)[labels.astype(int)]
+    scores = task.metrics(logits, made)
+    assert scores[task.primary] == pytest.approx(1.0)
+    assert task.metrics((logits, "hidden states"), made) == scores  # encoder-decoders return a tuple
+
+
+@every_task
+def test_train_rows_use_the_owners_columns(name, examples):
+    task = registry.TASKS.get(name)
+    owner = task.owner(task.splits["train"])
+    assert owner.train_from is None
+    assert (owner is task) == (task.train_from is None)
+    assert owner.label_names == task.label_names
+    assert task.owner(task.splits["test"][0]) is task
+
+
+@every_task
+def test_splits_and_submission_files_fit(name):
+    task = registry.TASKS.get(name)
+    assert set(task.files) == set(task.splits["test"])
+    assert task.all_splits()[0] == "train"
+    donor = task.owner("train")
+    assert task.splits["validation"] == donor.splits["validation"]
+
+
+@every_task
+def test_label_names_are_those_of_the_columns(name):
+    task = registry.TASKS.get(name)
+    label = task.features.get("label")
+    if task.extra.keys() & {"choice", "candidate"}:
+        assert task.label_names == ("False", "True")  # whether the candidate is right
+    elif isinstance(label, ClassLabel):
+        assert task.label_names == tuple(label.names)
+    else:
+        assert task.label_names is None and task.num_labels == 1
+
+
+def test_diagnostics_train_on_their_tasks():
+    donors = {
+        n: registry.TASKS.get(n).train_from
+        for n in registry.TASKS.names()
+        if registry.TASKS.get(n).train_from
+    }
+    assert donors == {
+        "glue/ax": "glue/mnli",
+        "superglue/axb": "superglue/rte",
+        "superglue/axg": "superglue/rte",
+    }
+
+
+def test_withheld_labels_cannot_be_measured(rows):
+    made = rows("glue/sst2", label=-1)
+    assert not labelled(made)
+    with pytest.raises(ValueError, match="withheld"):
+        registry.TASKS.get("glue/sst2").metrics(np.zeros((2, 2)), made)
+
+
+def test_logits_of_the_wrong_shape_are_refused(rows):
+    task = registry.TASKS.get("glue/sst2")
+    with pytest.raises(ValueError, match=r"\[2, 2\], not \[2, 3\]"):
+        task.predict(np.zeros((2, 3)), rows("glue/sst2"))
+
+
+def test_domain_is_carried_along(examples):
+    task = registry.TASKS.get("superglue/copa")
+    from datasets import Dataset, Value
+
+    data = Dataset.from_list(
+        [{**row, "domain": 3 + i} for i, row in enumerate(examples("superglue/copa"))],
+        features=Features({**task.features, "domain": Value("int32")}),
+    )
+    assert task.rows(data, "train")["domain"][:] == [3, 3, 4, 4]
