@@ -9,7 +9,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 # Worker processes of the test suite, one core each.
-WORKERS ?= auto
+WORKERS ?= logical
 # Arguments of pytest, such as ARGS="-k curvature" or ARGS=tests/moe.
 ARGS ?=
 

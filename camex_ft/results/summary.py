@@ -16,7 +16,7 @@ def summary_rows(record: Record, folder: Path | str) -> list[tuple[str, str]]:
     metrics, cost = record.metrics, record.cost
     rows = [
         ("run", f"{record.task}, {record.backbone}, {record.protocol}, seed {record.seed}"),
-        ("profile", f"{record.run.profile} ({record.run.profile_reason})"),
+        ("profile", f"{record.run.profile} ({_reason(record)})"),
         (f"best {metrics.primary}", f"{_number(metrics.best)} (epoch {_number(metrics.best_epoch, 'g')})"),
         (f"last {metrics.primary}", _number(metrics.last)),
     ]
@@ -57,6 +57,10 @@ def duration(seconds: float | None) -> str:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def _reason(record: Record) -> str:
+    return record.run.profile_reason.removeprefix(f"profile {record.run.profile}: ")
 
 
 def _number(value: float | None, spec: str = ".4f") -> str:

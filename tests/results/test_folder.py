@@ -146,6 +146,15 @@ def test_history_is_strict_json_and_can_be_rewound(tmp_path):
     assert [json.loads(line) for line in lines] == [{"step": 10, "loss": None}, {"step": 20, "loss": 1.5}]
 
 
+def test_dropping_checkpoints_leaves_the_rest_and_may_be_repeated(tmp_path):
+    run = RunFolder.create(tmp_path, "a")
+    (run.checkpoints / "checkpoint-1").mkdir(parents=True)
+    run.write_config("x: 1\n")
+    run.drop_checkpoints()
+    run.drop_checkpoints()
+    assert [p.name for p in run.path.iterdir()] == ["config.yaml"]
+
+
 def test_clear_empties_the_folder_but_follows_no_link(tmp_path):
     run = RunFolder.create(tmp_path / "results", "a")
     outside = tmp_path / "outside"

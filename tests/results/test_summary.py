@@ -15,7 +15,7 @@ RECORD = Record.model_validate(
         "run": {
             "name": "n",
             "profile": "embedded",
-            "profile_reason": "no CUDA device",
+            "profile_reason": "profile embedded: no CUDA device",
             "status": "done",
             "started": "2026-11-21T10:00:00Z",
             "seconds": 185.0,
