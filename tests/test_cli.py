@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 import camex_ft
 from camex_ft import cli, registry
 from camex_ft.errors import UserError
+from camex_ft.results import load_record
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -105,6 +106,36 @@ def test_what_validate_prints_is_a_configuration(tmp_path):
     assert invoke("validate", str(tmp_path / "again.yaml")).output == first.output
 
 
+def test_run_again_evaluate_and_predict_end_to_end(tmp_path, monkeypatch):
+    """Two steps of a real run: the record is there, is not made twice, and the model answers later commands."""
+    monkeypatch.chdir(tmp_path)
+    small = [
+        "profile=embedded",
+        "merging.protocol=smear",
+        "training.max_steps=2",
+        "data.train_rows=16",
+        "data.eval_rows=8",
+    ]
+    first = invoke("run", "glue", "backbone=embedded/bert", *small)
+    assert first.exit_code == 0, first.output
+    assert first.output.splitlines()[0] == "profile embedded: asked for"
+    (folder,) = (tmp_path / "results" / "runs").iterdir()
+    record = load_record(folder)
+    assert str(tmp_path) not in (folder / "record.json").read_text()
+    assert f"best accuracy: {record.metrics.best:.4f}" in first.output
+
+    written = (folder / "record.json").stat().st_mtime_ns
+    assert "done already" in invoke("run", "glue", "backbone=embedded/bert", *small).output
+    assert (folder / "record.json").stat().st_mtime_ns == written
+
+    assert f"accuracy: {record.metrics.best:.4f}" in invoke("evaluate", str(folder)).output
+
+    (tmp_path / "new.tsv").write_text("sentence\tlabel\na film\t1\n")
+    told = invoke("predict", str(folder), "new.tsv", "--out", "answers.tsv")
+    assert "wrote answers.tsv" in told.output
+    assert len((tmp_path / "answers.tsv").read_text().splitlines()) == 2
+
+
 @pytest.mark.parametrize("kind", ["protocols", "backbones", "embedded", "tasks"])
 def test_ls_lists_every_entry_of_the_registry(kind):
     shown = invoke("ls", kind)
@@ -146,7 +177,7 @@ def test_doctor_reports_each_subject(monkeypatch):
     assert "hub: [note] not asked: HF_HUB_OFFLINE is set" in shown.output
 
 
-# Each of these reaches the user's terminal as one message and exit code 2; the first is checked in a real process.
+# Each of these reaches the user's terminal as one message and exit code 2.
 BAD = [
     (["run", "glue", "merging.protocl=smear"], "protocol"),
     (["run", "glue", "merging"], "="),
@@ -167,7 +198,7 @@ def test_bad_input_is_a_user_error(arguments, words, pipeline):
 
 
 def test_a_user_error_is_one_message_on_stderr_and_exit_code_2(tmp_path):
-    done = process("run", "glue", "merging.protocl=smear", cwd=tmp_path)
+    done = process("cp", "gleu", "mine.yaml", cwd=tmp_path)  # the one that waits for no torch
     assert done.returncode == 2
     assert done.stdout == ""
     assert done.stderr.startswith("error: ")
