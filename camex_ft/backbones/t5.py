@@ -18,11 +18,10 @@ if TYPE_CHECKING:
 def masks(model: nn.Module, inputs: Mapping[str, Any]) -> Masks:
     """Return the masks of both stacks.
 
-    The decoder's positions are, in this order: masked as the caller says (`decoder_attention_mask`); real where
-    the label that they predict is real (language modelling with `labels`); all real (the caller gives
-    `decoder_input_ids`); or, under the heads that shift `input_ids` to the right themselves and pass no mask,
-    the encoder's: its positions then hold the start token and the real tokens without the last, whatever the
-    padding.
+    The first of these says which of the decoder's positions are real: `decoder_attention_mask`; under a
+    language-modelling head the `labels` that they predict; `decoder_input_ids`, less padding tokens after the first
+    (with a cache: all). A head that is given none of them feeds `input_ids` shifted to the right and passes no mask:
+    then it is the encoder's, so that start token + real tokens without the last are pooled, whatever the padding.
     """
     encoder = two_dimensional(inputs, "attention_mask")
     return {"encoder": encoder, "decoder": _decoder_mask(model, inputs, encoder)}
@@ -32,14 +31,16 @@ def _decoder_mask(model: nn.Module, inputs: Mapping[str, Any], encoder: Tensor |
     given = two_dimensional(inputs, "decoder_attention_mask")
     if given is not None:
         return given
-    decoder_inputs = [inputs.get(k) for k in ("decoder_input_ids", "decoder_inputs_embeds")]
-    decoder_input = next((x for x in decoder_inputs if x is not None), None)
+    pad = getattr(model.config, "pad_token_id", None)
+    ids, embeds = inputs.get("decoder_input_ids"), inputs.get("decoder_inputs_embeds")
     labels = inputs.get("labels") if generates(model) else None
-    if labels is not None and (decoder_input is None or decoder_input.shape[:2] == labels.shape):
-        return (labels != -100) & (labels != getattr(model.config, "pad_token_id", None))
-    if decoder_input is not None or generates(model):
-        return None
-    return encoder
+    if labels is not None:
+        return (labels != -100) & (labels != pad)
+    if ids is not None and inputs.get("past_key_values") is None:
+        real = ids != pad
+        real[:, 0] = True  # the start token is the padding token
+        return real
+    return None if ids is not None or embeds is not None or generates(model) else encoder
 
 
 def _stack(model: nn.Module, path: str) -> Stack:
@@ -75,4 +76,4 @@ def ffns(model: nn.Module) -> list[DenseFFN]:
             )
         )
         count[stack] += 1
-    return sorted(found, key=lambda ffn: ffn.stack == "decoder")
+    return found

@@ -89,6 +89,14 @@ def test_a_head_for_other_labels_is_made_anew(saved: Callable[..., Path]) -> Non
     assert model.get_parameter("classifier.weight").abs().sum() > 0
 
 
+def test_a_checkpoint_without_pooler(saved: Callable[..., Path]) -> None:
+    """Masked language models have none; the classifier's is then as new as the classifier."""
+    model, _ = load(str(saved("bert", "masked-lm")), num_labels=2, seed=4)
+    again, _ = load(str(saved("bert", "masked-lm")), num_labels=2, seed=4)
+    name = "bert.pooler.dense.weight"
+    assert torch.equal(model.get_parameter(name), again.get_parameter(name))
+
+
 def test_regression(bert: Path) -> None:
     for spec in (str(bert), "embedded/bert"):
         config = load(spec, regression=True)[0].config

@@ -79,9 +79,28 @@ def test_the_callers_mask_comes_first(tiny: Tiny) -> None:
         assert masks(tiny("t5", head), inputs)["decoder"] is own
 
 
-def test_generation_has_no_padding_in_the_decoder(tiny: Tiny) -> None:
-    inputs = {"attention_mask": torch.ones(2, 4), "decoder_input_ids": torch.tensor([[0], [0]])}
-    assert masks(tiny("t5", "seq2seq-lm"), inputs)["decoder"] is None
+def test_padding_of_a_given_decoder_input(tiny: Tiny) -> None:
+    """The start token is a padding token, and real; with a cache the input is one new token."""
+    inputs: dict[str, Any] = {"decoder_input_ids": torch.tensor([[PAD, 5, 6], [PAD, 7, PAD]])}
+    for head in ("base", "seq2seq-lm"):
+        found = masks(tiny("t5", head), inputs)["decoder"]
+        assert found is not None
+        assert found.tolist() == [[True, True, True], [True, True, False]]
+        assert masks(tiny("t5", head), {**inputs, "past_key_values": object()})["decoder"] is None
+
+
+def test_generation_runs(tiny: Tiny) -> None:
+    """The masks of every step of `generate` are for that step's tokens, or none."""
+    model = tiny("t5", "seq2seq-lm")
+    seen: list[tuple[Any, Any]] = []
+    model.register_forward_pre_hook(
+        lambda m, _, kwargs: seen.append((masks(m, kwargs)["decoder"], kwargs["decoder_input_ids"])),
+        with_kwargs=True,
+    )
+    for cache in (False, True):
+        model.generate(torch.tensor([[5, 6, EOS]]), max_new_tokens=4, use_cache=cache, do_sample=False)
+    assert len(seen) >= 2
+    assert all(mask is None or mask.shape == ids.shape for mask, ids in seen)
 
 
 def test_a_ready_made_decoder_mask_is_refused(tiny: Tiny) -> None:
