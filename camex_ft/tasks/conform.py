@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from datasets import ClassLabel, Dataset, Features, List, Value
@@ -12,6 +14,8 @@ from datasets import ClassLabel, Dataset, Features, List, Value
 from camex_ft.errors import UserError, nearest
 from camex_ft.tasks.base import WITHHELD, Task
 from camex_ft.tasks.files import Columns
+
+_NO_LABEL = ("", "nan", "-1", "-1.0")  # how the formats write a label that is withheld
 
 
 def conform(columns: Columns, task: Task, split: str, origin: str, *, domain: bool = False) -> Dataset:
@@ -43,15 +47,11 @@ def conform(columns: Columns, task: Task, split: str, origin: str, *, domain: bo
         elif name == "label" and name not in columns:
             made[name] = [WITHHELD] * rows
         elif name == "label":
-            made[name] = [
-                _at(origin, row, name, value, lambda v: _label(v, task, withheld=test))
-                for row, value in enumerate(columns[name])
-            ]
+            made[name] = _each(
+                columns[name], partial(_label, task=task, withheld=test), f"{origin}: row", name
+            )
         else:
-            made[name] = [
-                _at(origin, row, name, value, lambda v, f=feature: _typed(v, f))
-                for row, value in enumerate(columns[name])
-            ]
+            made[name] = _each(columns[name], partial(_typed, feature=feature), f"{origin}: row", name)
     _check_examples(made, task, origin, answers=not test)
     return Dataset.from_dict(made, features=Features(features))
 
@@ -83,13 +83,17 @@ def _check_examples(columns: Columns, task: Task, origin: str, *, answers: bool)
             raise UserError(f"{origin}: row {row}: {fault}")
 
 
-def _at(origin: str, row: int, name: str, value: Any, convert: Any) -> Any:
+def _each(values: list[Any], convert: Callable[[Any], Any], where: str, name: str) -> list[Any]:
+    made: list[Any] = []
     try:
-        return convert(value)
+        for value in values:
+            made.append(convert(value))
     except _Unfit as fault:
-        shown = repr(value) if len(repr(value)) < 80 else repr(value)[:77] + "..."
-        shown = "null" if value is None else shown
-        raise UserError(f"{origin}: row {row + 1}: column '{name}' is {shown}; expected {fault}") from None
+        shown = (
+            "null" if value is None else repr(value) if len(repr(value)) < 80 else repr(value)[:77] + "..."
+        )
+        raise UserError(f"{where} {len(made) + 1}: column '{name}' is {shown}; expected {fault}") from None
+    return made
 
 
 class _Unfit(Exception):
@@ -129,12 +133,14 @@ def _whole(value: Any) -> int:
 
 def _label(value: Any, task: Task, *, withheld: bool) -> int | float:
     """Return the class id, or for regression the number; -1 where it is withheld, if it may be."""
-    if withheld and value in (None, "", WITHHELD, str(WITHHELD)):
+    if withheld and (value is None or str(value) in _NO_LABEL):
         return WITHHELD
     if task.regression:
         return _real(value, task.label_range or (-math.inf, math.inf))
     feature = task.features["label"]
     assert isinstance(feature, ClassLabel)
+    if type(value) is int and 0 <= value < len(feature.names):
+        return value
     by_name = {name.lower(): number for number, name in enumerate(feature.names)}
     if str(value).lower() in by_name:
         return by_name[str(value).lower()]

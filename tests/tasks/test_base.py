@@ -6,6 +6,7 @@ from datasets import ClassLabel, Features
 
 from camex_ft import registry
 from camex_ft.errors import UserError
+from camex_ft.tasks import sources
 from camex_ft.tasks.base import labelled
 
 GLUE = ["ax", "cola", "mnli", "mrpc", "qnli", "qqp", "rte", "sst2", "stsb", "wnli"]
@@ -108,3 +109,30 @@ def test_domain_is_carried_along(examples):
         features=Features({**task.features, "domain": Value("int32")}),
     )
     assert task.rows(data, "train")["domain"][:] == [3, 3, 4, 4]
+
+
+def test_a_new_task_is_one_file(tmp_path, monkeypatch):
+    (tmp_path / "plugins").mkdir()
+    (tmp_path / "plugins" / "mood.py").write_text(
+        "from datasets import ClassLabel, Features, Value\n"
+        "from camex_ft.tasks.base import by_label, task\n"
+        "from camex_ft.tasks.glue import tsv\n"
+        "from camex_ft.tasks.metrics import Accuracy\n"
+        "NAMES = ['calm', 'angry', 'sad']\n"
+        "@task(suite='mine', name='mood', benchmark_name='mood', summary='which mood?', hub='me/mood',\n"
+        "      features=Features({'line': Value('string'), 'label': ClassLabel(names=NAMES), 'idx': Value('int32')}),\n"
+        "      label_names=tuple(NAMES), primary='accuracy', score=by_label(Accuracy), lines=tsv)\n"
+        "def mood(example):\n"
+        "    return [{'text': example['line'], 'label': example['label']}]\n"
+    )
+    for split in ("train", "validation"):
+        (tmp_path / f"{split}.csv").write_text("line,label\nhm,calm\nargh,angry\n")
+    monkeypatch.setenv("CAMEX_FT_PLUGINS", str(tmp_path / "plugins"))
+    try:
+        task = registry.TASKS.get("mine/mood")
+        loaded = sources.load(task, source="disk", dir=tmp_path)
+        rows = task.rows(loaded["validation"], "validation")
+        assert rows["label"][:] == [0, 1] and rows["text_pair"][:] == [None, None]
+        assert task.metrics(np.eye(3)[[0, 2]], rows) == {"accuracy": 0.5}
+    finally:
+        registry.TASKS.remove("mine/mood")

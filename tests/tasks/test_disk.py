@@ -320,7 +320,7 @@ def test_labels_by_name_in_any_case_and_as_numbers(tmp_path):
 
 
 def test_test_labels_may_be_missing_empty_or_minus_one(tmp_path):
-    for labels in ([-1, -1], ["", ""], ["-1", "-1"], [-1, 1]):
+    for labels in ([-1, -1], ["", ""], [-1.0, "nan"], [-1, 1]):
         write(tmp_path / "test.csv", [{"sentence": "a", "label": label} for label in labels])
         loaded = load(tmp_path, splits=["test"])["test"]["label"][:]
         assert loaded == [-1, 1 if labels == [-1, 1] else -1]

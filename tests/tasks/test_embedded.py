@@ -36,7 +36,7 @@ def test_embedded_corpus(name, tmp_path):
         )
         assert len(labels) >= 2
         if split in task.splits["validation"]:
-            assert task.metrics(logits, rows)[task.primary] < 0.8
+            assert task.metrics(logits, rows)[task.primary] < 0.6
 
 
 def test_seeds_give_different_data():
