@@ -36,8 +36,8 @@ def hub_answers() -> bool:
     answered: list[int] = []
 
     def ask() -> None:
-        request = urllib.request.Request(constants.ENDPOINT, method="HEAD")
         try:
+            request = urllib.request.Request(constants.ENDPOINT, method="HEAD")
             with urllib.request.urlopen(request, timeout=SECONDS) as reply:
                 answered.append(reply.status)
         except (OSError, ValueError):

@@ -90,7 +90,7 @@ def _folder(key: Key, path: Path) -> Iterator[Lack]:
 
 
 def _writable(key: Key, path: Path) -> Iterator[Lack]:
-    standing = next(parent for parent in (path, *path.absolute().parents) if parent.exists())
+    standing = next(parent for parent in (path, *path.parents) if parent.exists())
     if not standing.is_dir():
         yield key, f"expected a folder, and '{standing}' is a file"
     elif not os.access(standing, os.W_OK | os.X_OK):

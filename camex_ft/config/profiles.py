@@ -54,7 +54,8 @@ def under(profile: str, written: Document) -> Document:
     own = ROOT / "profiles" / f"{profile}-{suite}.yaml"
     defaults = compose(own if own.is_file() else ROOT / "profiles" / f"{profile}.yaml")
     document = merge(defaults, _without_auto(written))
-    document.values["profile"] = profile
+    if document.values.get("profile") == AUTO:
+        document.values["profile"] = profile
     data = _section(written, "data")
     if data.get("source", AUTO) == AUTO and data.get("dir") is not None:
         document.values.setdefault("data", {})["source"] = "disk"

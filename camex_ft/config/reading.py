@@ -17,7 +17,7 @@ import yaml
 
 from camex_ft.config.problems import Key, Origin, Problem
 
-MAX_BYTES = 1_000_000
+MAX_BYTES = 100_000
 MAX_NODES = 10_000
 MAX_DEPTH = 20
 TAG = "tag:yaml.org,2002:"
@@ -45,6 +45,13 @@ class Dumper(yaml.SafeDumper):
         return True
 
 
+def _quoted(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    # YAML takes these three for line breaks and would read them back as a space or "\\n" unless they are escaped.
+    style = '"' if any(char in text for char in "\x85\u2028\u2029") else None
+    return dumper.represent_scalar(TAG + "str", text, style=style)
+
+
+Dumper.add_representer(str, _quoted)
 for _name, _pattern, _first in RESOLVERS:
     for _class in (Loader, Dumper):
         _class.add_implicit_resolver(TAG + _name, re.compile(rf"(?:{_pattern})\Z"), list(_first))
@@ -65,8 +72,13 @@ class Document:
     problems: list[Problem] = field(default_factory=list)
 
     def origin(self, key: Key) -> Origin | None:
-        """Return the place of `key`, or of the nearest section around it that was written."""
-        return next((self.origins[key[:n]] for n in range(len(key), 0, -1) if key[:n] in self.origins), None)
+        """Return the place of `key`; of an item of a list, that of the list."""
+        value = self.values
+        for n, part in enumerate(key):
+            if not isinstance(value, dict):
+                return self.origins.get(key[:n])
+            value = value.get(part)
+        return self.origins.get(key)
 
 
 class _Refused(Exception):

@@ -1,0 +1,41 @@
+"""docs/configuration.md is what the schema says today, and the schema says something about every key."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from camex_ft.config import load_config
+from camex_ft.config.document import HEAD, document
+from camex_ft.config.training_arguments import OWNED, RENAMED, fields
+from camex_ft.config.validation import section_keys
+
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "configuration.md"
+
+
+def test_the_page_is_fresh():
+    stale = "run: python -m camex_ft.config.document > docs/configuration.md"
+    assert PAGE.read_text(encoding="utf-8") == document(), stale
+
+
+@pytest.mark.parametrize("key", [".".join(key) for key, section in section_keys() if section is None])
+def test_every_key_has_a_row_with_type_default_and_meaning(key):
+    (row,) = [line for line in document().splitlines() if line.startswith(f"| `{key}` |")]
+    cells = [cell.strip() for cell in row.strip("|").split(" | ")]
+    assert len(cells) == 4
+    assert all(cells)
+    assert cells[3].endswith(".")
+
+
+def test_the_example_on_the_page_is_valid(write):
+    config = load_config(write(HEAD.split("```yaml\n")[1].split("```")[0]))
+    assert config.merging.options == {"density": 0.5}
+    assert config.training.arguments()["warmup_steps"] == 0.1
+
+
+def test_keys_that_are_refused_or_renamed_are_real():
+    """A new release of transformers may drop or rename fields."""
+    assert set(OWNED) <= set(fields())
+    assert set(RENAMED.values()) <= set(fields())
+    assert not set(RENAMED) & set(fields())

@@ -1,0 +1,156 @@
+"""The same experiment has the same hash, another one another; what is written to a run's folder is read back."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+from config_trees import leaves, tree
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from camex_ft.config import Config, config_hash, load_config, resolve, to_yaml
+
+files = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60, deadline=None)
+
+
+def make(**sections: object) -> Config:
+    return Config.model_validate({"profile": "embedded", "backbone": "embedded/t5", **sections})
+
+
+@files
+@given(leaves())
+def test_what_is_written_is_read_back(write, values):
+    config = Config.model_validate(tree(values))
+    path = Path("written.yaml")
+    path.write_text(to_yaml(config), encoding="utf-8")
+    again = load_config(path)
+    assert again == config
+    assert config_hash(again) == config_hash(config)
+    assert to_yaml(again) == to_yaml(config)
+
+
+def test_a_resolved_configuration_is_written_in_full_and_resolves_to_itself(write, machine):
+    config, _ = resolve(Config(), machine(cuda=True, hub=True))
+    path = write(to_yaml(config))
+    assert resolve(load_config(path), machine(hub=True))[0] == config
+
+
+@given(leaves(min_size=2), st.randoms())
+def test_the_order_of_keys_does_not_matter(values, order):
+    shuffled = random.Random(order.random()).sample(list(values.items()), len(values))
+    first, second = Config.model_validate(tree(values)), Config.model_validate(tree(dict(shuffled)))
+    assert config_hash(first) == config_hash(second)
+
+
+@given(leaves(), st.text(min_size=1), st.text(min_size=1))
+def test_folders_do_not_matter(values, left, right):
+    first, second = (
+        Config.model_validate(tree({**values, ("output", "dir"): place, ("training", "resume"): place}))
+        for place in (left, right)
+    )
+    assert config_hash(first) == config_hash(second)
+
+
+def test_a_hash_is_eight_hexadecimal_digits_and_stays_what_it_is():
+    """Records are found by it: a change of this value makes all earlier runs look like other experiments."""
+    assert config_hash(make()) == "f8dd53da"
+
+
+@pytest.mark.parametrize(
+    "sections",
+    [
+        {"training": {"logging_steps": 7}},
+        {"training": {"per_device_eval_batch_size": 7}},
+        {"training": {"save_total_limit": 3}},
+        {"training": {"resume": "never"}},
+        {"training": {"report_to": "none"}},
+        {"training": {"warmup_steps": 0}},  # the default of TrainingArguments, written
+        {"training": {"router_learning_rate": 2e-4}},  # the learning rate, written
+        {"merging": {"top_k": 8}},  # all experts, written
+        {"upcycle": {"noise": 0.5}},  # init is copy
+        {"task": {"predict": True}},
+        {"output": {"dir": "elsewhere"}},
+    ],
+)
+def test_what_has_no_effect_does_not_matter(sections):
+    assert config_hash(make(**sections)) == config_hash(make())
+
+
+@pytest.mark.parametrize(
+    "sections",
+    [
+        {"profile": "paper"},
+        {"backbone": "embedded/bert"},
+        {"task": {"name": "rte"}},
+        {"task": {"max_length": 64}},
+        {"data": {"train_rows": 100}},
+        {"data": {"source": "hub"}},
+        {"merging": {"protocol": "ties"}},
+        {"merging": {"experts": 4}},
+        {"merging": {"top_k": 2}},
+        {"merging": {"alpha": 0.5}},
+        {"merging": {"curvature": {"rank": 1}}},
+        {"merging": {"options": {"density": 0.5}}},
+        {"routing": {"granularity": "token"}},
+        {"routing": {"noise": False}},
+        {"routing": {"balance": 0.0}},
+        {"upcycle": {"layers": "every_other"}},
+        {"upcycle": {"init": "noise"}},
+        {"tuning": {"mode": "experts"}},
+        {"training": {"learning_rate": 1e-3}},
+        {"training": {"router_learning_rate": 1e-3}},
+        {"training": {"curvature_learning_rate": 1e-3}},
+        {"training": {"num_train_epochs": 1}},
+        {"training": {"seed": 1}},
+        {"training": {"warmup_steps": 10}},
+    ],
+)
+def test_what_has_an_effect_matters(sections):
+    assert config_hash(make(**sections)) != config_hash(make())
+
+
+@pytest.mark.parametrize(
+    ("always", "idle"),
+    [
+        ({"merging": {"protocol": "ties"}}, {"merging": {"protocol": "ties", "curvature": {"rank": 1}}}),
+        ({"merging": {"protocol": "smear"}}, {"merging": {"protocol": "smear", "alpha": 0.5}}),
+        (
+            {"merging": {"protocol": "dense"}},
+            {"merging": {"protocol": "dense", "experts": 3}, "routing": {"noise": False}},
+        ),
+        ({"merging": {"protocol": "dense"}}, {"merging": {"protocol": "dense"}, "upcycle": {"layers": [1]}}),
+        ({"data": {"source": "hub"}}, {"data": {"source": "hub", "seed": 3}}),
+        ({"routing": {"granularity": "token"}}, {"routing": {"granularity": "token", "segment": 3}}),
+        ({"training": {"max_steps": 9}}, {"training": {"max_steps": 9, "num_train_epochs": 1}}),
+        ({"upcycle": {"init": "noise"}}, {"upcycle": {"init": "noise", "noise": 0.01}}),
+    ],
+)
+def test_a_key_that_another_makes_idle_does_not_matter(always, idle):
+    assert config_hash(make(**always)) == config_hash(make(**idle))
+
+
+@pytest.mark.parametrize(
+    "sections",
+    [
+        {"data": {"source": "embedded", "seed": 3}},
+        {"upcycle": {"init": "noise", "noise": 0.5}},
+        {"training": {"max_steps": 9}},
+    ],
+)
+def test_and_matters_where_it_is_not_idle(sections):
+    plain = {
+        name: {k: v for k, v in keys.items() if k in ("source", "init")} for name, keys in sections.items()
+    }
+    assert config_hash(make(**sections)) != config_hash(make(**plain))
+
+
+def test_of_a_path_the_last_name_stays_and_a_fingerprint_takes_its_place():
+    here, there = ({"data": {"source": "disk", "dir": f"{root}/sst2"}} for root in ("/a", "../b"))
+    other = {"data": {"source": "disk", "dir": "/a/rte"}}
+    assert config_hash(make(**here)) == config_hash(make(**there)) != config_hash(make(**other))
+    assert config_hash(make(**here), data="0f") == config_hash(make(**other), data="0f")
+    assert config_hash(make(**here), data="0f") != config_hash(make(**here), data="1f")
+    models = [config_hash(make(backbone=name)) for name in ("/a/model", "../b/model", "/a/another")]
+    assert models[0] == models[1] != models[2]
