@@ -4,6 +4,7 @@ import copy
 
 import pytest
 from datasets import Dataset
+from task_files import ROWS, write
 
 from camex_ft import registry
 
@@ -81,3 +82,11 @@ def rows(examples):
         return task.rows(data, split or task.splits["test"][0])
 
     return make
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Return a folder with good jsonl files of SST-2."""
+    for split in ("train", "validation", "test"):
+        write(tmp_path / f"{split}.jsonl", ROWS)
+    return tmp_path
