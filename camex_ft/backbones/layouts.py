@@ -43,8 +43,13 @@ def conv1d(module: Any) -> tuple[Tensor, Tensor | None]:
 
 
 def two_dimensional(inputs: Mapping[str, Any], name: str) -> Tensor | None:
-    """Return the mask `inputs[name]` [B, L] or None; `ValueError` if it has another number of dimensions."""
+    """Return the mask `inputs[name]` [B, L] or None; `ValueError` if it has another number of dimensions.
+
+    Heads for multiple choice flatten their inputs [B, C, L] to [B * C, L], and so their mask.
+    """
     mask = inputs.get(name)
+    if getattr(mask, "ndim", 0) == 3 and getattr(inputs.get("input_ids"), "ndim", 0) == 3:
+        mask = mask.flatten(0, 1)  # type: ignore[union-attr]  # [B * C, L]
     if mask is not None and getattr(mask, "ndim", None) != 2:
         found = f"shape {list(mask.shape)}" if hasattr(mask, "shape") else type(mask).__name__
         raise ValueError(

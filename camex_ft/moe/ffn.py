@@ -79,9 +79,11 @@ class ExpertLinear(nn.Module):
         n = settings.experts
         self.rule = settings.rule
         self.alpha = settings.alpha if settings.base else 1.0
-        self.experts = nn.Parameter(weight.detach().expand(n, -1, -1).clone())
-        self.expert_bias = None if bias is None else nn.Parameter(bias.detach().expand(n, -1).clone())
-        self.base = nn.Parameter(weight.detach().clone()) if settings.base else None
+        # a copied view would keep its strides (GPT-2 stores [in, out]), which a saved and loaded one has not
+        weight = weight.detach().contiguous()
+        self.experts = nn.Parameter(weight.repeat(n, 1, 1))
+        self.expert_bias = None if bias is None else nn.Parameter(bias.detach().repeat(n, 1))
+        self.base = nn.Parameter(weight.clone()) if settings.base else None
         self.base_bias = nn.Parameter(bias.detach().clone()) if bias is not None and settings.base else None
         self.curvature = None
         if settings.rank:
@@ -222,12 +224,12 @@ class MixtureFFN(ExpertFFN):
         """Return y_t = sum_i s_ti FFN_i(x_t); [B, L, d] -> [B, L, d]."""
         groups = self._route(hidden)
         x, s = hidden.flatten(0, 1), groups.weights.flatten(0, 1)  # [M, d], [M, N]
-        y = torch.zeros_like(x)
+        y = x.new_zeros(len(x), self.down.experts.shape[1])
         for i in range(self.settings.experts):
             tokens = s[:, i].nonzero().squeeze(1)  # [m]
             out = self._expert(x[tokens], i) * s[tokens, i, None].to(x.dtype)
             y = y.index_add(0, tokens, out.to(y.dtype))
-        return self.outer_dropout(y.view_as(hidden))
+        return self.outer_dropout(y.view(*hidden.shape[:2], -1))
 
     def _expert(self, x: Tensor, i: int) -> Tensor:
         inner = self.activation(self._map(self.gate or self.up, x, i))

@@ -1,0 +1,24 @@
+"""Invariant 8, first half: what is saved and loaded again gives the same logits, bit for bit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from cases import Case, cases, output, shake, upcycled
+from tiny import inputs_of
+
+from camex_ft.upcycling import expert_layers, load
+
+
+@pytest.mark.parametrize("case", cases(), ids=str)
+def test_saved_model_gives_the_same_logits(case: Case, tmp_path: Path) -> None:
+    model = shake(upcycled(case))
+    inputs = inputs_of(model, case.head)
+    model.save_pretrained(tmp_path)
+    loaded = load(tmp_path)
+    assert type(loaded).__name__ == type(model).__name__
+    assert list(expert_layers(loaded)) == list(expert_layers(model))
+    with torch.no_grad():
+        assert torch.equal(output(loaded, inputs), output(model, inputs))
