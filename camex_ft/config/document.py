@@ -9,7 +9,9 @@ from typing import Any
 
 from pydantic.fields import FieldInfo
 
-from camex_ft.config.problems import show
+from camex_ft.config.problems import Key, show
+from camex_ft.config.profiles import PROFILES, under
+from camex_ft.config.reading import Document
 from camex_ft.config.schema import Config, Section
 from camex_ft.config.training_arguments import OWNED
 from camex_ft.config.validation import section_keys
@@ -48,13 +50,42 @@ may not, because the toolkit sets them itself:
 """
 
 
+PROFILED = """\
+## Profiles
+
+The defaults in the tables further down hold where a profile says nothing. These say:
+
+| key | `paper` | `embedded` |
+|---|---|---|
+"""
+
+
 def document() -> str:
     """Return the reference of all keys in Markdown."""
-    parts = [HEAD, _table("Top level", Config, ())]
+    parts = [HEAD, PROFILED + _profiles(), _table("Top level", Config, ())]
     for key, section in section_keys():
         if section is not None:
             parts.append(_table("`" + ".".join(key) + "`", section, key))
     return "\n".join(parts)
+
+
+def _profiles() -> str:
+    said = {name: under(name, Document()).values for name in PROFILES}
+    keys = [key for key, section in section_keys() if section is None and key != ("profile",)]
+    rows = ""
+    for key in keys:
+        values = [_at(values, key) for values in said.values()]
+        if any(values):
+            rows += (
+                f"| `{'.'.join(key)}` | {' | '.join(f'`{value}`' if value else '' for value in values)} |\n"
+            )
+    return rows
+
+
+def _at(values: Any, key: Key) -> str:
+    for part in key:
+        values = values.get(part, {})
+    return "" if values == {} else str(values)
 
 
 def _table(title: str, section: type[Section], above: tuple[str, ...]) -> str:

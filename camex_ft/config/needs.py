@@ -12,6 +12,7 @@ from camex_ft.config.environment import Environment
 from camex_ft.config.problems import Key
 from camex_ft.config.rules import EMBEDDED, PACKAGE
 from camex_ft.config.schema import Config
+from camex_ft.config.shipped import expand
 from camex_ft.errors import nearest
 
 Lack = tuple[Key, str]
@@ -21,8 +22,8 @@ def local_backbone(spec: str) -> Path | None:
     """Return the folder that a backbone's name means, or None for a hub id, a package or an embedded one."""
     if spec.startswith((EMBEDDED, PACKAGE)):
         return None
-    path = Path(spec).expanduser()
-    looks_local = spec.startswith((".", "/", "~")) or spec.count("/") > 1 or path.is_dir()
+    path = expand(spec)
+    looks_local = spec.startswith((".", "/", "~")) or spec.count("/") > 1 or os.path.isdir(path)
     return path if looks_local else None
 
 
@@ -43,11 +44,13 @@ def missing_from_hub(config: Config, environment: Environment) -> list[str]:
 def lacking(config: Config, environment: Environment) -> Iterator[Lack]:
     """Yield each thing that a resolved configuration needs and that is not there, with the key that asks for it."""
     missing = missing_from_hub(config, environment)
-    if missing:
+    if not _nameable(config.backbone):
+        yield ("backbone",), f"'{config.backbone}' is neither a folder nor a hub id such as google-t5/t5-base"
+    elif missing:
         own = ("backbone",) if missing[0].startswith("the backbone") else ("data", "source")
         yield ("profile",) if config.profile == "paper" else own, _three_ways(config, missing)
     folder = local_backbone(config.backbone)
-    if folder is not None and not folder.is_dir():
+    if folder is not None and not os.path.isdir(folder):
         yield ("backbone",), f"there is no folder '{config.backbone}'.{_near(folder)}"
     if config.backbone.startswith(PACKAGE):
         name = config.backbone.removeprefix(PACKAGE).partition("/")[0]
@@ -58,22 +61,35 @@ def lacking(config: Config, environment: Environment) -> Iterator[Lack]:
             )
     if config.data.source == "disk" and config.data.path is not None:
         yield from _folder(("data", "dir"), config.data.path)
-    if (
-        config.training.resume not in ("auto", "never")
-        and not Path(config.training.resume).expanduser().is_dir()
-    ):
+    if config.training.resume not in ("auto", "never") and not os.path.isdir(expand(config.training.resume)):
         hint = nearest(config.training.resume, ("auto", "never"))
         there = f"there is no folder '{config.training.resume}'.{hint}"
         yield ("training", "resume"), f"expected auto, never or a checkpoint's folder, and {there}"
     yield from _writable(("output", "dir"), config.output.path)
 
 
+def _nameable(backbone: str) -> bool:
+    """Whether a backbone's name can be what its form says."""
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    if local_backbone(backbone) is not None or backbone.startswith((EMBEDDED, PACKAGE)):
+        return True
+    try:
+        validate_repo_id(backbone)
+    except HFValidationError:
+        return False
+    return True
+
+
 def _three_ways(config: Config, missing: list[str]) -> str:
     task = registry.TASKS.get(config.task.id)
+    own = config.backbone in registry.EMBEDDED.names()
+    hint = f"For the package's own, write backbone={EMBEDDED}{config.backbone}. " if own else ""
     instead = "profile=embedded" if config.profile == "paper" else "backbone=auto data.source=auto"
     return (
         f"the run needs {' and '.join(missing)}; the Hugging Face hub does not answer and its cache "
-        "does not hold it. Three ways to provide it: (1) the hub cache: where there is a network, run "
+        f"does not hold it. {hint}Three ways to provide it: (1) the hub cache: where there is a network, run "
         f"`hf download {config.backbone}` and `hf download --repo-type dataset {task.hub}`, then copy the cache "
         "here or let HF_HOME point to it; (2) data.dir=FOLDER with the train, validation and test files; "
         f"(3) backbone=FOLDER of a local checkpoint, beside (1) or (2) for the data. Or {instead}, which needs nothing."
@@ -81,17 +97,17 @@ def _three_ways(config: Config, missing: list[str]) -> str:
 
 
 def _folder(key: Key, path: Path) -> Iterator[Lack]:
-    if not path.exists():
+    if not os.path.exists(path):
         yield key, f"there is no folder '{path}'.{_near(path)}"
-    elif not path.is_dir():
+    elif not os.path.isdir(path):
         yield key, f"expected a folder, and '{path}' is a file"
     elif not os.access(path, os.R_OK | os.X_OK):
         yield key, f"the folder '{path}' cannot be read: check its permissions"
 
 
 def _writable(key: Key, path: Path) -> Iterator[Lack]:
-    standing = next(parent for parent in (path, *path.parents) if parent.exists())
-    if not standing.is_dir():
+    standing = next(parent for parent in (path, *path.parents) if os.path.exists(parent))
+    if not os.path.isdir(standing):
         yield key, f"expected a folder, and '{standing}' is a file"
     elif not os.access(standing, os.W_OK | os.X_OK):
         yield key, f"'{path}' cannot be written: no permission in '{standing}'"
@@ -99,4 +115,6 @@ def _writable(key: Key, path: Path) -> Iterator[Lack]:
 
 def _near(path: Path) -> str:
     parent = path.parent
-    return nearest(path.name, (p.name for p in parent.iterdir() if p.is_dir())) if parent.is_dir() else ""
+    return (
+        nearest(path.name, (p.name for p in parent.iterdir() if p.is_dir())) if os.path.isdir(parent) else ""
+    )

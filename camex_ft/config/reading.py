@@ -46,7 +46,7 @@ class Dumper(yaml.SafeDumper):
 
 
 def _quoted(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
-    # YAML takes these three for line breaks and would read them back as a space or "\\n" unless they are escaped.
+    # To YAML these three are line breaks: unless they are escaped, a space or an ordinary line break comes back.
     style = '"' if any(char in text for char in "\x85\u2028\u2029") else None
     return dumper.represent_scalar(TAG + "str", text, style=style)
 

@@ -6,6 +6,7 @@ The models hold what was written and the defaults; what follows from the profile
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -88,7 +89,7 @@ class DataConfig(Section):
     @property
     def path(self) -> Path | None:
         """`dir` as a path, with ``~`` expanded."""
-        return None if self.dir is None else Path(self.dir).expanduser()
+        return None if self.dir is None else Path(os.path.expanduser(self.dir))
 
 
 class CurvatureConfig(Section):
@@ -232,7 +233,7 @@ class OutputConfig(Section):
     @property
     def path(self) -> Path:
         """`dir` as a path, with ``~`` expanded."""
-        return Path(self.dir).expanduser()
+        return Path(os.path.expanduser(self.dir))
 
 
 class Config(Section):

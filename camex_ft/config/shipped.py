@@ -6,7 +6,7 @@ the same names work from a checkout and from an installation.
 
 from __future__ import annotations
 
-import os.path
+import os
 import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -42,16 +42,21 @@ def list_configs() -> list[Shipped]:
 def find_config(name: str | Path, *, beside: Path | None = None) -> Path:
     """Return the file that `name` means: a path (from the folder `beside`, if given), else a shipped configuration.
 
-    A shipped configuration may be named with or without ``.yaml`` and ``configs/``. What is nowhere is returned as the
-    path that it would be, for the reader to report.
+    A shipped configuration goes by its name, or by its path in the checkout: ``glue`` or ``configs/glue.yaml``, never
+    ``glue.yaml``, which is a file of the user's. What is nowhere is returned as the path that it would be, for the
+    reader to report.
     """
-    path = Path(name).expanduser()
-    path = path if beside is None or path.is_absolute() else Path(_normal(beside / path))
-    if path.exists() or Path(name).is_absolute():
+    path = expand(name)
+    path = path if beside is None or path.is_absolute() else Path(os.path.normpath(beside / path))
+    named = not str(name).endswith(SUFFIX) or str(name).startswith("configs/")
+    if os.path.isfile(path) or not named:
         return path
-    shipped = ROOT / _short(str(name))
-    shipped = shipped.with_name(shipped.name + SUFFIX)
-    return _relative(shipped) if shipped.is_file() and ROOT in Path(_normal(shipped)).parents else path
+    return _shipped(str(name)) or path
+
+
+def expand(path: str | Path) -> Path:
+    """Return `path` with a leading ``~`` expanded, if there is such a home."""
+    return Path(os.path.expanduser(path))
 
 
 def copy_config(name: str, destination: str | Path) -> Path:
@@ -60,8 +65,8 @@ def copy_config(name: str, destination: str | Path) -> Path:
     Raises:
         UserError: there is no such configuration, the target exists, or it can't be written.
     """
-    source, target = find_config(name), Path(destination).expanduser()
-    if not source.is_file():
+    source, target = _shipped(name), expand(destination)
+    if source is None:
         raise UserError(f"there is no configuration '{name}'.{suggest(name)} See `camex-ft ls configs`.")
     target = target / source.name if target.is_dir() else target
     if target.exists():
@@ -92,8 +97,9 @@ def _header(path: Path) -> str:
     return first.lstrip("# ").strip() if first.startswith("#") else ""
 
 
-def _normal(path: Path) -> str:
-    return os.path.normpath(path)
+def _shipped(name: str) -> Path | None:
+    path = Path(os.path.normpath(ROOT / (_short(name) + SUFFIX)))
+    return _relative(path) if os.path.isfile(path) and ROOT in path.parents else None
 
 
 def _relative(path: Path) -> Path:

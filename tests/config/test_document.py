@@ -21,11 +21,16 @@ def test_the_page_is_fresh():
 
 @pytest.mark.parametrize("key", [".".join(key) for key, section in section_keys() if section is None])
 def test_every_key_has_a_row_with_type_default_and_meaning(key):
-    (row,) = [line for line in document().splitlines() if line.startswith(f"| `{key}` |")]
+    tables = document().partition("## Top level")[2].splitlines()
+    (row,) = [line for line in tables if line.startswith(f"| `{key}` |")]
     cells = [cell.strip() for cell in row.strip("|").split(" | ")]
     assert len(cells) == 4
     assert all(cells)
     assert cells[3].endswith(".")
+
+
+def test_the_page_shows_what_the_profiles_set():
+    assert "| `merging.experts` | `7` | `4` |" in document()
 
 
 def test_the_example_on_the_page_is_valid(write):

@@ -315,6 +315,13 @@ def test_a_shipped_configuration_is_found_by_name_and_the_nearest_is_named(folde
     assert load_config("protocols/smear").merging.protocol == "smear"
     assert load_config("configs/protocols/smear.yaml").merging.protocol == "smear"
     assert "Did you mean 'protocols/smear'?" in only("protocols/smaer")
+    Path("glue").mkdir()  # as a folder of data may be called
+    assert load_config("glue").task.suite == "glue"
+
+
+def test_a_missing_file_is_not_replaced_by_a_shipped_one_of_its_name(write):
+    assert only("glue.yaml") == "glue.yaml: there is no such file. Did you mean 'glue'?"
+    assert "glue.yaml: there is no such file." in only(write("extends: glue.yaml\n"))
 
 
 def test_what_has_no_effect_is_noted(write):

@@ -63,7 +63,7 @@ def test_a_copy_says_the_same(folder, config):
 
 
 def test_copies_go_to_files_and_folders_and_never_over_a_file(folder):
-    assert copy_config("protocols/ties.yaml", ".") == Path("ties.yaml")
+    assert copy_config("protocols/ties", ".") == Path("ties.yaml")
     assert copy_config("configs/protocols/ties.yaml", "other.yaml") == Path("other.yaml")
     Path("other.yaml").write_text("mine")
     with pytest.raises(UserError, match=r"other\.yaml exists already"):
