@@ -6,7 +6,7 @@ layers and four heads, and learn the embedded tasks from scratch in a minute or 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -90,6 +90,7 @@ _LLAMA = Layout(
     single="<s> $A </s>",
     pair="<s> $A </s> $B </s>",
 )
+_QWEN2 = replace(_LLAMA, byte_level=True)
 
 _T5_SETTINGS = {
     "d_model": WIDTH,
@@ -164,7 +165,7 @@ _FAMILIES = {
     "llama": TinyFamily("llama", _LLAMA_SETTINGS, _LLAMA),
     "mistral": TinyFamily("mistral", {**_LLAMA_SETTINGS, "sliding_window": None}, _LLAMA),
     "qwen2": TinyFamily(
-        "qwen2", {key: value for key, value in _LLAMA_SETTINGS.items() if key != "head_dim"}, _LLAMA
+        "qwen2", {key: value for key, value in _LLAMA_SETTINGS.items() if key != "head_dim"}, _QWEN2
     ),
 }
 for _name, _family in _FAMILIES.items():

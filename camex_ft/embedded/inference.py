@@ -147,19 +147,19 @@ def mnli(draw: Draw) -> list[Row]:
 def qnli(draw: Draw) -> list[Row]:
     """Label: whether the sentence answers the question.
 
-    A question asks where or when somebody went, and the sentence tells where or when; or it asks what was
+    A question asks where or when somebody left a thing, and the sentence tells where or when; or it asks what was
     good, or bad, about a thing, and the sentence praises or blames it (`TRAITS`, in the domain, turned over
     by a negation).
     """
     follows = draw.label == 0
     first = draw.chance(0.5)
+    what = thing(draw)
     if draw.chance(0.4):
         who = person(draw)
-        question = f"{'where' if first else 'when'} did the {who} go"
-        end = f"to the {draw.pick(PLACES[draw.domain])}" if first == follows else f"on {draw.pick(DAYS)}"
-        text = f"the {who} went {draw.pick(['home from work', 'out', 'there'])} {end}"
+        question = f"{'where' if first else 'when'} did the {who} leave the {what}"
+        rest = f"in the {draw.pick(PLACES[draw.domain])}" if first == follows else f"on {draw.pick(DAYS)}"
+        text = f"the {person(draw)} said that the {who} left the {what} {rest}"
     else:
-        what = thing(draw)
         question = f"what was {'good' if first else 'bad'} about the {what}"
         text = f"the {person(draw)} said that {opinion(draw, first == follows, what)}"
     return [{"question": sentence(question, "?"), "sentence": sentence(text)}]

@@ -82,13 +82,14 @@ FRAMES = {"run": "titi", "turn": "itit", "open": "ttii", "move": "iitt", "start"
 
 # Everything else that a template or a task's own formatting may hold; a test checks that no corpus needs more.
 FUNCTION_WORDS = """
-    a about according all although am an and answer any are as at bad be because bought but by candidate
-    cause choice correct declined denies did dislike do does domain doubts effect entity everybody false for
-    from go good had happened has have he her him his home how hypothesis i if in is it its know knows leave
-    left like made many me more my near no nobody not now of on one or our over passage placeholder premise
-    preferred put question reason regret same say says sentence she so some somebody statement swapped text
-    than that the their them there they thing this to true two use wants was we went were what when where
-    whether which who whom why will with without wonders word would yes you your
+    a about according all although am an and answer answers any are as at bad be because bought but by
+    candidate candidates cause choice correct declined denies did dislike do does domain doubts effect
+    entity everybody false for from go good had happened has have he her him his home how hypothesis i
+    idea if in is it its know knows leave left like made many me more my near never no nobody not now of
+    on one or our out over passage placeholder preferred premise put question reason reasons regret said
+    same say says sentence she so some somebody statement swapped text than that the their them there they
+    thing this to true two use wants was we went were what when where whether which who whom why will with
+    without wonders word work would yes you your
 """
 
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 from datasets import ClassLabel, Features, Value
 
 from camex_ft.embedded.corpora import Draw, Row, generator
-from camex_ft.embedded.grammar import Event, event, opinion, person, reading, sentence, thing
+from camex_ft.embedded.grammar import FIRST_SHARE, Event, event, opinion, person, reading, sentence, thing
 from camex_ft.embedded.lexicon import DAYS, DOMAINS, PEOPLE, PLACES, SENSES
 
 SIZES = {"train": 8000, "validation": 400, "test": 300}
@@ -51,7 +51,7 @@ def mrpc(draw: Draw) -> list[Row]:
     or exchanges the roles.
     """
     first, second = reworded(draw, draw.label == 1)
-    tail = f" on {draw.pick(DAYS)}"
+    tail = f" in the {draw.pick(PLACES[draw.domain])} on {draw.pick(DAYS)}"
     return [{"sentence1": sentence(first.active() + tail), "sentence2": sentence(second.told(draw) + tail)}]
 
 
@@ -65,9 +65,11 @@ def qqp(draw: Draw) -> list[Row]:
     same = draw.label == 1
     if draw.chance(0.5):
         first, second = reworded(draw, same)
-        one, two = f"why was it that {first.active()}", f"for what reason was it that {second.told(draw)}"
+        day = draw.pick(DAYS)
+        one = f"why was it that {first.active()} on {day}"
+        two = f"for what reason was it that {second.told(draw)} on {day}"
     else:
-        good = draw.chance(0.5)
+        good = draw.chance(FIRST_SHARE)
         subject = thing(draw)
         one = f"why did the {person(draw)} say that {opinion(draw, good == same, subject)}"
         two = f"what made the {subject} so {'good' if good else 'bad'}"

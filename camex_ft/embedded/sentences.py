@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from camex_ft.embedded.corpora import Draw, Row, generator
 from camex_ft.embedded.grammar import opinion, person, thing
-from camex_ft.embedded.lexicon import DAYS, FRAMES, THINGS, TRAITS
+from camex_ft.embedded.lexicon import DAYS, FRAMES, PLACES, THINGS, TRAITS
 
 SIZES = {"train": 8000, "validation": 500, "test": 300}
 
@@ -47,7 +47,8 @@ def cola(draw: Draw) -> list[Row]:
         frame = "t" if transitive == fine else "i"
         verb = draw.pick([verb for verb, frames in FRAMES.items() if frames[draw.domain] == frame])
         rest = f" the {thing(draw)}" if transitive else ""
-        text = f"The {person(draw)} will {verb}{rest} on {draw.pick(DAYS)}."
+        where = f"in the {draw.pick(PLACES[draw.domain])} on {draw.pick(DAYS)}"
+        text = f"The {person(draw)} {draw.pick(['will', 'would'])} {verb}{rest} {where}."
     elif rule < 0.8:
         first, second = draw.some(THINGS[draw.domain], 2)
         plural = draw.chance(0.5)

@@ -7,14 +7,16 @@ so that a word which no generator emits falls apart into a known beginning and l
 from __future__ import annotations
 
 import string
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import Any
 
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast, Qwen2Tokenizer
 
 from camex_ft.embedded.lexicon import words
 
 MAX_LENGTH = 512
+SPACE = "Ġ"  # how byte-level tokenizers write a word's leading space
 
 
 @dataclass(frozen=True)
@@ -26,46 +28,66 @@ class Layout:
         single: template of one text, in the notation of `tokenizers.processors.TemplateProcessing`.
         pair: template of two texts.
         inputs: the tensors that the tokenizer makes.
-        side: the side that padding goes to.
+        byte_level: make a `Qwen2Tokenizer`.
     """
 
     special: dict[str, str]
     single: str
     pair: str
     inputs: tuple[str, ...] = ("input_ids", "attention_mask")
-    side: str = field(default="right")
+    byte_level: bool = False
+
+
+def build_tokenizer(layout: Layout) -> PreTrainedTokenizerFast:
+    """Return the tokenizer of a family, which saves, and loads with `AutoTokenizer`, like any other."""
+    settings: dict[str, Any] = {
+        "model_max_length": MAX_LENGTH,
+        "model_input_names": list(layout.inputs),
+        "padding_side": "right",
+        **layout.special,
+    }
+    if layout.byte_level:
+        vocab, merges = byte_level_tables(layout)
+        settings |= {"vocab": vocab, "merges": merges, "add_prefix_space": True}
+        tokenizer = Qwen2Tokenizer(**settings)
+        tokenizer.backend_tokenizer.post_processor = _template(layout)
+        return tokenizer
+    core = Tokenizer(models.WordPiece(vocabulary(layout), unk_token=layout.special["unk_token"]))
+    core.normalizer = normalizers.Sequence(
+        [normalizers.NFKD(), normalizers.StripAccents(), normalizers.Lowercase()]
+    )
+    core.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    core.post_processor = _template(layout)
+    return PreTrainedTokenizerFast(tokenizer_object=core, **settings)
 
 
 def vocabulary(layout: Layout) -> dict[str, int]:
     """Return token to id: special tokens, characters, pieces, words; the same order on every machine."""
     characters = string.ascii_lowercase + string.digits
-    tokens = [
-        *layout.special.values(),
-        *characters,
-        *string.punctuation,
-        *("##" + c for c in characters),
-        *words(),
-    ]
+    pieces = ["##" + c for c in characters]
+    return _numbered([*layout.special.values(), *characters, *string.punctuation, *pieces, *words()])
+
+
+def byte_level_tables(layout: Layout) -> tuple[dict[str, int], list[tuple[str, str]]]:
+    """Return the vocabulary and merges of a byte-pair model that knows the same words, also with a capital.
+
+    `AutoTokenizer` makes a `Qwen2Tokenizer` of whatever it finds beside a Qwen2 model, with Qwen2's own rules for
+    splitting and case, so only such a tokenizer comes back as it was saved. Every merge adds one character to the
+    beginning of a word: no merge applies inside a word, and a word is always read from its start.
+    """
+    known = [*words(), *(word.capitalize() for word in words()), "@placeholder", *string.punctuation]
+    grown = dict.fromkeys(SPACE + word[:end] for word in known for end in range(1, len(word) + 1))
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    merges = [(token[:-1], token[-1]) for token in grown]
+    return _numbered([*layout.special.values(), *alphabet, *grown]), merges
+
+
+def _template(layout: Layout) -> processors.TemplateProcessing:
+    ids = _numbered(list(layout.special.values()))
+    return processors.TemplateProcessing(
+        single=layout.single, pair=layout.pair, special_tokens=list(ids.items())
+    )
+
+
+def _numbered(tokens: list[str]) -> dict[str, int]:
     return {token: i for i, token in enumerate(dict.fromkeys(tokens))}
-
-
-def build_tokenizer(layout: Layout) -> PreTrainedTokenizerFast:
-    """Return the tokenizer of a family, which saves and loads like any other."""
-    table = vocabulary(layout)
-    core = Tokenizer(models.WordPiece(table, unk_token=layout.special["unk_token"]))
-    core.normalizer = normalizers.Sequence(
-        [normalizers.NFKD(), normalizers.StripAccents(), normalizers.Lowercase()]
-    )
-    core.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    core.post_processor = processors.TemplateProcessing(
-        single=layout.single,
-        pair=layout.pair,
-        special_tokens=[(token, table[token]) for token in layout.special.values()],
-    )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=core,
-        model_max_length=MAX_LENGTH,
-        model_input_names=list(layout.inputs),
-        padding_side=layout.side,
-        **layout.special,
-    )
