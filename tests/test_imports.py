@@ -27,9 +27,8 @@ LAYERS = (
     ("training",),
     ("results",),
     ("reporting",),
-    ("reporting",),
     ("pipeline",),
-    ("listing", "doctor"),
+    ("listing", "doctor", "document_protocols"),
     ("cli", "__main__"),
     ("",),  # camex_ft/__init__.py: the public API
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import types
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from pydantic.fields import FieldInfo
@@ -98,7 +98,8 @@ def _table(title: str, section: type[Section], above: tuple[str, ...]) -> str:
         if not (isinstance(kind, type) and issubclass(kind, Section)):
             meaning = (field.description or "").replace("|", "\\|")
             key = ".".join((*above, name))
-            lines.append(f"| `{key}` | {_type(field)} | `{_default(field)}` | {meaning} |")
+            words = type_words(kind, field.metadata)
+            lines.append(f"| `{key}` | {words} | `{_default(field)}` | {meaning} |")
     text = "\n".join(lines) + "\n"
     if above == ("training",):
         rows = (f"| `training.{key}` | {reason} |" for key, reason in OWNED.items())
@@ -106,10 +107,15 @@ def _table(title: str, section: type[Section], above: tuple[str, ...]) -> str:
     return text
 
 
-def _type(field: FieldInfo) -> str:
-    kinds = [kind for kind in _kinds(field.annotation) if kind]
-    bounds = [text for part in _metadata(field) for text in _bounds(part)]
-    return ", ".join([" or ".join(kinds), *dict.fromkeys(bounds)])
+def type_words(hint: Any, metadata: Iterable[Any] = ()) -> str:
+    """Return an annotation in words, with its bounds: "number, more than 0, at most 1".
+
+    Args:
+        hint: the annotation; bounds on it or on a member of its union are found.
+        metadata: bounds that were taken off it, as pydantic does.
+    """
+    bounds = [text for part in (*metadata, *_metadata(hint)) for text in _bounds(part)]
+    return ", ".join([" or ".join(_kinds(hint)), *dict.fromkeys(bounds)])
 
 
 def _kinds(hint: Any) -> Iterator[str]:
@@ -128,10 +134,9 @@ def _kinds(hint: Any) -> Iterator[str]:
         yield names.get(hint, "mapping")
 
 
-def _metadata(field: FieldInfo) -> Iterator[Any]:
-    """Yield bounds, which sit on the field, or on a member of its union."""
-    yield from field.metadata
-    for member in (field.annotation, *typing.get_args(field.annotation)):
+def _metadata(hint: Any) -> Iterator[Any]:
+    """Yield the bounds on an annotation, or on a member of its union."""
+    for member in (hint, *typing.get_args(hint)):
         if typing.get_origin(member) is typing.Annotated:
             for part in typing.get_args(member)[1:]:
                 yield from part.metadata if isinstance(part, FieldInfo) else (part,)

@@ -80,7 +80,7 @@ class DataConfig(Section):
     )
     train_rows: Count | None = Field(default=None, description="Use the first N training rows; null: all.")
     eval_rows: Count | None = Field(
-        default=None, description="Use the first N rows of every other split; null: all."
+        default=None, description="Use the first N rows of each validation split; null: all."
     )
     seed: Annotated[int, Field(ge=0)] = Field(
         default=0, description="Seed of the embedded corpus; no effect elsewhere."
@@ -147,7 +147,8 @@ class UpcycleConfig(Section):
 
     layers: Layers = Field(
         default="all",
-        description="Layers of each stack that get experts: `all`, `every_other` (0, 2, 4, ...) or a list of numbers.",
+        description="Layers that get experts: `all`; `every_other`, in each stack every second one and so its last; or a "
+        "list of positions from 0, the decoder's after the encoder's.",
     )
     init: Literal["copy", "noise"] = Field(
         default="copy",

@@ -44,6 +44,7 @@ class Protocol:
         weigh: multiplier of domain vectors, or None where they are taken as they are.
         granularities: groups of tokens that may share routing weights.
         options: the protocol's own parameters: name to `inspect.Parameter`.
+        doc: docstring of the function that it was registered with: formula, convention, meaning of the options.
     """
 
     name: str
@@ -55,6 +56,7 @@ class Protocol:
     weigh: Weigh | None = None
     granularities: tuple[str, ...] = MERGED
     options: Mapping[str, inspect.Parameter] = field(default_factory=dict)
+    doc: str = ""
 
     @property
     def random(self) -> bool:
@@ -118,6 +120,7 @@ def protocol(
             weigh=weigh if form == "weights" and base else None,
             granularities=granularities,
             options=options,
+            doc=inspect.getdoc(weigh) or "",
         )
         PROTOCOLS.add(name, plain)
         if plain.base:
