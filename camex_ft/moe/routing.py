@@ -97,7 +97,8 @@ class Router(nn.Module):
         """Routing of `groups` first segments: the learned prior, the same for each; no noise."""
         if self.prior is None:
             raise ValueError("this router was made without a prior for first segments")
-        return self._route(self.prior.float().expand(groups, -1), None)
+        dtype = torch.promote_types(self.prior.dtype, torch.float32)
+        return self._route(self.prior.to(dtype).expand(groups, -1), None)
 
     def _route(self, logits: Tensor, pooled: Tensor | None) -> Routing:
         if self.noise is None or pooled is None or not self.training:
