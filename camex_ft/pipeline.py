@@ -5,8 +5,11 @@ from __future__ import annotations
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import datasets
+import transformers
+from accelerate import PartialState
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from camex_ft import config, upcycling
@@ -21,8 +24,8 @@ from camex_ft.tasks.base import Task
 from camex_ft.tasks.encode import collator, encode
 from camex_ft.tasks.prepared import Prepared
 from camex_ft.training.arguments import training_arguments
-from camex_ft.training.checkpoints import choose
-from camex_ft.training.history import HistoryCallback
+from camex_ft.training.checkpoints import choose, step_of
+from camex_ft.training.history import HistoryCallback, only_metrics
 from camex_ft.training.trainer import CamexTrainer
 
 MODEL = "model"
@@ -45,18 +48,20 @@ def run(given: Config, *, force: bool = False) -> Record:
         UserError: the input is at fault; as far as possible before a model is built.
     """
     started = time.time()
+    quieten()
     settled, reason = resolve(given)
-    print(reason, flush=True)
+    say(reason)
     task: Task = TASKS.get(settled.task.id)
     splits = load_splits(settled, task)
     digest = sources.fingerprint(splits)
     folder = RunFolder.create(settled.output.path, _run_name(settled, digest))
     done = None if force else find_done(folder)
     if done is not None:
-        print(f"{folder.path.name} is done already; --force (make: FORCE=1) runs it again")
-        print_summary(done, folder.path)
+        say(f"{folder.path.name} is done already; --force (make: FORCE=1) runs it again")
+        close(done, folder)
         return done
 
+    training_arguments(settled.training, output=folder.checkpoints, best=None)  # its faults, before any work
     set_seed(settled.training.seed)
     model, tokenizer = load_model(settled, task)
     data = Prepared.make(task, splits, tokenizer, max_length=settled.task.max_length)
@@ -66,13 +71,34 @@ def run(given: Config, *, force: bool = False) -> Record:
         name=folder.path.name, started=started, reason=reason, data_sha256=digest, samples_per_second=speed
     )
     record = make_record(settled, data, trainer, facts)
-    trainer.save_model(str(folder.path / MODEL))
-    if settled.task.predict:
-        write_predictions(trainer, data, folder.path / PREDICTIONS)
-    folder.write_record(record)
-    folder.drop_checkpoints()
-    print_summary(record, folder.path)
+    predictions = make_predictions(trainer, data) if settled.task.predict else {}
+    if trainer.is_world_process_zero():
+        model.save_pretrained(folder.path / MODEL)
+        tokenizer.save_pretrained(folder.path / MODEL)
+        for split, made in predictions.items():
+            task.submission(made, data.rows[split], folder.path / PREDICTIONS / task.files[split])
+        folder.write_record(record)
+        folder.drop_checkpoints()
+    close(record, folder)
     return record
+
+
+def say(text: str) -> None:
+    """Print a line, in the main process alone."""
+    if PartialState().is_main_process:
+        print(text, flush=True)
+
+
+def close(record: Record, folder: RunFolder) -> None:
+    """Print the closing summary, in the main process alone."""
+    if PartialState().is_main_process:
+        print_summary(record, folder.path)
+
+
+def quieten() -> None:
+    """Leave the terminal to training's own progress: no bars for what takes a moment."""
+    transformers.utils.logging.disable_progress_bar()
+    datasets.disable_progress_bars()
 
 
 def evaluate(run_folder: Path | str) -> dict[str, float]:
@@ -81,12 +107,14 @@ def evaluate(run_folder: Path | str) -> dict[str, float]:
     Raises:
         UserError: there is no finished run there, or its data is gone.
     """
-    settled, task, model, tokenizer = load_run(run_folder)
+    quieten()
+    settled, task = read_run(run_folder)
+    model, tokenizer = load_trained(run_folder)
     data = Prepared.make(task, load_splits(settled, task), tokenizer, max_length=settled.task.max_length)
     with tempfile.TemporaryDirectory() as scratch:
         trainer = make_trainer(settled, data, model, tokenizer, RunFolder(Path(scratch)))
         found = trainer.evaluate()
-    return {k.removeprefix("eval_"): v for k, v in found.items() if k != "epoch"}
+    return only_metrics(found)
 
 
 def predict(run_folder: Path | str, file: Path | str, out: Path | str | None = None) -> Path:
@@ -100,9 +128,11 @@ def predict(run_folder: Path | str, file: Path | str, out: Path | str | None = N
     Raises:
         UserError: there is no finished run there, or the file is missing or faulty.
     """
-    settled, task, model, tokenizer = load_run(run_folder)
+    quieten()
+    settled, task = read_run(run_folder)
     split = task.splits["test"][0]
     rows = task.rows(sources.load_file(task, file), split)
+    model, tokenizer = load_trained(run_folder)
     encoded = encode(rows, tokenizer, max_length=settled.task.max_length)
     data = Prepared(task, {split: rows}, {split: encoded})
     suffix = Path(task.files[split]).suffix
@@ -145,16 +175,21 @@ def load_model(settled: Config, task: Task) -> tuple[PreTrainedModel, PreTrained
     return model, tokenizer
 
 
-def load_run(run_folder: Path | str) -> tuple[Config, Task, PreTrainedModel, PreTrainedTokenizerBase]:
-    """Return a finished run's configuration, task, model and tokenizer; `UserError` if there is none."""
+def read_run(run_folder: Path | str) -> tuple[Config, Task]:
+    """Return a finished run's configuration and task; `UserError` if there is none."""
     folder = RunFolder(Path(run_folder))
     if find_done(folder) is None:
         raise UserError(
             f"{run_folder} holds no finished run; runs are in results/runs, each with a record.json"
         )
     settled = config.load_config(str(folder.config), [])
-    model = upcycling.load(folder.path / MODEL)
-    return settled, TASKS.get(settled.task.id), model, AutoTokenizer.from_pretrained(folder.path / MODEL)
+    return settled, TASKS.get(settled.task.id)
+
+
+def load_trained(run_folder: Path | str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Return a finished run's model, at its best epoch, and tokenizer."""
+    folder = Path(run_folder) / MODEL
+    return upcycling.load(folder), AutoTokenizer.from_pretrained(folder)
 
 
 def make_trainer(
@@ -188,25 +223,29 @@ def train(trainer: CamexTrainer, settled: Config, folder: RunFolder, *, anew: bo
     resume = "never" if anew else settled.training.resume
     checkpoint, notes = choose(resume, folder.checkpoints)
     for note in notes:
-        print(note)
-    if checkpoint is None:
-        folder.clear()
-    else:
-        print(f"going on from {checkpoint.name}", flush=True)
-        folder.rewind_history(int(checkpoint.name.rpartition("-")[2]))
-    folder.write_config(config.to_yaml(settled))
+        say(note)
+    with trainer.args.main_process_first(desc="preparing the run's folder"):
+        if trainer.is_world_process_zero():
+            if checkpoint is None:
+                folder.clear()
+            else:
+                folder.rewind_history(step_of(checkpoint))
+            folder.write_config(config.to_yaml(settled))
+    if checkpoint is not None:
+        say(f"going on from {checkpoint.name}")
     result = trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     return result.metrics.get("train_samples_per_second")
 
 
-def write_predictions(trainer: CamexTrainer, data: Prepared, folder: Path) -> None:
-    """Write the predictions of every test split in the benchmark's submission format."""
+def make_predictions(trainer: CamexTrainer, data: Prepared) -> dict[str, Any]:
+    """Return the predictions for every test split; `UserError` if there is none."""
     if not data.test:
-        raise UserError(f"task.predict: {data.task.id} has no test split here")
-    for split in data.test:
-        rows = data.rows[split]
-        predictions = data.task.predict(trainer.logits(data.encoded[split]), rows)
-        data.task.submission(predictions, rows, folder / data.task.files[split])
+        raise UserError(
+            f"task.predict: {data.task.id} has no test split here; expected one beside the others"
+        )
+    return {
+        split: data.task.predict(trainer.logits(data.encoded[split]), data.rows[split]) for split in data.test
+    }
 
 
 def _run_name(settled: Config, digest: str) -> str:

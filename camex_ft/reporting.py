@@ -17,14 +17,22 @@ from camex_ft.results.record import Cost, Data, LayerCurvature, LayerRouting, Me
 from camex_ft.results.routing import layer_routing
 from camex_ft.tasks.prepared import Prepared
 from camex_ft.training.cost import describe, devices, peak_memory_mb
-from camex_ft.training.history import best_and_last, epochs
+from camex_ft.training.history import best_and_last, epochs, only_metrics
 from camex_ft.training.monitor import curvature_statistics
 from camex_ft.training.trainer import CamexTrainer
 
 
 @dataclass(frozen=True, kw_only=True)
 class Facts:
-    """What a run knows of itself beside its trainer: when it began (seconds since 1970), why its profile, its data."""
+    """What a run knows of itself beside its trainer.
+
+    Attributes:
+        name: of its folder.
+        started: when it began, in seconds since 1970.
+        reason: which profile, and why, as `config.resolve` says it.
+        data_sha256: fingerprint of its data.
+        samples_per_second: of training.
+    """
 
     name: str
     started: float
@@ -45,7 +53,7 @@ def make_record(config: Config, data: Prepared, trainer: CamexTrainer, facts: Fa
         run=Run(
             name=facts.name,
             profile=cast(Any, config.profile),
-            profile_reason=facts.reason,
+            profile_reason=facts.reason.partition(": ")[2],
             status="done",
             started=datetime.fromtimestamp(facts.started, timezone.utc).isoformat(timespec="seconds"),
             seconds=time.time() - facts.started,
@@ -90,8 +98,7 @@ def _evaluate(data: Prepared, trainer: CamexTrainer) -> tuple[dict[str, float], 
     routing: dict[str, LayerRouting] = {}
     for name in data.validation:
         found = trainer.evaluate(name, metric_key_prefix=f"final_{name}")
-        kept = {k: v for k, v in found.items() if not k.endswith(("runtime", "per_second"))}
-        metrics.update({k.removeprefix("final_"): v for k, v in kept.items() if k.startswith("final_")})
+        metrics.update(only_metrics(found, prefix="final_"))
         if name == data.primary[0]:
             domains = data.domains(name)
             routing = {layer: layer_routing(s, domains) for layer, s in trainer.routing.items()}

@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import TrainingArguments
 
 from camex_ft.config import TrainingConfig
+from camex_ft.errors import UserError
 
 
 def training_arguments(training: TrainingConfig, *, output: Path, best: str | None) -> TrainingArguments:
@@ -17,16 +19,24 @@ def training_arguments(training: TrainingConfig, *, output: Path, best: str | No
         training: section of the configuration.
         output: where checkpoints go.
         best: name of the metric that chooses the best checkpoint, greater being better; None keeps the last one.
+
+    Raises:
+        UserError: the arguments contradict each other, or ask for what this machine has not.
     """
     given = training.arguments()
+    checkpointing = given.get("activation_checkpointing_kwargs") or {}
     defaults: dict[str, Any] = {
         "report_to": "none",
-        # every column is an input of the model: encoding dropped the others
-        "remove_unused_columns": False,
-        "gradient_checkpointing_kwargs": {"use_reentrant": False},
+        "remove_unused_columns": False,  # encoding left only inputs of the model
+        "dataloader_pin_memory": torch.cuda.is_available(),
     }
     if best is None:
         given["load_best_model_at_end"] = False
     else:
         defaults |= {"metric_for_best_model": best, "greater_is_better": True}
-    return TrainingArguments(output_dir=str(output), **{**defaults, **given})
+    # the reentrant kind would lose the balance loss
+    given["activation_checkpointing_kwargs"] = {"use_reentrant": False, **checkpointing}
+    try:
+        return TrainingArguments(output_dir=str(output), **{**defaults, **given})
+    except (ValueError, ImportError, TypeError) as error:
+        raise UserError(f"training: {error}") from error

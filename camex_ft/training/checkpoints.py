@@ -24,6 +24,12 @@ def checkpoints(folder: Path) -> list[Path]:
     return [path for _, path in sorted(found, reverse=True)]
 
 
+def step_of(checkpoint: Path) -> int:
+    """Return the optimizer step that a checkpoint was written at, from its state."""
+    state = json.loads((checkpoint / STATE).read_text(encoding="utf-8"))
+    return int(state["global_step"])
+
+
 def fault(checkpoint: Path) -> str | None:
     """Return what is wrong with a checkpoint folder, or None where it is whole."""
     for name in (STATE, *NEEDED):

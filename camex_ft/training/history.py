@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 EVAL = "eval_"
-TIMING = ("runtime", "samples_per_second", "steps_per_second")
+TIMING = ("runtime", "samples_per_second", "steps_per_second", "preparation_time")
 
 
 class HistoryCallback(TrainerCallback):
@@ -38,14 +38,21 @@ class Outcome(NamedTuple):
     last: float | None
 
 
+def only_metrics(entry: Mapping[str, Any], *, prefix: str = EVAL) -> dict[str, float]:
+    """Return the metrics of an evaluation's log entry, without the prefix and without timings."""
+    return {
+        k.removeprefix(prefix): v for k, v in entry.items() if k.startswith(prefix) and not k.endswith(TIMING)
+    }
+
+
 def epochs(log_history: Iterable[Mapping[str, Any]]) -> list[dict[str, float]]:
     """Return one entry an evaluation: step, epoch and the metrics of all data sets, without `eval_` and timings."""
     found: dict[int, dict[str, float]] = {}
     for entry in log_history:
-        metrics = {k.removeprefix(EVAL): v for k, v in entry.items() if k.startswith(EVAL)}
+        metrics = only_metrics(entry)
         if metrics:
             row = found.setdefault(entry["step"], {"step": entry["step"], "epoch": entry["epoch"]})
-            row.update({k: v for k, v in metrics.items() if not k.endswith(TIMING)})
+            row.update(metrics)
     return list(found.values())
 
 

@@ -5,7 +5,7 @@ All of it is read from the registries when tests are collected: a new protocol o
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
@@ -54,7 +54,7 @@ def shake(model: PreTrainedModel, scale: float = 0.2) -> PreTrainedModel:
     return model
 
 
-@lru_cache(maxsize=None)
+@cache
 def dense(model_type: str, head: str) -> PreTrainedModel:
     """Return a tiny dense model; shared, since upcycling copies."""
     return make(model_type, head, {})

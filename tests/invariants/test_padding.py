@@ -1,4 +1,4 @@
-"""Invariant 2: padding, or longer neighbours in the batch, change no real token's output, no gradient, no balance loss."""
+"""Invariant 2: padding, or longer neighbours, change no real token's output, no gradient, no balance loss."""
 
 from __future__ import annotations
 
