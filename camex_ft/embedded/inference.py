@@ -15,7 +15,7 @@ from camex_ft.embedded.grammar import (
 )
 from camex_ft.embedded.lexicon import DAYS, DEEDS, PEOPLE, PLACES
 
-SIZES = {"train": 8000, "validation": 400, "test": 300}
+SIZES = {"train": 16000, "validation": 400, "test": 300}
 TWO = ["entailment", "not_entailment"]
 THREE = ["entailment", "neutral", "contradiction"]
 
@@ -99,7 +99,7 @@ def axg(draw: Draw) -> list[Row]:
     columns=["premise", "hypothesis"],
     labels=THREE,
     sizes={
-        "train": 8000,
+        "train": 16000,
         **dict.fromkeys(["validation_matched", "validation_mismatched"], 400),
         **dict.fromkeys(["test_matched", "test_mismatched"], 300),
     },

@@ -10,7 +10,7 @@ from camex_ft.embedded.corpora import Draw, Row, generator
 from camex_ft.embedded.grammar import FIRST_SHARE, Event, event, opinion, person, reading, sentence, thing
 from camex_ft.embedded.lexicon import DAYS, DOMAINS, PEOPLE, PLACES, SENSES
 
-SIZES = {"train": 8000, "validation": 400, "test": 300}
+SIZES = {"train": 16000, "validation": 400, "test": 300}
 STSB = Features(
     {
         "sentence1": Value("string"),

@@ -47,7 +47,7 @@ def shuffled(draw: Draw, clauses: list[str]) -> str:
     "superglue/boolq",
     columns=["question", "passage"],
     labels=["False", "True"],
-    sizes={"train": 8000, "validation": 400, "test": 300},
+    sizes={"train": 16000, "validation": 400, "test": 300},
 )
 def boolq(draw: Draw) -> list[Row]:
     """Label: whether the answer to the question is yes.
@@ -75,7 +75,7 @@ def multirc_numbers(places: list[tuple[int, int]]) -> list[Any]:
 
 @generator(
     "superglue/multirc",
-    sizes={"train": 3000, "validation": 150, "test": 100},
+    sizes={"train": 6000, "validation": 150, "test": 100},
     features=MULTIRC,
     classes=2,
     number=multirc_numbers,
@@ -107,7 +107,7 @@ def record_numbers(places: list[tuple[int, int]]) -> list[Any]:
 
 @generator(
     "superglue/record",
-    sizes={"train": 4000, "validation": 200, "test": 150},
+    sizes={"train": 8000, "validation": 200, "test": 150},
     features=RECORD,
     classes=2,
     number=record_numbers,

@@ -8,7 +8,7 @@ from camex_ft.embedded.corpora import Draw, Row, generator
 from camex_ft.embedded.grammar import FIRST_SHARE, opinion, person, predicate, sentence, thing, verdict
 from camex_ft.embedded.lexicon import THINGS
 
-SIZES = {"train": 8000, "validation": 400, "test": 300}
+SIZES = {"train": 16000, "validation": 400, "test": 300}
 WSC = Features(
     {
         "text": Value("string"),
@@ -71,7 +71,7 @@ def wsc(draw: Draw) -> list[Row]:
     "superglue/copa",
     columns=["premise", "choice1", "choice2", "question"],
     labels=["choice1", "choice2"],
-    sizes={"train": 4000, "validation": 300, "test": 200},
+    sizes={"train": 8000, "validation": 300, "test": 200},
 )
 def copa(draw: Draw) -> list[Row]:
     """Label: which of two choices is the cause, or the effect, of the premise.

@@ -6,10 +6,13 @@ from camex_ft.embedded.corpora import Draw, Row, generator
 from camex_ft.embedded.grammar import opinion, person, thing
 from camex_ft.embedded.lexicon import DAYS, FRAMES, PLACES, THINGS, TRAITS
 
-SIZES = {"train": 8000, "validation": 500, "test": 300}
 
-
-@generator("glue/sst2", columns=["sentence"], labels=["negative", "positive"], sizes=SIZES)
+@generator(
+    "glue/sst2",
+    columns=["sentence"],
+    labels=["negative", "positive"],
+    sizes={"train": 16000, "validation": 500, "test": 300},
+)
 def sst2(draw: Draw) -> list[Row]:
     """Label: whether the sentence praises its subject.
 
@@ -32,7 +35,12 @@ def sst2(draw: Draw) -> list[Row]:
     return [{"sentence": text}]
 
 
-@generator("glue/cola", columns=["sentence"], labels=["unacceptable", "acceptable"], sizes=SIZES)
+@generator(
+    "glue/cola",
+    columns=["sentence"],
+    labels=["unacceptable", "acceptable"],
+    sizes={"train": 8000, "validation": 500, "test": 300},
+)
 def cola(draw: Draw) -> list[Row]:
     """Label: whether the sentence keeps the rules of grammar; a row that does not breaks one.
 
