@@ -51,9 +51,9 @@ def transform(experts: Tensor, base: Tensor | None, keep: Keep | None, factors: 
 
 
 def transform_backward(
-    grad: Tensor, experts: Tensor, base: Tensor, keep: Keep | None, factors: Factors | None
+    grad: Tensor, experts: Tensor, base: Tensor, keep: Keep | None, factors: Factors | None, *, learn: bool
 ) -> tuple[Tensor, Factors | None]:
-    """Pull dT back through mask and curvature: return (dtau [N, out, in], d factors)."""
+    """Pull dT back through mask and curvature: return (dtau [N, out, in], d factors if they `learn`)."""
     if keep is None and factors is None:
         return grad, None
     tau = experts - base
@@ -62,6 +62,8 @@ def transform_backward(
         grad = grad * kept
     if factors is None:
         return grad, None
+    if not learn:
+        return curve(grad, Factors(*(f.mT for f in factors))), None  # M_i^T dT_i
     total = torch.zeros_like(tau)
     terms = []
     tau.requires_grad_()
@@ -150,11 +152,12 @@ def mix_backward(
     """Return the gradients of `mix_forward`; `needs` holds a tensor of zeros to add to for each one wanted."""
     for i, vector in enumerate(vectors):
         s = weights[:, i : i + 1].to(x.dtype)  # [M, 1]
-        back = dy @ vector.to(x.dtype)  # dy T_i [M, in]
-        if needs.x is not None:
-            needs.x.addcmul_(back, s, value=alpha)
-        if needs.weights is not None:
-            needs.weights[:, i] = alpha * (back * x).sum(-1)
+        if needs.x is not None or needs.weights is not None:
+            back = dy @ vector.to(x.dtype)  # dy T_i [M, in]
+            if needs.x is not None:
+                needs.x.addcmul_(back, s, value=alpha)
+            if needs.weights is not None:
+                needs.weights[:, i] = alpha * (back * x).sum(-1)
         if needs.vectors is not None:
             needs.vectors[i] = alpha * (dy.mT @ (x * s))
     if base is not None and needs.x is not None:
@@ -212,7 +215,9 @@ class MergedLinear(torch.autograd.Function):
         del vectors
         dexperts, dfactors = needs.vectors, None
         if base is not None and needs.vectors is not None:
-            dexperts, dfactors = transform_backward(needs.vectors, experts, base, ctx.keep, factors)
+            dexperts, dfactors = transform_backward(
+                needs.vectors, experts, base, ctx.keep, factors, learn=curved
+            )
             if needs.base is not None:
                 needs.base.sub_(dexperts.sum(0))
         dfactors_out = tuple(dfactors) if dfactors is not None else (None,) * len(saved)
