@@ -30,8 +30,8 @@ domain vectors, `s_i` the routing weights, `alpha` the step size `merging.alpha`
 
     E_hat = E_m + alpha * sum_i s_i keep_i * M_i tau_i
 
-A name that ends in `-ca` is the same protocol with curvature; without it, `M_i` is the identity. What a protocol does to
-a weight matrix it does to the bias as well.
+A name that ends in `-ca` is the same protocol with curvature; without it, `M_i` is the identity. What a protocol does
+to a weight matrix it does to the bias as well.
 
 """
 FORMS = {

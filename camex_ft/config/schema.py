@@ -147,8 +147,8 @@ class UpcycleConfig(Section):
 
     layers: Layers = Field(
         default="all",
-        description="Layers that get experts: `all`; `every_other`, in each stack every second one and so its last; or a "
-        "list of positions from 0, the decoder's after the encoder's.",
+        description="Layers that get experts: `all`; `every_other`, in each stack every second one and so its last; "
+        "or a list of positions from 0, the decoder's after the encoder's.",
     )
     init: Literal["copy", "noise"] = Field(
         default="copy",
