@@ -65,7 +65,7 @@ class Pass:
 class _Local(threading.local):
     def __init__(self) -> None:
         self.stack: list[Pass] = []
-        self.depth = 0
+        self.entered: list[nn.Module] = []
         self.last: Pass | None = None
 
 
@@ -113,8 +113,12 @@ class RoutingContext:
             self._local.stack.pop()
 
     def _before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self._local.depth += 1
-        if self._local.depth == 1:
+        entered = self._local.entered
+        if any(module is other for other in entered):  # an interrupted pass: only `Exception` runs the forward hooks
+            entered.clear()
+            self._local.stack.clear()
+        entered.append(module)
+        if len(entered) == 1:
             self._local.stack.append(Pass())  # for `_after`, which also runs where reading fails
             arguments = inspect.signature(module.forward).bind_partial(*args, **kwargs).arguments
             arguments.update(arguments.pop("kwargs", {}))
@@ -123,8 +127,8 @@ class RoutingContext:
                 self._wrap_checkpointing(module)
 
     def _after(self, *_: Any) -> None:
-        self._local.depth -= 1
-        if self._local.depth == 0:
+        self._local.entered.pop()
+        if not self._local.entered:
             self._local.last = self._local.stack.pop()
 
     def _encoded(self, module: nn.Module, args: Any, output: Any) -> None:
