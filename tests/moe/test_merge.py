@@ -19,7 +19,6 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from camex_ft.moe import merge
-from camex_ft.moe.context import Pass
 from camex_ft.moe.curvature import Curvature, Factors
 from camex_ft.moe.granularity import Grouping
 from camex_ft.moe.merge import merged_linear
@@ -277,11 +276,3 @@ def test_a_multiplier_that_is_one_everywhere_may_be_none() -> None:
     ones = merged_linear(*given[:4], keep=torch.ones_like, factors=given.factors)
     assert torch.equal(merged_linear(*given[:4], keep=lambda tau: None, factors=given.factors), ones)
     assert torch.equal(merged_linear(*given[:4], keep=None, factors=given.factors), ones)
-
-
-def test_layers_run_outside_of_a_model() -> None:
-    """Without a context around it a layer takes every token as real."""
-    layer, x = layer_of(settings("ties-ca")).eval(), tokens(2, 4)
-    with layer.context.open(Pass()):
-        inside = layer(x)
-    assert torch.equal(layer(x), inside)
