@@ -84,14 +84,19 @@ def load(path: str | Path) -> PreTrainedModel:
         raise UserError(f"{folder}: its config.json is not usable: {str(error).splitlines()[0]}") from error
     try:
         loaded: Any = _with_experts(plain).from_pretrained(
-            folder, config=config, use_safetensors=True, dtype="auto", output_loading_info=True
+            folder,
+            config=config,
+            use_safetensors=True,
+            dtype="auto",
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are reported below, by name
         )
     except UserError:
         raise
     except Exception as error:  # safetensors, transformers and the file system each raise their own
         raise UserError(f"{folder}: its weights cannot be read: {str(error).splitlines()[0]}") from error
     model, info = loaded
-    wrong = [*info["missing_keys"], *info["unexpected_keys"], *(str(k) for k in info["mismatched_keys"])]
+    wrong = [*info["missing_keys"], *info["unexpected_keys"], *(k[0] for k in info["mismatched_keys"])]
     if wrong:
         raise UserError(
             f"{folder}: the checkpoint is incomplete or of another model: {len(wrong)} weights do not "
