@@ -152,14 +152,14 @@ def qnli(draw: Draw) -> list[Row]:
     by a negation).
     """
     follows = draw.label == 0
-    first = draw.chance(0.5)
     what = thing(draw)
-    if draw.chance(0.4):
-        who = person(draw)
+    if draw.chance(0.3):
+        who, first = person(draw), draw.chance(0.5)
         question = f"{'where' if first else 'when'} did the {who} leave the {what}"
         rest = f"in the {draw.pick(PLACES[draw.domain])}" if first == follows else f"on {draw.pick(DAYS)}"
         text = f"the {person(draw)} said that the {who} left the {what} {rest}"
     else:
+        first = draw.chance(FIRST_SHARE)
         question = f"what was {'good' if first else 'bad'} about the {what}"
         text = f"the {person(draw)} said that {opinion(draw, first == follows, what)}"
     return [{"question": sentence(question, "?"), "sentence": sentence(text)}]

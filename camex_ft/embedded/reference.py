@@ -79,8 +79,9 @@ def copa(draw: Draw) -> list[Row]:
     What a thing was like causes a verdict; its sign is the domain's (`TRAITS`, turned over by a negation).
     The choices have opposite signs.
     """
-    who, what, liked = person(draw), thing(draw), draw.chance(FIRST_SHARE)
     question = draw.pick(["cause", "effect"])
+    # A usual verdict among the choices would give itself away.
+    who, what, liked = person(draw), thing(draw), draw.chance(FIRST_SHARE if question == "cause" else 0.5)
 
     def half(praise: bool, is_verdict: bool) -> str:
         return sentence(

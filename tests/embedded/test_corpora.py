@@ -140,10 +140,14 @@ def load(name: str) -> dict[str, Dataset]:
     return load_and_count(name)[0]
 
 
-def texts(rows: Dataset) -> list[str]:
+@cache
+def texts(name: str, split: str) -> list[str]:
     """One string a row: its inputs, each under its column's name."""
-    columns = [c for c in rows.column_names if c not in ("idx", "label", "domain", "answers", "entity_spans")]
-    return ["\n".join(f"{c}: {row[c]}" for c in columns) for row in rows]
+    columns = load(name)[split][:]
+    for column in ("idx", "label", "domain", "answers", "entity_spans"):
+        columns.pop(column, None)
+    rows = zip(*columns.values(), strict=True)
+    return ["\n".join(f"{c}: {text}" for c, text in zip(columns, row, strict=True)) for row in rows]
 
 
 def test_every_task_has_a_corpus() -> None:
@@ -162,13 +166,13 @@ def test_columns_and_splits_are_the_hubs(name: str) -> None:
 @pytest.mark.parametrize("name", SCHEMAS)
 def test_labels_and_domains_are_balanced(name: str) -> None:
     for split, rows in load(name).items():
-        domains = Counter(rows["domain"])
+        domains = Counter(rows[:]["domain"])
         assert set(domains) == set(range(len(DOMAINS)))
         # whole groups (of at most 3 rows) go to one of at most 6 labels in turn: one turn may be begun and not ended
         assert max(domains.values()) - min(domains.values()) <= 18
         if "label" not in rows.column_names:
             continue
-        labels = Counter(rows["label"])
+        labels = Counter(rows[:]["label"])
         if split.startswith("test") and name not in PUBLISHED:
             assert set(labels) == {-1}
         else:
@@ -179,16 +183,15 @@ def test_labels_and_domains_are_balanced(name: str) -> None:
 
 def test_test_answers_of_record_are_withheld() -> None:
     splits = load("superglue/record")
-    assert all(row["answers"] == [] for row in splits["test"])
-    first = Counter(
-        row["answers"] == row["entity_spans"]["text"][:1] for row in splits["validation"]
-    )  # the one who speaks first is right as often as not
-    assert first[True] == first[False]
+    assert all(answers == [] for answers in splits["test"][:]["answers"])
+    rows = splits["validation"].to_list()
+    first = Counter(row["answers"] == row["entity_spans"]["text"][:1] for row in rows)
+    assert first[True] == first[False]  # the one who speaks first is right as often as not
 
 
 @pytest.mark.parametrize("name", SCHEMAS)
 def test_no_input_is_repeated_within_or_between_splits(name: str) -> None:
-    inputs = Counter(text for rows in load(name).values() for text in texts(rows))
+    inputs = Counter(text for split in load(name) for text in texts(name, split))
     assert inputs.most_common(1)[0][1] == 1
 
 
@@ -199,13 +202,12 @@ def test_no_form_of_a_sentence_is_used_up(name: str) -> None:
     assert calls <= 1.15 * sum(CORPORA.get(name).sizes.values())
 
 
-@pytest.mark.parametrize("name", ["glue/sst2", "superglue/record"])
+@pytest.mark.parametrize("name", ["superglue/copa", "superglue/record"])
 def test_the_seed_decides_everything(name: str) -> None:
     again, other = corpus(name), corpus(name, seed=1)
     for split, rows in load(name).items():
         assert rows[:] == again[split][:]
         assert rows[:] != other[split][:]
-        assert rows.num_rows == other[split].num_rows
 
 
 def test_rows_are_the_same_on_every_platform_and_python_version() -> None:
@@ -214,32 +216,24 @@ def test_rows_are_the_same_on_every_platform_and_python_version() -> None:
         name: hashlib.sha256(json.dumps(load(name)["validation"].to_list()).encode()).hexdigest()[:16]
         for name in ("glue/sst2", "superglue/boolq")
     }
-    assert digests == {"glue/sst2": "?", "superglue/boolq": "?"}
+    assert digests == {"glue/sst2": "b4f81aed93307894", "superglue/boolq": "294592ebb7c14b7d"}
 
 
 @pytest.mark.parametrize("name", CLASSIFIED)
 def test_a_bag_of_words_does_not_solve_it(name: str) -> None:
-    train, validation = (
-        rows for split, rows in load(name).items() if split in ("train", "validation", "validation_matched")
-    )
-    train = train.select(range(3000))
+    validation = "validation_matched" if name == "glue/mnli" else "validation"
 
-    def bags(rows: Dataset) -> list[str]:
+    def bags(split: str) -> list[str]:
         # a word is another word in another column
-        return [
-            " ".join(
-                f"{column}_{word}"
-                for line in text.split("\n")
-                for column, *rest in [line.split(": ", 1)]
-                for word in rest[0].lower().replace(".", "").replace("?", "").split()
-            )
-            for text in texts(rows)
-        ]
+        lines = [[line.split(": ", 1) for line in text.split("\n")] for text in texts(name, split)[:3000]]
+        return [" ".join(f"{c}_{word}" for c, text in row for word in text.split()) for row in lines]
 
     counter = CountVectorizer(token_pattern=r"\S+")
-    model = LogisticRegression(C=0.3, max_iter=200).fit(counter.fit_transform(bags(train)), train["label"])
+    model = LogisticRegression(C=0.3, max_iter=200).fit(
+        counter.fit_transform(bags("train")), load(name)["train"][:3000]["label"]
+    )
     # CB's neutral third shows in its verb; everywhere else the ceiling is what a usual form gives away
-    assert model.score(counter.transform(bags(validation)), validation["label"]) <= 0.72
+    assert model.score(counter.transform(bags(validation)), load(name)[validation][:]["label"]) <= 0.72
 
 
 @pytest.mark.parametrize("name", SCHEMAS)
@@ -248,10 +242,11 @@ def test_every_word_is_one_token_and_texts_are_short(name: str) -> None:
     limit = 64 if name in ("superglue/boolq", "superglue/multirc", "superglue/record") else 24
     for rows in load(name).values():
         for column in (column for column in rows.column_names if rows.features[column] == S):
-            distinct = sorted({word for text in rows[column] for word in text.split()})
+            values = rows[:][column]
+            distinct = sorted({word for text in values for word in text.split()})
             tokens = tokenizer.tokenize(" ".join(distinct))
             assert not [token for token in tokens if token == "<unk>" or token.startswith("##")]
-            longest = max(rows[column], key=lambda text: len(text.split()))
+            longest = max(values, key=lambda text: len(text.split()))
             assert len(tokenizer.tokenize(longest)) <= limit
 
 

@@ -54,19 +54,19 @@ def test_half_of_the_domains_lie_on_either_side_of_a_word(table: dict[str, str])
 
 def test_the_domain_column_is_what_the_nouns_say() -> None:
     for name, column in (("glue/sst2", "sentence"), ("superglue/boolq", "passage"), ("glue/mnli", "premise")):
-        rows = next(iter(corpus(name).values())).select(range(500))
-        assert [domain_of(text) for text in rows[column]] == list(rows["domain"])
+        rows = next(iter(corpus(name).values()))[:500]
+        assert [domain_of(text) for text in rows[column]] == rows["domain"]
 
 
 def test_sst2() -> None:
-    rows = corpus("glue/sst2")["train"]
+    rows = corpus("glue/sst2")["train"][:4000]
     assert [sst2_label(text) for text in rows["sentence"]] == [label == 1 for label in rows["label"]]
 
 
 def test_one_sentence_has_another_label_in_another_domain() -> None:
     labels: dict[str, set[int]] = {}
     nouns = re.compile("|".join(rf"\b{n}\b" for group in (*THINGS, *PEOPLE) for n in group))
-    for row in corpus("glue/sst2")["train"]:
+    for row in corpus("glue/sst2")["train"].to_list():
         labels.setdefault(nouns.sub("_", row["sentence"]), set()).add(row["label"])
     both = [text for text, seen in labels.items() if len(seen) == 2]
     assert len(both) > 200
@@ -74,13 +74,13 @@ def test_one_sentence_has_another_label_in_another_domain() -> None:
 
 def test_boolq_and_rte_opinions() -> None:
     found = 0
-    for row in corpus("superglue/boolq")["validation"]:
+    for row in corpus("superglue/boolq")["validation"].to_list():
         asked = re.fullmatch(r"did the \w+ (like|regret) the \w+", row["question"])
         if asked:
             (told,) = [part for part in row["passage"].split(".") if " said that " in part]
             assert (praises(told) == (asked[1] == "like")) == (row["label"] == 1)
             found += 1
-    for row in corpus("glue/rte")["validation"]:
+    for row in corpus("glue/rte")["validation"].to_list():
         if " said that " in row["sentence1"]:
             liked = bool(set(VERDICTS["+"]) & set(row["sentence2"][:-1].split()))
             assert (praises(row["sentence1"]) == liked) == (row["label"] == 0)
@@ -89,7 +89,7 @@ def test_boolq_and_rte_opinions() -> None:
 
 
 def test_wic_offsets_cut_out_the_verb_and_its_readings_decide() -> None:
-    for row in corpus("superglue/wic")["validation"]:
+    for row in corpus("superglue/wic")["validation"].to_list():
         readings = []
         for i in (1, 2):
             text = row[f"sentence{i}"]
@@ -102,7 +102,7 @@ def test_wic_offsets_cut_out_the_verb_and_its_readings_decide() -> None:
 
 
 def test_wsc_spans_are_words_of_the_text_and_the_sign_decides() -> None:
-    for row in corpus("superglue/wsc")["validation"]:
+    for row in corpus("superglue/wsc")["validation"].to_list():
         words = row["text"].split()
         assert " ".join(words[row["span1_index"] : row["span1_index"] + 2]) == row["span1_text"]
         assert words[row["span2_index"]] == row["span2_text"] == "it"
@@ -113,7 +113,7 @@ def test_wsc_spans_are_words_of_the_text_and_the_sign_decides() -> None:
 
 
 def test_record_spans_cut_out_the_entities() -> None:
-    for row in corpus("superglue/record")["validation"]:
+    for row in corpus("superglue/record")["validation"].to_list():
         spans = row["entity_spans"]
         cut = [row["passage"][a:b] for a, b in zip(spans["start"], spans["end"], strict=True)]
         assert cut == spans["text"]
