@@ -19,7 +19,7 @@ from camex_ft.training.arguments import training_arguments
 from camex_ft.training.trainer import CamexTrainer
 from camex_ft.upcycling import upcycle
 
-TRAIN, VALIDATION = 24, 10
+TRAIN, VALIDATION = 16, 10
 BATCH = 4
 STEPS_AN_EPOCH = TRAIN // BATCH
 
