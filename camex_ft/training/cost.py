@@ -17,7 +17,8 @@ def describe(model: PreTrainedModel) -> dict[str, int]:
 
     Active parameters are those that one token meets: of a layer with experts its router and one merged feed-forward
     layer, or k experts of a mixture. Operations are those of a forward pass, 2 for each active parameter outside the
-    embeddings; merging, which is paid once a sequence or segment, is not among them.
+    embeddings (one that is the head's matrix as well counts); merging, which is paid once a sequence or segment, is
+    not among them.
     """
     total = sum(p.numel() for p in model.parameters())
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
@@ -25,6 +26,9 @@ def describe(model: PreTrainedModel) -> dict[str, int]:
     embeddings = {
         id(m.weight): m.weight.numel() for m in model.modules() if isinstance(m, torch.nn.Embedding)
     }
+    for module in model.modules():
+        if isinstance(module, torch.nn.Linear):
+            embeddings.pop(id(module.weight), None)
     return {
         "parameters": total,
         "trainable": trainable,
