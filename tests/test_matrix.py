@@ -1,0 +1,76 @@
+"""Every task with every embedded backbone: a few rows, two steps, an evaluation, predictions of the test split."""
+
+from __future__ import annotations
+
+import math
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+from datasets import Dataset
+
+from camex_ft import pipeline
+from camex_ft.config import Config
+from camex_ft.registry import EMBEDDED, TASKS
+from camex_ft.results import RunFolder
+from camex_ft.tasks import sources
+from camex_ft.tasks.prepared import Prepared
+from camex_ft.upcycling import expert_layers
+
+ROWS = 4  # examples a split; a candidate task makes more rows of them
+STEPS = 2
+
+
+@cache
+def few(name: str) -> dict[str, Dataset]:
+    """Return the first examples of every split of an embedded corpus."""
+    splits = sources.load(TASKS.get(name), source="embedded")
+    return {split: data.select(range(ROWS)) for split, data in splits.items()}
+
+
+def settled(name: str, family: str) -> Config:
+    suite, _, task = name.partition("/")
+    return Config.model_validate(
+        {
+            "profile": "embedded",
+            "backbone": f"embedded/{family}",
+            "task": {"suite": suite, "name": task, "max_length": 64},
+            "data": {"source": "embedded"},
+            "merging": {"protocol": "ties-ca", "experts": 3, "curvature": {"rank": 2}},
+            "training": {
+                "max_steps": STEPS,
+                "per_device_train_batch_size": 2,
+                "eval_strategy": "no",
+                "save_strategy": "no",
+                "load_best_model_at_end": False,
+                "disable_tqdm": True,
+            },
+        }
+    )
+
+
+@pytest.mark.parametrize("family", EMBEDDED.names())
+@pytest.mark.parametrize("name", TASKS.names())
+def test_task_trains_and_is_scored(name: str, family: str, tmp_path: Path) -> None:
+    config, task, splits = settled(name, family), TASKS.get(name), few(name)
+    model, tokenizer = pipeline.load_model(config, task)
+    start = {key: value.clone() for key, value in model.named_parameters()}
+    data = Prepared.make(task, splits, tokenizer, max_length=config.task.max_length)
+    trainer = pipeline.make_trainer(config, data, model, tokenizer, RunFolder(tmp_path))
+    trainer.train()
+
+    assert trainer.state.global_step == STEPS
+    for layer in expert_layers(model):
+        moved = [key for key in start if key.startswith(layer) and "experts" in key]
+        parameters = dict(model.named_parameters())
+        assert any(not torch.equal(parameters[key], start[key]) for key in moved), f"{layer} did not train"
+    split, primary = data.primary
+    metrics = trainer.evaluate()
+    assert math.isfinite(metrics[f"eval_{split}_{primary}"])
+    assert set(trainer.routing) == set(expert_layers(model))
+    for test in data.test:
+        predictions = task.predict(trainer.logits(data.encoded[test]), data.rows[test])
+        target = tmp_path / task.files[test]
+        task.submission(predictions, data.rows[test], target)
+        assert target.stat().st_size > 0
