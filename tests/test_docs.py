@@ -90,7 +90,7 @@ def anchors(page: Path) -> set[str]:
     return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
-@pytest.mark.parametrize(("page", "target"), list(links()), ids=str)
+@pytest.mark.parametrize(("page", "target"), list(links()), ids=lambda part: getattr(part, "stem", part))
 def test_a_link_leads_somewhere(page: Path, target: str) -> None:
     file, _, anchor = target.partition("#")
     there = (page.parent / file).resolve() if file else page
