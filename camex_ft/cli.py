@@ -59,7 +59,7 @@ def run(
     from camex_ft.config import load_config
 
     written = load_config(config, overrides or [])
-    from camex_ft import pipeline  # after the check: a misspelt key does not wait for torch
+    from camex_ft import pipeline  # after the check, which needs less
 
     try:
         pipeline.run(written, force=force)

@@ -16,5 +16,5 @@ from camex_ft.protocols import protocol
 def smear(tau: Tensor) -> None:
     """E_hat = sum_i s_i E_i.
 
-    Convention: no base expert and no step size alpha; at alpha = 1 and k = N it equals `domain` for any base.
+    Convention: no base expert and no step size alpha; `domain` at alpha = 1 equals it, whatever the base.
     """

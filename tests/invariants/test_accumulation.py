@@ -43,9 +43,9 @@ def step(case: Case, folder: Path, *, micro: int) -> dict[str, Tensor]:
         routing={"noise": False, "balance": 0.0},
     )
     for module in model.modules():
-        if isinstance(module, torch.nn.Dropout):
-            module.p = 0.0
-    model.config.attention_dropout = 0.0
+        for name in ("p", "dropout", "attention_dropout"):  # modules, and probabilities kept as numbers
+            if isinstance(getattr(module, name, None), float):
+                setattr(module, name, 0.0)
     trainer = CamexTrainer(
         model=model,
         args=TrainingArguments(
