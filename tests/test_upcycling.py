@@ -349,6 +349,45 @@ def test_a_checkpoint_of_other_settings_does_not_match(checkpoint: Path) -> None
         load(checkpoint)
 
 
+# -- gradient checkpointing
+
+
+def gradients(model_type: str, *, checkpointing: bool) -> dict[str, Tensor]:
+    """Two forward passes with different masks, then one backward pass through both, with noise and dropout."""
+    made = upcycled(model_type, merging={**MERGING, "protocol": "dare-ca", "top_k": 2}).train()
+    if checkpointing:
+        made.gradient_checkpointing_enable({"use_reentrant": False})
+    inputs = inputs_of(made, CLASSIFIER)
+    context = routing_context(made)
+    torch.manual_seed(0)
+    total = torch.zeros(())
+    for ids, mask in ((0, 1), (1, 0)):
+        one = {k: v[[ids, mask]] for k, v in inputs.items()}  # the rows change places, and so do their masks
+        total = total + made(**one).logits.square().sum() + context.last.balance_loss()
+    total.backward()
+    return {n: p.grad for n, p in made.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("model_type", ["bert", "llama", "t5"])
+def test_gradient_checkpointing_changes_no_gradient(model_type: str) -> None:
+    plain, again = (gradients(model_type, checkpointing=c) for c in (False, True))
+    assert plain.keys() == again.keys()
+    for name, grad in plain.items():
+        # the same operations on the same numbers, in the same order but for sums over the two passes
+        torch.testing.assert_close(
+            again[name], grad, rtol=1e-4, atol=1e-4 * float(grad.abs().max()), msg=name
+        )
+
+
+def test_reentrant_checkpointing_is_refused() -> None:
+    made = upcycled("llama").train()
+    made.gradient_checkpointing_enable({"use_reentrant": True})
+    made.enable_input_require_grads()
+    with pytest.raises(RuntimeError, match="reentrant gradient checkpointing would lose the balance loss"):
+        made(**inputs_of(made, CLASSIFIER))
+    assert routing_context(made).active is None
+
+
 # -- generation
 
 
