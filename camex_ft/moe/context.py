@@ -114,8 +114,8 @@ class RoutingContext:
 
     def _before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         entered = self._local.entered
-        if any(module is other for other in entered):  # an interrupted pass: only `Exception` runs the forward hooks
-            entered.clear()
+        if any(module is other for other in entered):
+            entered.clear()  # Ctrl-C, unlike an `Exception`, ended a pass without its forward hooks
             self._local.stack.clear()
         entered.append(module)
         if len(entered) == 1:
@@ -153,7 +153,7 @@ class RoutingContext:
                 if grad and not torch.is_grad_enabled():
                     raise RuntimeError(
                         "reentrant gradient checkpointing would lose the balance loss: pass "
-                        "gradient_checkpointing_kwargs={'use_reentrant': False}"
+                        "activation_checkpointing_kwargs={'use_reentrant': False}"
                     )
                 return run(*inputs)
             with self.open(replace(outer, layers={})):

@@ -25,6 +25,10 @@ def training_arguments(training: TrainingConfig, *, output: Path, best: str | No
     """
     given = training.arguments()
     checkpointing = given.get("activation_checkpointing_kwargs") or {}
+    if checkpointing.get("use_reentrant"):
+        raise UserError(
+            "training.activation_checkpointing_kwargs: use_reentrant would lose the balance loss; expected false"
+        )
     defaults: dict[str, Any] = {
         "report_to": "none",
         "remove_unused_columns": False,  # encoding left only inputs of the model
@@ -34,7 +38,6 @@ def training_arguments(training: TrainingConfig, *, output: Path, best: str | No
         given["load_best_model_at_end"] = False
     else:
         defaults |= {"metric_for_best_model": best, "greater_is_better": True}
-    # the reentrant kind would lose the balance loss
     given["activation_checkpointing_kwargs"] = {"use_reentrant": False, **checkpointing}
     try:
         return TrainingArguments(output_dir=str(output), **{**defaults, **given})

@@ -53,6 +53,10 @@ def test_checkpointing_is_not_reentrant_unless_asked_for() -> None:
             "training: .*load_best_model_at_end",
         ),
         ({"eval_strategy": "epoch", "fp16": True, "bf16": True}, "training: .*fp16"),
+        (
+            {"activation_checkpointing_kwargs": {"use_reentrant": True}},
+            "use_reentrant would lose the balance loss",
+        ),
     ],
 )
 def test_contradictions_are_the_user_s(given: dict[str, Any], said: str) -> None:
