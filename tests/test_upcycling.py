@@ -356,7 +356,7 @@ def gradients(model_type: str, *, checkpointing: bool) -> dict[str, Tensor]:
     """Two forward passes with different masks, then one backward pass through both, with noise and dropout."""
     made = upcycled(model_type, merging={**MERGING, "protocol": "dare-ca", "top_k": 2}).train()
     if checkpointing:
-        made.gradient_checkpointing_enable({"use_reentrant": False})
+        made.activation_checkpointing_enable({"use_reentrant": False})
     inputs = inputs_of(made, CLASSIFIER)
     context = routing_context(made)
     torch.manual_seed(0)
@@ -381,7 +381,7 @@ def test_gradient_checkpointing_changes_no_gradient(model_type: str) -> None:
 
 def test_reentrant_checkpointing_is_refused() -> None:
     made = upcycled("llama").train()
-    made.gradient_checkpointing_enable({"use_reentrant": True})
+    made.activation_checkpointing_enable({"use_reentrant": True})
     made.enable_input_require_grads()
     with pytest.raises(RuntimeError, match="reentrant gradient checkpointing would lose the balance loss"):
         made(**inputs_of(made, CLASSIFIER))
