@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import datasets
 import transformers
@@ -60,27 +61,47 @@ def run(given: Config, *, force: bool = False) -> Record:
         say(f"{folder.path.name} is done already; --force (make: FORCE=1) runs it again")
         close(done, folder)
         return done
-
-    training_arguments(settled.training, output=folder.checkpoints, best=None)  # its faults, before any work
-    set_seed(settled.training.seed)
-    model, tokenizer = load_model(settled, task)
-    data = Prepared.make(task, splits, tokenizer, max_length=settled.task.max_length)
-    trainer = make_trainer(settled, data, model, tokenizer, folder)
+    try:
+        trainer, data = prepare(settled, task, splits, folder)
+    except UserError:
+        folder.remove_if_empty()  # nothing was done yet: leave nothing behind
+        raise
     speed = train(trainer, settled, folder, anew=force)
     facts = Facts(
         name=folder.path.name, started=started, reason=reason, data_sha256=digest, samples_per_second=speed
     )
     record = make_record(settled, data, trainer, facts)
-    predictions = make_predictions(trainer, data) if settled.task.predict else {}
-    if trainer.is_world_process_zero():
-        model.save_pretrained(folder.path / MODEL)
-        tokenizer.save_pretrained(folder.path / MODEL)
-        for split, made in predictions.items():
-            task.submission(made, data.rows[split], folder.path / PREDICTIONS / task.files[split])
-        folder.write_record(record)
-        folder.drop_checkpoints()
+    keep(trainer, data, folder, record, predictions=settled.task.predict)
     close(record, folder)
     return record
+
+
+def prepare(
+    settled: Config, task: Task, splits: Mapping[str, datasets.Dataset], folder: RunFolder
+) -> tuple[CamexTrainer, Prepared]:
+    """Return the trainer and the data of a run, with all that can be wrong before training found."""
+    if settled.task.predict and not any(split in splits for split in task.splits["test"]):
+        raise UserError(f"task.predict: {task.id} has no test split here; expected one beside the others")
+    training_arguments(settled.training, output=folder.checkpoints, best=None)  # its faults, before any work
+    set_seed(settled.training.seed)
+    model, tokenizer = load_model(settled, task)
+    data = Prepared.make(task, splits, tokenizer, max_length=settled.task.max_length)
+    return make_trainer(settled, data, model, tokenizer, folder), data
+
+
+def keep(
+    trainer: CamexTrainer, data: Prepared, folder: RunFolder, record: Record, *, predictions: bool
+) -> None:
+    """Write model, predictions and, last, the record; then the checkpoints have served."""
+    made = make_predictions(trainer, data) if predictions else {}
+    if not trainer.is_world_process_zero():
+        return
+    cast(PreTrainedModel, trainer.model).save_pretrained(folder.path / MODEL)
+    cast(PreTrainedTokenizerBase, trainer.processing_class).save_pretrained(folder.path / MODEL)
+    for split, decided in made.items():
+        data.task.submission(decided, data.rows[split], folder.path / PREDICTIONS / data.task.files[split])
+    folder.write_record(record)
+    folder.drop_checkpoints()
 
 
 def say(text: str) -> None:

@@ -21,8 +21,8 @@ def ties(tau: Tensor, *, density: Annotated[float, Gt(0), Le(1)] = 1.0) -> Tenso
 
     Convention: the sign is elected by the plain sum of the domain vectors, without routing weights, and on tau_i itself
     also where curvature follows: T_i = keep_i * M_i tau_i. What is kept is neither divided by the number of agreeing
-    experts nor rescaled. An entry that is exactly 0 is kept, since an expert that top-k routing has not chosen yet could
-    never leave the base expert otherwise: a multiplier of 0 would stop its gradient for good.
+    experts nor rescaled. An entry that is exactly 0 is kept, since an expert that top-k routing has not chosen yet
+    could never leave the base expert otherwise: a multiplier of 0 would stop its gradient for good.
 
     Args:
         tau: domain vectors; [N, ...].

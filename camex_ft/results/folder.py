@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -77,6 +78,12 @@ class RunFolder:
                 shutil.rmtree(entry)
             else:
                 entry.unlink()
+
+    def remove_if_empty(self) -> None:
+        """Remove the folder, and the one that holds it, where nothing is in them."""
+        for path in (self.path, self.path.parent):
+            with contextlib.suppress(OSError):
+                path.rmdir()
 
     def drop_checkpoints(self) -> None:
         """Remove the checkpoints: what they serve, going on with the run, is over."""
