@@ -20,8 +20,8 @@ EXACT = 1e-12  # float64, sums of at most a dozen terms
 TOKEN = Grouping("token")
 
 
-def by_hand(layer: Any, x: Tensor, s: Tensor) -> Tensor:
-    """One sequence [L, d] through maps merged by hand: E_m + sum_i s_i (E_i - E_m)."""
+def by_hand(layer: Any, x: Tensor, s: Tensor, kept: Tensor | float = 1.0) -> Tensor:
+    """One sequence [L, d] through maps merged by hand: E_m + sum_i s_i (E_i - E_m); `kept` times what enters `down`."""
 
     def merged(linear: Any) -> tuple[Tensor, Tensor]:
         weight, bias = linear.base.clone(), linear.base_bias.clone()
@@ -34,7 +34,7 @@ def by_hand(layer: Any, x: Tensor, s: Tensor) -> Tensor:
         inner = F.gelu(F.linear(x, *merged(layer.up)))
     else:
         inner = F.gelu(F.linear(x, *merged(layer.gate))) * F.linear(x, *merged(layer.up))
-    return F.linear(inner, *merged(layer.down))
+    return F.linear(inner * kept, *merged(layer.down))
 
 
 @pytest.mark.parametrize("gated", [False, True])
@@ -88,6 +88,7 @@ def test_inner_dropout_is_between_activation_and_down(protocol: str, gated: bool
     layer = layer_of(settings(protocol, grouping=grouping), gated=gated, inner_dropout=1.0).train()
     x = tokens(2, 4)
     found = layer(x)  # nothing but the biases of `down` is left
+    assert found.all()
     with torch.no_grad():
         for linear in (layer.up, layer.gate):
             for parameter in linear.parameters() if linear is not None else ():
@@ -99,6 +100,17 @@ def test_inner_dropout_is_between_activation_and_down(protocol: str, gated: bool
             layer.down.base_bias.zero_()
     assert not layer(x).any()
     assert layer.eval()(x).all()
+
+
+@pytest.mark.parametrize("gated", [False, True])
+def test_inner_dropout_scales_what_it_keeps(gated: bool) -> None:
+    layer, x = layer_of(settings("domain"), gated=gated, inner_dropout=0.5).train(), tokens(1, 4)
+    torch.manual_seed(2)
+    found = layer(x)
+    torch.manual_seed(2)
+    kept = F.dropout(torch.ones(1, 4, INNER).double(), 0.5)[0]  # 0 and 2
+    expected = by_hand(layer, x[0], layer.router(x[0].mean(0)).weights, kept)
+    torch.testing.assert_close(found[0], expected, rtol=EXACT, atol=EXACT)
 
 
 @pytest.mark.parametrize("protocol", ["domain", "smoe"])
