@@ -329,10 +329,12 @@ def test_training_arguments_are_checked_before_a_model_is_built(
 
 
 def test_a_submission_needs_a_test_split(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Found after training, so that a forgotten test file costs no result: the checkpoints stay."""
+    """Found before a model is built, so that a forgotten test file costs no training."""
     real = sources.load
     monkeypatch.setattr(
         sources, "load", lambda *a, **k: {n: d for n, d in real(*a, **k).items() if not n.startswith("test")}
     )
+    monkeypatch.setattr(pipeline, "load_model", lambda *_: pytest.fail("built a model"))
     with pytest.raises(UserError, match=r"task.predict: glue/rte has no test split"):
-        pipeline.run(settings(tmp_path, training={"max_steps": 2}))
+        pipeline.run(settings(tmp_path))
+    assert not (tmp_path / "runs").exists()
