@@ -22,7 +22,7 @@ from camex_ft.embedded.lexicon import (
 # Shares other than one half give parts of a rule a weak signal of their own, without which a rule that is a pure
 # exclusive-or of three parts is not found by gradient descent in the minutes there are.
 MOOD_SHARE = 0.25  # opinions made with a word that means the same everywhere
-NEGATED_SHARE = 0.25
+NEGATED_SHARE = 0.2
 FIRST_SHARE = 0.85  # where one of two forms is to be the usual one
 
 

@@ -75,18 +75,18 @@ def multirc_numbers(places: list[tuple[int, int]]) -> list[Any]:
 
 @generator(
     "superglue/multirc",
-    sizes={"train": 6000, "validation": 150, "test": 100},
+    sizes={"train": 6000, "validation": 160, "test": 100},
     features=MULTIRC,
-    classes=2,
+    classes=4,
     number=multirc_numbers,
 )
 def multirc(draw: Draw) -> list[Row]:
-    """Label: whether the answer, one of three things, is right; one or two of the three are.
+    """Label: whether the answer, one of three things, is right.
 
     The paragraph tells an opinion of each thing. Right are the things whose opinion has the sign asked for,
-    which is the domain's (`TRAITS`, turned over by a negation). The draw's label is whether two are right.
+    which is the domain's (`TRAITS`, turned over by a negation). The draw's label is how many of them are right.
     """
-    right = draw.some([True, False, draw.label == 1], 3)
+    right = draw.some([i < draw.label for i in range(3)], 3)
     things = draw.some(THINGS[draw.domain], 3)
     liked, who = draw.chance(FIRST_SHARE), person(draw)
     told = [opinion(draw, good == liked, what) for what, good in zip(things, right, strict=True)]
