@@ -29,7 +29,8 @@ LAYERS = (
     ("reporting",),
     ("pipeline",),
     ("listing", "doctor", "document_protocols"),
-    ("cli", "__main__"),
+    ("cli",),
+    ("__main__",),
     ("",),  # camex_ft/__init__.py: the public API
 )
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}

@@ -200,7 +200,7 @@ class TrainingConfig(Section):
         default="epoch", description="When a checkpoint is written; the same as `eval_strategy`, or `best`."
     )
     save_total_limit: Count | None = Field(
-        default=1, description="Checkpoints kept beside the best one; null: all."
+        default=2, description="Checkpoints kept, the best one among them; null: all."
     )
     load_best_model_at_end: Bool = Field(
         default=True, description="Keep the best epoch on the validation split."

@@ -54,7 +54,9 @@ def dense(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 
 def close(ours: Tensor, theirs: Tensor) -> None:
-    torch.testing.assert_close(ours, theirs, rtol=TOLERANCE, atol=TOLERANCE * max(1.0, float(theirs.abs().max())))
+    torch.testing.assert_close(
+        ours, theirs, rtol=TOLERANCE, atol=TOLERANCE * max(1.0, float(theirs.abs().max()))
+    )
 
 
 @given(size=SIZES, seed=st.integers(0, 99))
@@ -132,7 +134,9 @@ def test_experts_that_are_not_chosen_do_not_matter(protocol: str, seed: int, top
 ORDER = [2, 0, 1]
 
 
-@pytest.mark.parametrize("case", [c for c in cases("sequence-classification") if c.protocol != "dense"], ids=str)
+@pytest.mark.parametrize(
+    "case", [c for c in cases("sequence-classification") if c.protocol != "dense"], ids=str
+)
 def test_order_of_experts_does_not_matter(case: Case) -> None:
     """Permuting the experts of every layer together with their router columns changes nothing."""
     model = shake(upcycled(case)).double()
@@ -146,7 +150,9 @@ def test_order_of_experts_does_not_matter(case: Case) -> None:
                 axis = 1 if name in ("router.gate", "router.noise") or ".curvature." in name else 0
                 parameter.copy_(parameter.index_select(axis, torch.tensor(ORDER)))
         after = output(model, given)
-    torch.testing.assert_close(after, before, rtol=1e-9, atol=1e-9)  # a whole model: thousands of sums reordered
+    torch.testing.assert_close(
+        after, before, rtol=1e-9, atol=1e-9
+    )  # a whole model: thousands of sums reordered
 
 
 def test_settings_are_frozen() -> None:

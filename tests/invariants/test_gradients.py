@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -73,17 +72,19 @@ def call(function: Any, protocol: str, tensors: dict[str, Tensor], *, training: 
 
 
 @pytest.fixture(params=[1, 1 << 21], ids=["small slices", "one slice"])
-def slice_elements(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
+def slice_elements(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
     """Slices of 16 rows, the least there is, and slices that hold everything."""
     monkeypatch.setitem(merge.SLICE_ELEMENTS, "cpu", request.param)
-    yield request.param
+    return request.param
 
 
 @given(shape=shapes())
 @settings(max_examples=12, deadline=None)
 @pytest.mark.parametrize("by_token", [False, True], ids=["merged", "mixed"])
 @pytest.mark.parametrize("protocol", MERGING)
-def test_fast_path_agrees_with_the_plain_formula(protocol: str, by_token: bool, shape: dict[str, int]) -> None:
+def test_fast_path_agrees_with_the_plain_formula(
+    protocol: str, by_token: bool, shape: dict[str, int]
+) -> None:
     tensors = tensors_of(protocol, shape, by_token=by_token)
     fast, plain = (call(f, protocol, tensors) for f in (merged_linear, merged_linear_plain))
     close(fast, plain, "y")
