@@ -15,6 +15,7 @@ from torch.utils.data import Sampler, SequentialSampler
 from transformers import EvalPrediction, PreTrainedModel, Trainer
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
+from camex_ft.errors import UserError
 from camex_ft.moe.context import LayerRouting
 from camex_ft.training.health import LossGuard
 from camex_ft.training.monitor import RoutingMonitor
@@ -50,6 +51,12 @@ class CamexTrainer(Trainer):
         super().__init__(*args, **{"compute_metrics": self._metrics if score else None, **kwargs})
         trained = cast(PreTrainedModel, self.model)
         self.context = routing_context(trained)
+        if self.context is not None and self.args.n_gpu > 1:
+            raise UserError(
+                f"one process sees {self.args.n_gpu} GPUs: its replicas' balance losses would be lost. Start one "
+                f"process a GPU, torchrun --nproc_per_node {self.args.n_gpu} -m camex_ft run ..., or let one be seen, "
+                "CUDA_VISIBLE_DEVICES=0"
+            )
         self.monitor = RoutingMonitor(trained)
         self.guard = LossGuard()
         # heads for classification average over the micro-batch whatever they are told of the whole batch

@@ -11,7 +11,7 @@ import pytest
 import torch
 from tiny import LAYERS
 from training_runs import BATCH, STEPS_AN_EPOCH, VALIDATION, model, pad, rows, same, trainer, weights
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainingArguments
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from camex_ft.errors import UserError
@@ -61,6 +61,14 @@ def test_balance_losses_are_not_in_the_evaluation_loss(tmp_path: Path) -> None:
         losses = [made(**pad([row])).loss.item() for row in rows(VALIDATION, 2)]
     # float32, batches of 4, 4 and 2 in place of single rows
     assert found[0] == pytest.approx(np.mean(losses), rel=1e-5)
+
+
+def test_one_process_with_several_gpus_is_refused(tmp_path: Path) -> None:
+    arguments = TrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to="none")
+    arguments._n_gpu = 2  # what one process on a node with two GPUs would find
+    with pytest.raises(UserError, match="torchrun --nproc_per_node 2"):
+        CamexTrainer(model=model(), args=arguments)
+    assert CamexTrainer(model=model("dense"), args=arguments).context is None
 
 
 def test_a_dense_model_trains_without_routing(tmp_path: Path) -> None:
