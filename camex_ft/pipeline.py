@@ -25,7 +25,7 @@ from camex_ft.tasks.base import Task
 from camex_ft.tasks.encode import collator, encode
 from camex_ft.tasks.prepared import Prepared
 from camex_ft.training.arguments import training_arguments
-from camex_ft.training.checkpoints import choose, step_of
+from camex_ft.training.checkpoints import choose, state_of
 from camex_ft.training.history import HistoryCallback, only_metrics
 from camex_ft.training.trainer import CamexTrainer
 
@@ -250,10 +250,13 @@ def train(trainer: CamexTrainer, settled: Config, folder: RunFolder, *, anew: bo
             if checkpoint is None:
                 folder.clear()
             else:
-                folder.rewind_history(step_of(checkpoint))
+                folder.rewind_history(state_of(checkpoint).global_step)
             folder.write_config(config.to_yaml(settled))
     if checkpoint is not None:
         say(f"going on from {checkpoint.name}")
+        if state_of(checkpoint).global_step >= state_of(checkpoint).max_steps:
+            trainer.finish(checkpoint)
+            return None
     result = trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     return result.metrics.get("train_samples_per_second")
 

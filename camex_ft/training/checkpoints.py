@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
+from transformers import TrainerState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from camex_ft.errors import UserError
@@ -24,10 +25,9 @@ def checkpoints(folder: Path) -> list[Path]:
     return [path for _, path in sorted(found, reverse=True)]
 
 
-def step_of(checkpoint: Path) -> int:
-    """Return the optimizer step that a checkpoint was written at, from its state."""
-    state = json.loads((checkpoint / STATE).read_text(encoding="utf-8"))
-    return int(state["global_step"])
+def state_of(checkpoint: Path) -> TrainerState:
+    """Return the Trainer's state that a checkpoint holds."""
+    return TrainerState.load_from_json(str(checkpoint / STATE))
 
 
 def fault(checkpoint: Path) -> str | None:

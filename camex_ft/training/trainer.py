@@ -6,6 +6,7 @@ training loss = the model's loss + sum over layers of the balance loss          
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -17,6 +18,7 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from camex_ft.errors import UserError
 from camex_ft.moe.context import LayerRouting
+from camex_ft.training.checkpoints import state_of
 from camex_ft.training.health import LossGuard
 from camex_ft.training.monitor import RoutingMonitor
 from camex_ft.upcycling import routing_context
@@ -107,6 +109,15 @@ class CamexTrainer(Trainer):
             n for n in load_result.missing_keys if tensors[n].data_ptr() not in loaded
         ]
         super()._issue_warnings_after_load(load_result)
+
+    def finish(self, checkpoint: Path) -> None:
+        """Take up a run whose training had come to its end at `checkpoint`: its state, and the weights that it kept.
+
+        Going on from there would take one step too many.
+        """
+        self.state = state_of(checkpoint)
+        best = self.state.best_model_checkpoint if self.args.load_best_model_at_end else None
+        self._load_from_checkpoint(str(checkpoint.parent / Path(best).name if best else checkpoint))
 
     # -- optimizer ----------------------------------------------------------------------------------------------------
 

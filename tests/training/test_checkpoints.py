@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from camex_ft.errors import UserError
-from camex_ft.training.checkpoints import checkpoints, choose, fault, newest, step_of
+from camex_ft.training.checkpoints import checkpoints, choose, fault, newest, state_of
 
 
 def write(folder: Path, step: int) -> Path:
@@ -49,7 +49,7 @@ def test_newest_first_by_number(tmp_path: Path) -> None:
     (tmp_path / "checkpoint-300").write_text("a file")
     assert [p.name for p in checkpoints(tmp_path)] == ["checkpoint-100", "checkpoint-20", "checkpoint-9"]
     assert newest(tmp_path) == (tmp_path / "checkpoint-100", [])
-    assert step_of(tmp_path / "checkpoint-20") == 20
+    assert state_of(tmp_path / "checkpoint-20").global_step == 20
 
 
 def test_no_checkpoint_is_no_fault(tmp_path: Path) -> None:
