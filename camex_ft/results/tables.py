@@ -1,0 +1,98 @@
+"""A table of records: ``python -m camex_ft.results.tables FOLDER`` prints it in Markdown.
+
+One row a protocol, the mean and the standard deviation over its seeds. Records of different data, backbone, profile or
+task never share a table.
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from camex_ft.errors import UserError
+from camex_ft.results.record import Record, load_record
+from camex_ft.results.summary import duration
+
+HEAD = ("protocol", "seeds", "best epoch", "last epoch", "difference", "parameters", "time")
+BASELINE = "dense"
+
+
+def read_records(folder: Path | str) -> list[Record]:
+    """Return the records in the json files of `folder`, sorted by name; `UserError` if there is none."""
+    files = sorted(Path(folder).glob("*.json"))
+    if not files:
+        raise UserError(f"{folder}: no records (*.json) here")
+    return [load_record(file) for file in files]
+
+
+def table(records: Sequence[Record]) -> list[tuple[str, ...]]:
+    """Return the rows of the table, its head first; the baseline comes first, then the protocols by name.
+
+    Scores are in hundredths, mean and sample standard deviation over seeds; `difference` is that of the mean best
+    score from the baseline's. Best is the best epoch on the validation split, as the paper reports it.
+
+    Raises:
+        UserError: the records are of different experiments.
+    """
+    for name, values in _shared(records).items():
+        if len(values) > 1:
+            raise UserError(
+                f"these records differ in {name}, so one table can't hold them: {', '.join(values)}"
+            )
+    by_protocol: dict[str, list[Record]] = defaultdict(list)
+    for record in records:
+        by_protocol[record.protocol].append(record)
+    base = _scores(by_protocol.get(BASELINE, []), "best")
+    order = sorted(by_protocol, key=lambda name: (name != BASELINE, name))
+    return [HEAD, *(_row(name, by_protocol[name], base) for name in order)]
+
+
+def markdown(rows: Iterable[Sequence[str]]) -> str:
+    """Return rows, the first of which is the head, as a Markdown table."""
+    head, *body = rows
+    lines = [head, ["---", *["---:"] * (len(head) - 1)], *body]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def _shared(records: Sequence[Record]) -> dict[str, set[str]]:
+    return {
+        "task": {r.task for r in records},
+        "backbone": {r.backbone for r in records},
+        "profile": {r.run.profile for r in records},
+        "data (sha256)": {r.data.sha256 for r in records},
+        "primary metric": {r.metrics.primary for r in records},
+    }
+
+
+def _scores(records: Sequence[Record], which: str) -> list[float]:
+    values = [getattr(record.metrics, which) for record in records]
+    return [100 * value for value in values if value is not None]
+
+
+def _row(name: str, records: Sequence[Record], base: Sequence[float]) -> tuple[str, ...]:
+    best = _scores(records, "best")
+    gap = statistics.mean(best) - statistics.mean(base) if best and base and name != BASELINE else None
+    seconds = [r.run.seconds for r in records if r.run.seconds is not None]
+    return (
+        f"`{name}`",
+        ", ".join(str(seed) for seed in sorted(r.seed for r in records)),
+        _spread(best),
+        _spread(_scores(records, "last")),
+        "" if gap is None else f"{gap:+.2f}",
+        f"{records[0].model.parameters / 1e6:.1f} M",
+        duration(statistics.mean(seconds)) if seconds else "",
+    )
+
+
+def _spread(values: Sequence[float]) -> str:
+    if not values:
+        return ""
+    mean = f"{statistics.mean(values):.2f}"
+    return f"{mean} ± {statistics.stdev(values):.2f}" if len(values) > 1 else mean
+
+
+if __name__ == "__main__":
+    print(markdown(table(read_records(sys.argv[1]))), end="")

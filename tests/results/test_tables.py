@@ -1,0 +1,61 @@
+"""The table of records, and the committed tables in docs/results.md."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from camex_ft.errors import UserError
+from camex_ft.results.record import Record, load_record
+from camex_ft.results.tables import HEAD, markdown, read_records, table
+
+ROOT = Path(__file__).resolve().parents[2]
+RECORDS = ROOT / "results" / "records"
+FOLDERS = sorted(path for path in RECORDS.iterdir() if path.is_dir())
+
+
+def committed() -> Record:
+    return load_record(next(iter(sorted(FOLDERS[0].glob("*.json")))))
+
+
+def made(protocol: str, seed: int, best: float | None) -> Record:
+    record = committed()
+    metrics = record.metrics.model_copy(update={"best": best, "last": best})
+    return record.model_copy(update={"protocol": protocol, "seed": seed, "metrics": metrics})
+
+
+def test_mean_spread_and_difference_from_the_baseline() -> None:
+    rows = table([made("ties", 1, 0.9), made("dense", 0, 0.8), made("ties", 0, 0.7), made("dense", 1, 0.8)])
+    assert rows[0] == HEAD
+    assert [row[0] for row in rows[1:]] == ["`dense`", "`ties`"]
+    assert rows[1][1:5] == ("0, 1", "80.00 ± 0.00", "80.00 ± 0.00", "")
+    # sample standard deviation of 70 and 90: sqrt(200)
+    assert rows[2][1:5] == ("0, 1", "80.00 ± 14.14", "80.00 ± 14.14", "+0.00")
+
+
+def test_score_that_is_not_a_number_is_left_out() -> None:
+    rows = table([made("dense", 0, 0.8), made("dense", 1, None), made("ties", 0, None)])
+    assert rows[1][2] == "80.00"
+    assert rows[2][2:5] == ("", "", "")
+
+
+def test_records_of_different_data_do_not_share_a_table() -> None:
+    other = made("ties", 0, 0.9)
+    other = other.model_copy(update={"data": other.data.model_copy(update={"sha256": "0" * 64})})
+    with pytest.raises(UserError, match="sha256"):
+        table([made("dense", 0, 0.8), other])
+
+
+def test_folder_without_records_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no records"):
+        read_records(tmp_path)
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda path: path.name)
+def test_committed_table_is_that_of_the_committed_records(folder: Path) -> None:
+    page = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
+    found = re.search(rf"<!-- {folder.name} -->\n(.*?)<!-- end -->", page, re.DOTALL)
+    assert found is not None, f"docs/results.md has no table of {folder.name}"
+    assert found.group(1) == markdown(table(read_records(folder)))
