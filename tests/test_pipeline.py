@@ -34,6 +34,7 @@ SETTINGS: dict[str, Any] = {
         "save_steps": 2,
         "logging_steps": 1.0,
         "learning_rate": 1e-2,
+        "warmup_steps": 0.0,  # the best epoch may be the first: curvature moves from the second step on
         "disable_tqdm": True,
         "use_cpu": True,
     },

@@ -55,7 +55,7 @@ def dense(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 def close(ours: Tensor, theirs: Tensor) -> None:
     torch.testing.assert_close(
-        ours, theirs, rtol=TOLERANCE, atol=TOLERANCE * max(1.0, float(theirs.abs().max()))
+        ours, theirs, rtol=TOLERANCE, atol=TOLERANCE * max(1.0, float(theirs.detach().abs().max()))
     )
 
 
