@@ -51,7 +51,8 @@ def run(given: Config, *, force: bool = False) -> Record:
     started = time.time()
     quieten()
     settled, reason = resolve(given)
-    say(reason)
+    for line in (reason, *config.notes(given)):
+        say(line)
     task: Task = TASKS.get(settled.task.id)
     splits = load_splits(settled, task)
     digest = sources.fingerprint(splits)

@@ -71,7 +71,7 @@ def load(
         tokenizer = _tokenizer(folder, spec)
         model = _model(folder, spec, config=config, head=head, seed=seed)
     model.name_or_path = model.config.name_or_path = tokenizer.name_or_path = spec
-    _agree_on_padding(model, tokenizer, spec)
+    agree_on_padding(model, tokenizer, spec)
     return model, tokenizer
 
 
@@ -97,7 +97,7 @@ def _labels(
     return fields
 
 
-def _agree_on_padding(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, spec: str) -> None:
+def agree_on_padding(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, spec: str) -> None:
     """Give the tokenizer a padding token (its end token, if it has none) and the model's config the same one."""
     if tokenizer.pad_token is None:
         if tokenizer.eos_token is None:

@@ -4,7 +4,7 @@ Texts are never read as special tokens, so a text that holds ``</s>`` adds no en
 same number of them, which `T5ForSequenceClassification` asks for. Tokenizers that put nothing between the texts of a
 pair (GPT-2, Qwen) get a line feed there.
 
-Causal backbones without a padding token pad with their end token (`ensure_padding`): the attention mask hides padding,
+Causal backbones without a padding token pad with their end token (`backbones.load`): the attention mask hides padding,
 and classification heads read the last token that is not padding, which is found by ``config.pad_token_id``.
 """
 
@@ -21,7 +21,7 @@ from camex_ft.tasks.base import labelled
 from camex_ft.tasks.shorten import Span, keep_spans
 
 if TYPE_CHECKING:
-    from transformers import DataCollatorWithPadding, PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase
 
 LEAST = 8  # tokens of text below which no task makes sense
 
@@ -66,31 +66,15 @@ def collator(tokenizer: PreTrainedTokenizerBase) -> DataCollatorWithPadding:
     """Return the collator that pads a batch to its longest row.
 
     Raises:
-        UserError: the tokenizer has no padding token; `ensure_padding` gives it one.
+        UserError: the tokenizer has no padding token; `backbones.load` gives it one.
     """
     from transformers import DataCollatorWithPadding
 
     if tokenizer.pad_token_id is None:
-        raise UserError("the tokenizer has no padding token; call ensure_padding(tokenizer, model) first")
+        raise UserError(
+            "the tokenizer has no padding token; load it with camex_ft.backbones.load, or set its pad_token"
+        )
     return DataCollatorWithPadding(tokenizer)
-
-
-def ensure_padding(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> None:
-    """Make tokenizer and model agree on a padding token: the tokenizer's own, or else its end token.
-
-    The tokenizer and ``model.config.pad_token_id`` are changed in place, as Hugging Face's own recipes do; no
-    embedding is added, so the model keeps its size.
-
-    Raises:
-        UserError: the tokenizer has neither a padding nor an end token.
-    """
-    if tokenizer.pad_token_id is None:
-        if tokenizer.eos_token_id is None:
-            raise UserError(
-                "the backbone's tokenizer has neither a padding nor an end token; give it a pad_token"
-            )
-        tokenizer.pad_token = tokenizer.eos_token
-    model.config.pad_token_id = tokenizer.pad_token_id
 
 
 def separates(tokenizer: PreTrainedTokenizerBase) -> bool:

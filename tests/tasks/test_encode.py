@@ -8,8 +8,9 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from camex_ft import embedded, registry
+from camex_ft.backbones.load import agree_on_padding
 from camex_ft.errors import UserError
-from camex_ft.tasks.encode import collator, encode, ensure_padding, separates
+from camex_ft.tasks.encode import collator, encode, separates
 
 LONG = " ".join(["rain"] * 60)
 
@@ -160,10 +161,10 @@ def test_single_texts_get_no_line_feed(rows):
 def test_padding_falls_back_on_the_end_token():
     bare = bare_tokenizer(eos_token="<end>")
     model, _ = embedded.backbone("gpt2")
-    with pytest.raises(UserError, match="call ensure_padding"):
+    with pytest.raises(UserError, match="set its pad_token"):
         collator(bare)
     size = model.get_input_embeddings().weight.shape
-    ensure_padding(bare, model)
+    agree_on_padding(model, bare, "test")
     assert bare.pad_token == "<end>" and model.config.pad_token_id == bare.eos_token_id == 1
     assert model.get_input_embeddings().weight.shape == size
     batch = collator(bare)([{"input_ids": [3]}, {"input_ids": [3, 4, 5]}])
@@ -174,20 +175,20 @@ def test_padding_falls_back_on_the_end_token():
 def test_a_tokenizers_own_padding_stays():
     model, tokenizer = embedded.backbone("llama")
     model.config.pad_token_id = None
-    ensure_padding(tokenizer, model)
+    agree_on_padding(model, tokenizer, "test")
     assert tokenizer.pad_token == "<pad>" and model.config.pad_token_id == tokenizer.pad_token_id
 
 
 def test_neither_padding_nor_end_token():
     model, _ = embedded.backbone("gpt2")
-    with pytest.raises(UserError, match="neither a padding nor an end token"):
-        ensure_padding(bare_tokenizer(), model)
+    with pytest.raises(UserError, match="neither a padding token nor an end token"):
+        agree_on_padding(model, bare_tokenizer(), "test")
 
 
 def test_padded_rows_get_the_same_logits_with_the_end_token_as_padding(rows):
     model, tokenizer = embedded.backbone("gpt2")
     tokenizer.pad_token = None
-    ensure_padding(tokenizer, model)
+    agree_on_padding(model, tokenizer, "test")
     data = encode(rows("glue/sst2", sentence="rain"), tokenizer, max_length=16)
     both = model(**collator(tokenizer)([data[0], data[1]])).logits
     alone = model(**collator(tokenizer)([data[0]])).logits
