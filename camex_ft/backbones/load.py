@@ -98,7 +98,11 @@ def _labels(
 
 
 def agree_on_padding(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, spec: str) -> None:
-    """Give the tokenizer a padding token (its end token, if it has none) and the model's config the same one."""
+    """Give the tokenizer a padding token (its end token, if it has none) and the model's config the same one.
+
+    Raises:
+        UserError: the tokenizer has neither, or more tokens than the model `spec` embeds.
+    """
     if tokenizer.pad_token is None:
         if tokenizer.eos_token is None:
             raise UserError(
