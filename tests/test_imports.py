@@ -29,6 +29,7 @@ LAYERS = (
     ("reporting",),
     ("pipeline",),
     ("listing", "doctor", "document_protocols"),
+    ("bench",),
     ("cli",),
     ("__main__",),
     ("",),  # camex_ft/__init__.py: the public API

@@ -1,0 +1,6 @@
+"""Benchmarks: a linear map with experts, and a training step of a whole backbone, each against its dense counterpart.
+
+    settings -> sides (dense, merged, plain) -> alternating times, peak memory in a process of its own -> record
+
+`camex_ft.bench.commands` is ``camex-ft bench``; it starts without torch.
+"""

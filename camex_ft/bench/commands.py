@@ -1,0 +1,116 @@
+"""``camex-ft bench layer`` and ``camex-ft bench step``: the command line of the benchmarks, thin and without torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Optional
+
+import typer
+
+if TYPE_CHECKING:
+    from camex_ft.bench.settings import Bench
+
+FOLDER = Path("results/bench")
+
+app = typer.Typer(
+    name="bench",
+    help="Time a layer or a training step with experts against the dense one, in one run, and measure memory.",
+    no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Length = Annotated[int, typer.Option("--length", help="Tokens in a sequence.")]
+Experts = Annotated[int, typer.Option("--experts", help="Experts N.")]
+TopK = Annotated[
+    Optional[int],  # noqa: UP045 - typer reads annotations at run time
+    typer.Option("--top-k", help="Experts that serve a sequence; all if left out."),
+]
+Rank = Annotated[int, typer.Option("--rank", help="Rank of the curvature, where the protocol has one.")]
+ProtocolName = Annotated[str, typer.Option("--protocol", help="A name that `camex-ft ls protocols` lists.")]
+Dtype = Annotated[
+    str, typer.Option("--dtype", help="Of parameters and inputs: float32, bfloat16 or float64.")
+]
+Device = Annotated[str, typer.Option("--device", help="cpu or cuda.")]
+Repeats = Annotated[
+    int, typer.Option("--repeats", help="Timed calls of each side, whose median is reported.")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print the record as JSON, and nothing else.")]
+Save = Annotated[Path, typer.Option("--save", metavar="DIR", help="Folder of the record.")]
+NoSave = Annotated[bool, typer.Option("--no-save", help="Write no record.")]
+
+
+@app.command()
+def layer(
+    batch: Annotated[int, typer.Option("--batch", help="Sequences.")] = 16,
+    length: Length = 128,
+    in_features: Annotated[int, typer.Option("--in", help="Width of the input.")] = 768,
+    out_features: Annotated[int, typer.Option("--out", help="Width of the output.")] = 3072,
+    experts: Experts = 8,
+    top_k: TopK = None,
+    rank: Rank = 1,
+    protocol: ProtocolName = "ties-ca",
+    dtype: Dtype = "float32",
+    device: Device = "cpu",
+    repeats: Repeats = 5,
+    evaluate: Annotated[
+        bool, typer.Option("--evaluate", help="Forward pass alone, in evaluation mode, without gradients.")
+    ] = False,
+    skip_plain: Annotated[
+        bool,
+        typer.Option("--skip-plain", help="Leave the plain formula out: it takes long and much memory."),
+    ] = False,
+    json: Json = False,
+    save: Save = FOLDER,
+    no_save: NoSave = False,
+) -> None:
+    """Time one linear map, forward and backward: dense, merged, and by the plain formula, in turns."""
+    given = {key: value for key, value in locals().items() if key not in ("json", "save", "no_save")}
+    from camex_ft.bench.layer import bench_layer
+    from camex_ft.bench.settings import LayerBench
+
+    _report(LayerBench(**given), bench_layer, json=json, folder=None if no_save else save)
+
+
+@app.command()
+def step(
+    backbone: Annotated[
+        str,
+        typer.Option(
+            "--backbone", help="t5-base, gpt2 or bert-base-uncased, with random weights; or embedded/FAMILY."
+        ),
+    ] = "t5-base",
+    batch: Annotated[int, typer.Option("--batch", help="Sequences.")] = 8,
+    length: Length = 128,
+    experts: Experts = 8,
+    top_k: TopK = None,
+    rank: Rank = 1,
+    protocol: ProtocolName = "ties-ca",
+    dtype: Dtype = "float32",
+    device: Device = "cpu",
+    repeats: Repeats = 5,
+    json: Json = False,
+    save: Save = FOLDER,
+    no_save: NoSave = False,
+) -> None:
+    """Time a training step of a backbone under a classification head: dense and with experts, in turns."""
+    given = {key: value for key, value in locals().items() if key not in ("json", "save", "no_save")}
+    from camex_ft.bench.settings import StepBench
+    from camex_ft.bench.step import bench_step
+
+    _report(StepBench(**given), bench_step, json=json, folder=None if no_save else save)
+
+
+def _report(
+    settings: Bench, measure: Callable[[Any], Mapping[str, Any]], *, json: bool, folder: Path | None
+) -> None:
+    """Measure, write the record and print it."""
+    from camex_ft.bench import record
+
+    if folder is not None:
+        record.make_folder(folder)  # before minutes of measuring
+    made = record.make_record(settings, measure(settings))
+    path = None if folder is None else record.save(made, settings.name(), folder)
+    typer.echo(record.to_json(made) if json else record.table(made), nl=not json)
+    if path is not None and not json:
+        typer.echo(f"wrote {path}")

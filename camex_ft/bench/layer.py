@@ -1,0 +1,192 @@
+"""``camex-ft bench layer``: one linear map with experts, against a dense one and against the plain formula.
+
+    dense     y = x W^T                                         one weight W
+    merged    s = router(mean of x), y = ExpertLinear(x, s)     the package's own path
+    plain     the same s and parameters through `merged_linear_plain`
+
+One call is a forward and a backward pass, to x and to all parameters; or, with `evaluate`, a forward pass alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from camex_ft.bench import memory
+from camex_ft.bench.child import in_child
+from camex_ft.bench.settings import LayerBench
+from camex_ft.bench.timing import Side, alternate, medians
+from camex_ft.moe.ffn import ExpertLinear, LayerSettings
+from camex_ft.moe.plain import merged_linear_plain
+from camex_ft.moe.routing import Router, masked_mean
+from camex_ft.registry import PROTOCOLS
+
+SEED = 0
+APART = 0.1  # how far experts are from the base and curvature is from the identity, relative
+SMALL = 32  # sizes of the call that loads libraries before memory is measured
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What all sides compute with.
+
+    Attributes:
+        x: inputs; [B, L, in].
+        upstream: gradient of the output; [B, L, out].
+        weight: of the dense side; [out, in].
+        router, linear: of the merged and the plain side.
+    """
+
+    x: Tensor
+    upstream: Tensor
+    weight: Tensor
+    router: Router
+    linear: ExpertLinear
+
+    def leaves(self) -> list[Tensor]:
+        """Return all tensors that get a gradient."""
+        return [self.x, self.weight, *self.router.parameters(), *self.linear.parameters()]
+
+
+def make(settings: LayerBench) -> Problem:
+    """Return inputs and parameters, the same for the same settings; the global random state stays as it is."""
+    protocol, dtype = PROTOCOLS.get(settings.protocol), getattr(torch, settings.dtype)
+    out, width = settings.out_features, settings.in_features
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(SEED)
+        weight = torch.randn(out, width) / width**0.5
+        x = torch.randn(settings.batch, settings.length, width)
+        upstream = torch.randn(settings.batch, settings.length, out)
+        router = Router(
+            in_features=width, experts=settings.experts, top_k=settings.k, noise=False, prior=False
+        )
+        given = LayerSettings(
+            rule=protocol.bind({}),
+            experts=settings.experts,
+            top_k=settings.k,
+            base=protocol.base,
+            rank=settings.effective_rank,
+            noise=False,
+        )
+        linear = ExpertLinear(weight, None, given)
+        _move_apart(linear)
+    for module in (router, linear):
+        module.to(settings.device).train(not settings.evaluate)
+    router.to(torch.promote_types(dtype, torch.float32))  # as the layers keep it
+    linear.to(dtype)
+    x, upstream, weight = (t.to(settings.device, dtype) for t in (x, upstream, weight))
+    return Problem(x.requires_grad_(), upstream, weight.requires_grad_(), router, linear)
+
+
+@torch.no_grad()
+def _move_apart(linear: ExpertLinear) -> None:
+    for expert in linear.experts:
+        expert.add_(torch.randn_like(expert) * (APART * expert.std()))
+    if linear.curvature is not None:
+        for factor in linear.curvature.parameters():
+            factor.add_(torch.randn_like(factor) * (APART * factor.shape[-1] ** -0.5))
+
+
+# -- sides ------------------------------------------------------------------------------------------------------------
+
+
+def dense(p: Problem) -> Tensor:
+    """Return x W^T; [B, L, out]."""
+    return F.linear(p.x, p.weight)
+
+
+def merged(p: Problem) -> Tensor:
+    """Return the output of the package's layer; [B, L, out]."""
+    output: Tensor = p.linear(p.x, _route(p))
+    return output
+
+
+def plain(p: Problem) -> Tensor:
+    """Return the same, written out plainly; [B, L, out]."""
+    linear = p.linear
+    seed = int(torch.randint(2**62, ()).item()) if linear.rule.random and linear.training else 0
+    return merged_linear_plain(
+        p.x,
+        _route(p).to(linear.experts.dtype),
+        linear.experts,
+        linear.base,
+        keep=linear.rule.keep(training=linear.training, seed=seed, device=p.x.device),
+        factors=None if linear.curvature is None else linear.curvature.factors,
+    )
+
+
+def _route(p: Problem) -> Tensor:
+    weights: Tensor = p.router(masked_mean(p.x, None)).weights
+    return weights  # [B, N]
+
+
+SIDES: dict[str, Callable[[Problem], Tensor]] = {"dense": dense, "merged": merged, "plain": plain}
+
+
+def sides(settings: LayerBench) -> dict[str, Side]:
+    """Return the sides of one problem, in the order in which they are timed."""
+    problem = make(settings)
+    names = [name for name in SIDES if name != "plain" or not settings.skip_plain]
+    return {name: side(problem, SIDES[name], evaluate=settings.evaluate) for name in names}
+
+
+def side(problem: Problem, forward: Callable[[Problem], Tensor], *, evaluate: bool) -> Side:
+    """Return one side; in training each call finds parameters changed and no gradients, as after an optimizer step."""
+
+    def run() -> None:
+        if evaluate:
+            with torch.no_grad():
+                forward(problem)
+        else:
+            forward(problem).backward(problem.upstream)
+
+    @torch.no_grad()
+    def prepare() -> None:
+        for leaf in () if evaluate else problem.leaves():
+            leaf.grad = None
+            leaf.mul_(1)  # what a layer keeps while its parameters stay is not for this call
+
+    return Side(run, prepare)
+
+
+# -- measurements -----------------------------------------------------------------------------------------------------
+
+
+def peak_extra_mb(settings: LayerBench, name: str) -> float:
+    """Return the peak memory of one call of a side, in MB (10^6 bytes), beyond parameters, inputs and their gradients.
+
+    With `evaluate` it is that of the first call, so that what a layer keeps for the next ones counts.
+    """
+    small = {
+        key: min(SMALL, getattr(settings, key)) for key in ("batch", "length", "in_features", "out_features")
+    }
+    side(make(replace(settings, **small)), SIDES[name], evaluate=settings.evaluate).run()
+    problem = make(settings)
+    if not settings.evaluate:
+        for leaf in problem.leaves():
+            leaf.grad = torch.zeros_like(leaf)
+    run = side(problem, SIDES[name], evaluate=settings.evaluate).run
+    return memory.extra(run, device=settings.device) / memory.MB
+
+
+def bench_layer(settings: LayerBench) -> dict[str, Any]:
+    """Return the figures: median seconds of each side, their ratios, peak extra memory in MB, all single times."""
+    timed = ("merged",) if settings.skip_plain else ("merged", "plain")
+    peaks = {name: in_child(peak_extra_mb, settings, name) for name in timed}
+    times = alternate(sides(settings), repeats=settings.repeats, device=settings.device)
+    median = medians(times)
+    return {
+        "dense_s": median["dense"],
+        "plain_s": median.get("plain"),
+        "merged_s": median["merged"],
+        "ratio_plain": median["plain"] / median["merged"] if "plain" in median else None,
+        "ratio_dense": median["merged"] / median["dense"],
+        "peak_extra_mb_plain": peaks.get("plain"),
+        "peak_extra_mb_merged": peaks["merged"],
+        "times": times,
+    }

@@ -1,0 +1,155 @@
+"""What a benchmark is asked for: sizes, protocol, number format, device. Checked before anything is built."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Any
+
+from camex_ft.config.environment import cuda_is_there
+from camex_ft.errors import UserError, nearest
+from camex_ft.registry import PROTOCOLS
+
+DTYPES = ("float32", "bfloat16", "float64")
+DEVICES = ("cpu", "cuda")
+OPTIONS = {"in_features": "in", "out_features": "out"}  # where an option's name is not the field's
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bench:
+    """What both benchmarks are asked for.
+
+    Attributes:
+        batch, length: B sequences of L tokens.
+        experts, top_k: N, and how many of them serve a sequence; None: all.
+        rank: of the curvature; without effect where the protocol has none.
+        protocol: name in the registry.
+        dtype: number format of parameters and inputs.
+        device: "cpu" or "cuda".
+        repeats: how often each side is timed, after one call that is not.
+    """
+
+    batch: int = 16
+    length: int = 128
+    experts: int = 8
+    top_k: int | None = None
+    rank: int = 1
+    protocol: str = "ties-ca"
+    dtype: str = "float32"
+    device: str = "cpu"
+    repeats: int = 5
+
+    def __post_init__(self) -> None:
+        """Check every field.
+
+        Raises:
+            UserError: a value that is out of range, unknown, or not to be had on this machine.
+        """
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if type(value) is int and value < 1:
+                raise UserError(f"{_option(field.name)} is {value}: expected at least 1")
+        if self.k > self.experts:
+            raise UserError(f"--top-k is {self.k}: expected at most {self.experts}, the number of experts")
+        for name, known in (("dtype", DTYPES), ("device", DEVICES)):
+            value = getattr(self, name)
+            if value not in known:
+                raise UserError(
+                    f"unknown {name} '{value}'.{nearest(value, known)} Known: {', '.join(known)}."
+                )
+        self.check_form(PROTOCOLS.get(self.protocol).form)
+        if self.device == "cuda" and not cuda_is_there():
+            raise UserError("--device is cuda: torch sees no CUDA device here")
+
+    def check_form(self, form: str) -> None:
+        """Refuse protocols of a form that this benchmark cannot compare (`UserError`)."""
+
+    @property
+    def k(self) -> int:
+        """Experts that serve a sequence."""
+        return self.experts if self.top_k is None else self.top_k
+
+    @property
+    def effective_rank(self) -> int:
+        """The curvature's rank, 0 where the protocol has none."""
+        return self.rank if PROTOCOLS.get(self.protocol).curvature else 0
+
+    def to_record(self) -> dict[str, Any]:
+        """Return the settings by the names of the options, `top_k` and `rank` as they take effect."""
+        plain = {OPTIONS.get(field.name, field.name): getattr(self, field.name) for field in fields(self)}
+        return {**plain, "top_k": self.k, "rank": self.effective_rank}
+
+    def name(self) -> str:
+        """Return the record's name, ``<kind>-<protocol>-<shape>``: other settings have another one."""
+        raise NotImplementedError
+
+    def _experts(self) -> str:
+        rank = f"-r{self.effective_rank}" if self.effective_rank else ""
+        return f"n{self.experts}-k{self.k}{rank}-{self.dtype}-{self.device}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerBench(Bench):
+    """One linear map, ``out x in``; for protocols that merge weights.
+
+    Attributes:
+        in_features, out_features: its widths.
+        evaluate: forward pass alone, without gradients, in evaluation mode.
+        skip_plain: leave the plain formula out.
+    """
+
+    in_features: int = 768
+    out_features: int = 3072
+    evaluate: bool = False
+    skip_plain: bool = False
+
+    def check_form(self, form: str) -> None:
+        """Refuse protocols that merge no weights."""
+        if form != "weights":
+            merging = [name for name in PROTOCOLS.names() if PROTOCOLS.get(name).form == "weights"]
+            raise UserError(
+                f"bench layer is for protocols that merge weights, which {self.protocol} does not: "
+                f"choose one of {', '.join(merging)}"
+            )
+
+    def name(self) -> str:
+        """Return the record's name."""
+        how = ("-evaluate" if self.evaluate else "") + ("-skip-plain" if self.skip_plain else "")
+        shape = f"b{self.batch}-l{self.length}-{self.in_features}x{self.out_features}"
+        return f"layer-{self.protocol}-{shape}-{self._experts()}{how}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepBench(Bench):
+    """One training step of a backbone with experts in every layer.
+
+    Attributes:
+        backbone: a name of `camex_ft.bench.backbones`, or ``embedded/<family>``.
+    """
+
+    batch: int = 8
+    backbone: str = "t5-base"
+
+    def __post_init__(self) -> None:
+        """Check every field."""
+        from camex_ft.bench.backbones import check  # brings in transformers, which a layer does without
+
+        super().__post_init__()
+        check(self.backbone)
+        if self.experts < 2:
+            raise UserError(f"--experts is {self.experts}: upcycling needs at least 2")
+
+    def check_form(self, form: str) -> None:
+        """Refuse the protocol that has no experts."""
+        if form == "dense":
+            raise UserError(
+                f"bench step holds a protocol against the dense model, which {self.protocol} keeps"
+            )
+
+    def name(self) -> str:
+        """Return the record's name."""
+        backbone = self.backbone.replace("/", "-")
+        return f"step-{self.protocol}-{backbone}-b{self.batch}-l{self.length}-{self._experts()}"
+
+
+def _option(field: str) -> str:
+    return f"--{OPTIONS.get(field, field).replace('_', '-')}"

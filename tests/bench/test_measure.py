@@ -1,0 +1,174 @@
+"""What benchmarks measure with: times in turns, peak memory, a process of its own, records."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from camex_ft import cli
+from camex_ft.bench import memory, record, timing
+from camex_ft.bench.child import in_child
+from camex_ft.bench.settings import LayerBench, StepBench
+from camex_ft.errors import UserError
+
+MB = 10**6
+
+
+# -- times ------------------------------------------------------------------------------------------------------------
+
+
+def test_sides_are_warmed_up_and_then_timed_in_turns():
+    calls: list[str] = []
+    sides = {
+        name: timing.Side(
+            run=lambda name=name: calls.append(name),
+            prepare=lambda name=name: calls.append(f"prepare {name}"),
+        )
+        for name in ("a", "b", "c")
+    }
+    times = timing.alternate(sides, repeats=2, device="cpu")
+    assert calls == ["prepare a", "a", "prepare b", "b", "prepare c", "c"] * 3
+    assert {name: len(each) for name, each in times.items()} == {"a": 2, "b": 2, "c": 2}
+
+
+def test_a_time_is_that_of_the_call_without_what_prepares_it(monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: clock[0])
+    durations = iter([9.0, 1.0, 3.0, 2.0])  # the first warms up
+
+    def spend(seconds):
+        clock[0] += seconds
+
+    side = timing.Side(run=lambda: spend(next(durations)), prepare=lambda: spend(100.0))
+    times = timing.alternate({"side": side}, repeats=3, device="cpu")
+    assert times == {"side": [1.0, 3.0, 2.0]}
+    assert timing.medians(times) == {"side": 2.0}
+
+
+# -- memory -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("resettable")
+def test_peak_memory_is_what_a_function_holds_beyond_what_was_there():
+    for _ in range(2):  # the first peak does not hide the second
+        measured = memory.extra(lambda: torch.ones(16 * MB), device="cpu")
+        assert measured == pytest.approx(64 * MB, rel=0.05)
+
+
+@pytest.mark.usefixtures("resettable")
+def test_a_higher_peak_before_does_not_count():
+    torch.ones(64 * MB)
+    assert memory.extra(lambda: None, device="cpu") < 2 * MB
+    pieces = [
+        torch.ones(25_000) for _ in range(500)
+    ]  # 50 MB of a size that the C library keeps when it is freed
+    del pieces
+    measured = memory.extra(lambda: [torch.ones(25_000) for _ in range(200)], device="cpu")
+    assert measured == pytest.approx(20 * MB, rel=0.2)
+
+
+def test_the_process_holds_at_most_its_peak_and_the_machine_at_least_that():
+    assert MB < memory.resident() <= memory.peak_resident() < memory.total()
+
+
+# -- a process of its own ---------------------------------------------------------------------------------------------
+
+
+def test_a_child_is_another_process_with_the_result_and_the_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(before + 1)
+    try:
+        process, threads = in_child(eval, "__import__('os').getpid(), __import__('torch').get_num_threads()")
+    finally:
+        torch.set_num_threads(before)
+    assert process != os.getpid()
+    assert threads == before + 1
+
+
+def test_a_child_that_was_ended_is_told_of_as_a_lack_of_memory():
+    with pytest.raises(UserError, match=r"was ended, as happens when none is left.*--skip-plain"):
+        in_child(os._exit, 9)
+
+
+def test_a_child_that_asks_for_too_much_memory_is_told_of():
+    with pytest.raises(UserError, match=r"not enough memory: .*--skip-plain"):
+        in_child(torch.empty, 2**50)
+
+
+# -- records ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_record_has_the_settings_the_figures_and_the_machine():
+    settings = LayerBench(protocol="domain", experts=4, in_features=8)
+    made = record.make_record(
+        settings, {"dense_s": 0.123456, "times": {"dense": [0.123456, 2.0]}, "plain_s": None}
+    )
+    assert made["kind"] == "layer"
+    assert made["settings"]["in"] == 8
+    assert (made["settings"]["top_k"], made["settings"]["rank"]) == (4, 0)  # as they take effect
+    assert (made["dense_s"], made["plain_s"], made["times"]) == (0.1235, None, {"dense": [0.1235, 2.0]})
+    assert set(made["machine"]) == {"processor", "cores", "threads", "memory_gb", "torch", "gpu"}
+    assert made["machine"]["processor"]
+    assert made["machine"]["torch"] == torch.__version__
+
+
+def test_a_record_is_json_that_tells_nothing_private(tmp_path):
+    settings = StepBench(backbone="embedded/t5")
+    made = record.make_record(settings, {"step_s": 1.0})
+    record.make_folder(tmp_path / "bench")
+    path = record.save(made, settings.name(), tmp_path / "bench")
+    text = path.read_text()
+    assert json.loads(text) == made
+    assert platform.node() not in made["machine"].values()
+    assert str(tmp_path) not in text
+
+
+def test_the_processor_is_named(tmp_path):
+    file = tmp_path / "cpuinfo"
+    file.write_text("vendor_id : x\nmodel name\t: AMD EPYC 9R14\n")
+    assert record.processor(file) == "AMD EPYC 9R14"
+    file.write_text("Features : fp\n")
+    assert record.processor(file)
+
+
+def test_settings_that_differ_have_records_of_their_own():
+    layers = [
+        LayerBench(),
+        LayerBench(batch=2),
+        LayerBench(length=2),
+        LayerBench(in_features=2),
+        LayerBench(out_features=2),
+        LayerBench(experts=2),
+        LayerBench(top_k=2),
+        LayerBench(rank=2),
+        LayerBench(protocol="ties"),
+        LayerBench(dtype="float64"),
+        LayerBench(evaluate=True),
+        LayerBench(skip_plain=True),
+    ]
+    names = [made.name() for made in [*layers, StepBench(), StepBench(backbone="embedded/t5")]]
+    assert names[0] == "layer-ties-ca-b16-l128-768x3072-n8-k8-r1-float32-cpu"
+    assert names[-1] == "step-ties-ca-embedded-t5-b8-l128-n8-k8-r1-float32-cpu"
+    assert len(set(names)) == len(names)
+    assert LayerBench(protocol="ties", rank=2).name() == LayerBench(protocol="ties").name()
+
+
+def test_a_folder_that_cannot_be_written_is_the_users_to_mend(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"--save: .*file' cannot be written"):
+        record.make_folder(tmp_path / "file")
+
+
+# -- command line -----------------------------------------------------------------------------------------------------
+
+
+def test_both_benchmarks_are_listed():
+    assert " bench " in CliRunner().invoke(cli.app, ["--help"]).output
+    shown = CliRunner().invoke(cli.app, ["bench", "--help"]).output
+    assert " layer " in shown
+    assert " step " in shown

@@ -1,0 +1,188 @@
+"""`camex-ft bench step`: the models at their published sizes, what a step is, and its figures."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from camex_ft import cli
+from camex_ft.bench import backbones, step
+from camex_ft.bench.settings import StepBench
+from camex_ft.bench.step import Step, bench_step, dense_model, upcycled
+from camex_ft.errors import UserError
+from camex_ft.registry import EMBEDDED
+from camex_ft.upcycling import expert_layers, routing_context
+
+FIGURES = {
+    "dense_step_s",
+    "step_s",
+    "ratio_dense",
+    "peak_rss_gb",
+    "building_peak_rss_gb",
+    "parameters",
+    "times",
+}
+
+
+def tiny(**given: Any) -> StepBench:
+    defaults = {"backbone": "embedded/t5", "batch": 2, "length": 6, "experts": 2, "repeats": 2}
+    return StepBench(**{**defaults, **given})
+
+
+# -- backbones --------------------------------------------------------------------------------------------------------
+
+# As published, without a head; and the head for two classes.
+PARAMETERS = {
+    "t5-base": 222_903_552 + (768 * 768 + 768) + (768 * 2 + 2),
+    "gpt2": 124_439_808 + 768 * 2,
+    "bert-base-uncased": 109_482_240 + (768 * 2 + 2),
+}
+
+
+@pytest.mark.parametrize("name", backbones.PUBLISHED)
+def test_a_published_backbone_has_its_number_of_parameters(name):
+    with torch.device("meta"):
+        assert backbones.build(name).num_parameters() == PARAMETERS[name]
+
+
+def test_t5_base_with_eight_experts_has_over_a_billion():
+    with torch.device("meta"):
+        made = upcycled(backbones.build("t5-base"), StepBench())
+    assert len(expert_layers(made)) == 24
+    assert 1.1e9 < made.num_parameters() < 1.2e9
+
+
+@pytest.mark.parametrize("family", EMBEDDED.names())
+def test_every_embedded_family_takes_a_step(family):
+    settings = tiny(backbone=f"embedded/{family}")
+    dense = dense_model(settings)
+    model = upcycled(dense, settings)
+    for each in (dense, model):
+        before = [p.detach().clone() for p in each.parameters()]
+        Step(each, settings)()
+        assert any(not torch.equal(p, old) for p, old in zip(each.parameters(), before, strict=True))
+        assert all(p.grad is None for p in each.parameters())
+        assert all(p.isfinite().all() for p in each.parameters())
+
+
+@pytest.mark.parametrize("family", EMBEDDED.names())
+def test_inputs_are_words_without_padding_on_all_positions(family):
+    model = backbones.build(f"embedded/{family}")
+    config: Any = model.config
+    given = backbones.inputs(model, batch=3, length=20)
+    ids = given["input_ids"]
+    assert ids.shape == given["attention_mask"].shape == (3, 20)
+    assert given["attention_mask"].all()
+    assert (ids != config.pad_token_id).all()
+    if config.model_type == "t5":
+        assert (ids == config.eos_token_id).nonzero().tolist() == [[0, 19], [1, 19], [2, 19]]
+    assert torch.equal(ids, backbones.inputs(model, batch=3, length=20)["input_ids"])
+
+
+@pytest.mark.parametrize("family", ["bert", "roberta", "gpt2"])
+def test_all_positions_can_be_used_and_no_more(family):
+    model = backbones.build(f"embedded/{family}")
+    with pytest.raises(UserError, match=r"--length is 100000: \w+ has (\d+) positions") as told:
+        backbones.inputs(model, batch=1, length=100_000)
+    limit = int(str(told.value).split("has ")[1].split()[0])
+    model(**backbones.inputs(model, batch=1, length=limit))
+    with pytest.raises(UserError):
+        backbones.inputs(model, batch=1, length=limit + 1)
+
+
+# -- a step -----------------------------------------------------------------------------------------------------------
+
+
+def test_all_layers_have_experts_that_differ_from_the_base():
+    model = upcycled(dense_model(tiny(top_k=1)), tiny(top_k=1))
+    layers = expert_layers(model).values()
+    assert len(layers) == 4
+    for each in layers:
+        assert (each.settings.experts, each.settings.top_k, each.settings.rank) == (2, 1, 1)
+        assert not torch.equal(each.up.experts[0], each.up.base)
+        assert each.training
+
+
+def test_the_loss_is_the_models_and_the_balance_losses():
+    settings = tiny(backbone="embedded/t5")
+    model = upcycled(dense_model(settings), settings)
+    taken = Step(model, settings)
+    torch.manual_seed(0)  # of the routing noise
+    total = taken.loss()
+    balance = routing_context(model).last.balance_loss()
+    torch.manual_seed(0)
+    own = model(**taken.batch).loss
+    assert balance > 0
+    torch.testing.assert_close(total, own + balance)
+
+
+def test_the_number_format_is_that_of_parameters():
+    model = dense_model(tiny(dtype="bfloat16"))
+    assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
+    Step(upcycled(model, tiny(dtype="bfloat16")), tiny())()
+
+
+# -- figures ----------------------------------------------------------------------------------------------------------
+
+
+def test_figures(monkeypatch):
+    monkeypatch.setattr(step, "in_child", lambda function, *given: function(*given))
+    figures = bench_step(tiny(protocol="smear"))
+    assert set(figures) == FIGURES
+    assert list(figures["times"]) == ["dense", "upcycled"]
+    assert {len(each) for each in figures["times"].values()} == {2}
+    assert figures["ratio_dense"] == figures["step_s"] / figures["dense_step_s"]
+    assert 0.05 < figures["peak_rss_gb"] < 20
+    assert figures["parameters"]["upcycled"] > figures["parameters"]["dense"]
+
+
+def invoke(*arguments: str) -> Any:
+    return CliRunner().invoke(cli.app, ["bench", "step", *arguments])
+
+
+def test_the_record_is_shown_and_kept(tmp_path, monkeypatch):
+    monkeypatch.setattr(step, "in_child", lambda function, *given: function(*given))
+    small = [
+        "--backbone",
+        "embedded/bert",
+        "--batch",
+        "2",
+        "--length",
+        "6",
+        "--experts",
+        "2",
+        "--repeats",
+        "1",
+    ]
+    shown = json.loads(invoke(*small, "--json", "--save", str(tmp_path)).stdout)
+    assert set(shown) == FIGURES | {"kind", "settings", "machine"}
+    assert shown["settings"]["backbone"] == "embedded/bert"
+    (file,) = tmp_path.iterdir()
+    assert file.name == "step-ties-ca-embedded-bert-b2-l6-n2-k2-r1-float32-cpu.json"
+    table = invoke(*small, "--no-save").output
+    rows = [line.split()[0] for line in table.splitlines() if line]
+    assert [row for row in rows if row in ("dense", "upcycled")] == ["dense", "upcycled"]
+    assert "peak_rss_gb: " in table
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--backbone", "t5-bas"], "Did you mean 't5-base'?"),
+        (["--backbone", "embedded/brt"], "Did you mean 'embedded/bert'?"),
+        (["--protocol", "dense"], "the dense model, which dense keeps"),
+        (["--protocol", "tie-ca"], "Did you mean 'ties-ca'?"),
+        (["--experts", "1"], "--experts is 1"),
+        (["--length", "0"], "--length is 0"),
+    ],
+    ids=" ".join,
+)
+def test_bad_input_is_a_user_error(arguments, words, monkeypatch):
+    monkeypatch.setattr(step, "in_child", lambda *_: pytest.fail("measured"))
+    error = invoke(*arguments, "--no-save").exception
+    assert isinstance(error, UserError)
+    assert words in str(error)
