@@ -198,6 +198,7 @@ def _restructure(model: PreTrainedModel, plan: Plan) -> None:
             noise=routing.noise,
             balance=routing.balance,
             grouping=grouping,
+            keep_vectors=merging.keep_vectors,
         )
         _replace(model, ffn, settings, context, mixture=protocol.form == "outputs")
     if plan.upcycle.init == "noise":

@@ -108,6 +108,8 @@ def _drop_idle_keys(values: dict[str, Any], config: Config) -> None:
     if config.routing.granularity in ("sequence", "token", "encoder"):
         del values["routing"]["segment"], values["routing"]["first_segment"]
     values["merging"]["top_k"] = config.merging.k
+    if not protocol.random:  # vectors that are kept are those that would be made
+        del values["merging"]["keep_vectors"]
     values["training"] = _training(values["training"], config.training)
     if protocol.form == "dense":
         values["merging"] = {"protocol": config.merging.protocol}

@@ -115,6 +115,11 @@ class MergingConfig(Section):
     options: dict[str, Any] = Field(
         default={}, description="The protocol's own options, see `docs/protocols.md`."
     )
+    keep_vectors: bool = Field(
+        default=True,
+        description="Make transformed domain vectors once for all micro-batches of an optimizer step, and once for an "
+        "evaluation. Takes the memory of the experts again, with gradient accumulation twice.",
+    )
 
     @property
     def k(self) -> int:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import inspect
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, NamedTuple
@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from camex_ft.moe.reuse import Accumulation, Micro
 from camex_ft.moe.routing import masked_mean
 
 ReadPass = Callable[[nn.Module, Mapping[str, Any]], "Pass"]
@@ -48,12 +49,14 @@ class Pass:
         masks: goes in: mask [B, L] by stack, 1 for tokens that count; None where all do.
         cached: goes in: how many earlier positions a key-value cache stands for.
         encoded: goes in, or comes from the encoder on the way: its output, pooled over the tokens that count; [B, d].
+        micro: goes in: which micro-batch of an optimizer step this is, where it has several.
         layers: comes out: routing by layer name.
     """
 
     masks: Mapping[str, Tensor | None] = field(default_factory=dict)
     cached: int = 0
     encoded: Tensor | None = None
+    micro: Micro | None = None
     layers: dict[str, LayerRouting] = field(default_factory=dict)
 
     def balance_loss(self) -> Tensor | None:
@@ -67,6 +70,7 @@ class _Local(threading.local):
         self.stack: list[Pass] = []
         self.entered: list[nn.Module] = []
         self.last: Pass | None = None
+        self.accumulation = Accumulation()
 
 
 class RoutingContext:
@@ -93,6 +97,14 @@ class RoutingContext:
     def last(self) -> Pass | None:
         """The pass that this thread finished last, or None."""
         return self._local.last
+
+    def micro_batch(self, *, last: bool) -> AbstractContextManager[None]:
+        """Run one of an optimizer step's micro-batches, forward and backward, in a ``with`` block.
+
+        Transformed domain vectors are made in the first one and used in all; those of experts, base and curvature that
+        they come from have their gradients after the `last` one.
+        """
+        return self._local.accumulation.micro_batch(last=last)
 
     def attach(self, module: nn.Module) -> None:
         """Open a pass whenever `module` is called; inside another pass of the same model this does nothing."""
@@ -123,6 +135,7 @@ class RoutingContext:
             arguments = inspect.signature(module.forward).bind_partial(*args, **kwargs).arguments
             arguments.update(arguments.pop("kwargs", {}))
             self._local.stack[-1] = self.read(module, arguments)
+            self._local.stack[-1].micro = self._local.accumulation.now
             if module.training:
                 self._wrap_checkpointing(module)
 

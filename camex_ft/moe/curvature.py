@@ -14,24 +14,10 @@ every R and the terms come to differ.
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor, nn
 
-
-class Factors(NamedTuple):
-    """The factors of one matrix's curvature, for all R terms and N experts.
-
-    Attributes:
-        a1, a2: factors along `out`; [R, N, a1, a1], [R, N, a2, a2].
-        c1, c2: factors along `in`; [R, N, c1, c1], [R, N, c2, c2].
-    """
-
-    a1: Tensor
-    a2: Tensor
-    c1: Tensor
-    c2: Tensor
+from camex_ft.moe.kronecker import Factors
 
 
 def nearest_factors(n: int) -> tuple[int, int]:
@@ -40,43 +26,6 @@ def nearest_factors(n: int) -> tuple[int, int]:
     while n % p:
         p -= 1
     return p, n // p
-
-
-def kron_left(f1: Tensor, f2: Tensor, v: Tensor) -> Tensor:
-    """Return (F1_i (x) F2_i) v_i for each expert: the Kronecker product applied to the first axis.
-
-    Args:
-        f1: [N, p, p].
-        f2: [N, q, q].
-        v: [N, p * q, columns].
-    """
-    n, p, q = v.shape[0], f1.shape[-1], f2.shape[-1]
-    first = torch.bmm(f1, v.reshape(n, p, -1))  # [N, p, q * columns]
-    second = f2.unsqueeze(1) @ first.view(n, p, q, -1)  # [N, p, q, columns]
-    return second.reshape(v.shape)
-
-
-def kron_right(v: Tensor, f1: Tensor, f2: Tensor) -> Tensor:
-    """Return v_i (F1_i (x) F2_i)^T for each expert: the Kronecker product applied to the last axis.
-
-    Args:
-        v: [N, rows, p * q].
-        f1: [N, p, p].
-        f2: [N, q, q].
-    """
-    n, p, q = v.shape[0], f1.shape[-1], f2.shape[-1]
-    second = torch.bmm(v.reshape(n, -1, q), f2.mT)  # [N, rows * p, q]
-    first = f1.unsqueeze(1) @ second.view(n, -1, p, q)  # [N, rows, p, q]
-    return first.reshape(v.shape)
-
-
-def curve(tau: Tensor, factors: Factors) -> Tensor:
-    """Return M_i tau_i = sum_r (A1_ri (x) A2_ri) tau_i (C1_ri (x) C2_ri)^T for all experts; [N, out, in]."""
-    terms = (kron_right(kron_left(a1, a2, tau), c1, c2) for a1, a2, c1, c2 in zip(*factors, strict=True))
-    total = next(terms)
-    for term in terms:
-        total = total + term
-    return total
 
 
 def curve_bias(tau: Tensor, b1: Tensor, b2: Tensor) -> Tensor:
@@ -132,10 +81,6 @@ class Curvature(nn.Module):
     def factors(self) -> Factors:
         """The weight's factors."""
         return Factors(self.a1, self.a2, self.c1, self.c2)
-
-    def forward(self, tau: Tensor) -> Tensor:
-        """Return M_i tau_i; [N, out, in]."""
-        return curve(tau, self.factors)
 
     def forward_bias(self, tau: Tensor) -> Tensor:
         """Return the curved domain vectors of the bias; [N, out]."""

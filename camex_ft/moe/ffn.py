@@ -20,8 +20,10 @@ from camex_ft.moe.balance import balance_loss
 from camex_ft.moe.context import LayerRouting, Pass, RoutingContext
 from camex_ft.moe.curvature import Curvature
 from camex_ft.moe.granularity import Grouping, Groups, group
-from camex_ft.moe.merge import Keep, merged_linear
+from camex_ft.moe.linear import merged_linear
+from camex_ft.moe.reuse import Micro, Reuse, Shared
 from camex_ft.moe.routing import Router
+from camex_ft.moe.vectors import Keep, Recipe
 
 Activation = Callable[[Tensor], Tensor]
 
@@ -50,6 +52,7 @@ class LayerSettings:
         noise: draw routing noise in training.
         balance: coefficient of the balance loss.
         grouping: which tokens share routing weights.
+        keep_vectors: keep transformed domain vectors while they stay the same.
     """
 
     rule: Rule
@@ -61,6 +64,7 @@ class LayerSettings:
     noise: bool = True
     balance: float = 1e-2
     grouping: Grouping = field(default_factory=Grouping)
+    keep_vectors: bool = True
 
 
 class ExpertLinear(nn.Module):
@@ -78,6 +82,8 @@ class ExpertLinear(nn.Module):
         super().__init__()
         n = settings.experts
         self.rule = settings.rule
+        self.sparse = settings.top_k < n
+        self.reuse = Reuse() if settings.keep_vectors else None
         self.alpha = settings.alpha if settings.base else 1.0
         # a copied view would keep its strides (GPT-2 stores [in, out]), which a saved and loaded one has not
         weight = weight.detach().contiguous()
@@ -92,29 +98,66 @@ class ExpertLinear(nn.Module):
                 out_features=out, in_features=width, experts=n, rank=settings.rank, bias=bias is not None
             ).to(weight.device, weight.dtype)
 
-    def forward(self, x: Tensor, weights: Tensor) -> Tensor:
+    def forward(self, x: Tensor, weights: Tensor, micro: Micro | None = None) -> Tensor:
         """Return x E_hat^T + b_hat; [G, L, out].
 
         Args:
             x: [G, L, in].
             weights: routing weights; [G, N] or [G, L, N].
+            micro: the micro-batch that this is, where an optimizer step has several.
         """
-        factors = None if self.curvature is None else self.curvature.factors
-        keep = self._keep()
-        y = merged_linear(x, weights, self.experts, self.base, alpha=self.alpha, keep=keep, factors=factors)
-        bias = self.merged_bias(weights)
+        seed = self._draw()
+        recipe = self._recipe(seed)
+        shared = self._shared(recipe, seed, micro)
+        if shared is not None and shared.seed != seed:
+            seed = shared.seed
+            recipe = self._recipe(seed)
+        y = merged_linear(
+            x,
+            weights,
+            *recipe[:2],
+            alpha=self.alpha,
+            keep=recipe.keep,
+            factors=recipe.factors,
+            sparse=self.sparse,
+            shared=shared,
+            last=micro is None or micro.last,
+        )
+        bias = self.merged_bias(weights, seed)
         return y if bias is None else y + bias.to(y.dtype)
 
-    def _keep(self) -> Keep | None:
-        # drawn from the process's generator, so that a run's seed and its checkpoints determine the mask
-        seed = int(torch.randint(2**62, ()).item()) if self.rule.random and self.training else 0
+    def train(self, mode: bool = True) -> ExpertLinear:
+        """Choose training or evaluation; forget what was kept, but not between two micro-batches in training."""
+        if self.reuse is not None and not (mode and self.training):
+            self.reuse.forget()
+        return super().train(mode)
+
+    def _recipe(self, seed: int) -> Recipe:
+        factors = None if self.curvature is None else self.curvature.factors
+        return Recipe(self.experts, self.base, self._keep(seed), factors)
+
+    def _shared(self, recipe: Recipe, seed: int, micro: Micro | None) -> Shared | None:
+        if self.reuse is None or self.base is None or (recipe.keep is None and recipe.factors is None):
+            return None  # nothing that costs work
+        if self.training:
+            if micro is None or recipe.by_rows or not torch.is_grad_enabled():
+                return None
+            return self.reuse.within(micro.step, recipe, seed)
+        learns = torch.is_grad_enabled() and any(p.requires_grad for p in self.parameters())
+        return None if learns else self.reuse.kept(recipe)
+
+    def _draw(self) -> int:
+        # from the process's generator, so that a run's seed and its checkpoints determine the mask
+        return int(torch.randint(2**62, ()).item()) if self.rule.random and self.training else 0
+
+    def _keep(self, seed: int) -> Keep | None:
         return self.rule.keep(training=self.training, seed=seed, device=self.experts.device)
 
-    def merged_bias(self, weights: Tensor) -> Tensor | None:
+    def merged_bias(self, weights: Tensor, seed: int = 0) -> Tensor | None:
         """Return b_hat = b_m + alpha * sum_i s_i keep_i * M_i (b_i - b_m); [G, 1, out] or [G, L, out]; None without."""
         if self.expert_bias is None:
             return None
-        keep = self._keep()
+        keep = self._keep(seed and seed + 1)  # another draw than the weight's
         with torch.autocast(device_type=weights.device.type, enabled=False):
             s = weights.to(self.expert_bias.dtype)
             if self.base_bias is None:
@@ -210,11 +253,11 @@ class MergedFFN(ExpertFFN):
     def forward(self, hidden: Tensor) -> Tensor:
         """Return the layer's output for hidden states; [B, L, d] -> [B, L, d]."""
         groups = self._route(hidden)
-        x, s = groups.x, groups.weights
-        inner = self.activation((self.gate or self.up)(x, s))  # [G, L', f]
+        x, s, micro = groups.x, groups.weights, (self.context.active or Pass()).micro
+        inner = self.activation((self.gate or self.up)(x, s, micro))  # [G, L', f]
         if self.gate is not None:
-            inner = inner * self.up(x, s)
-        return self.outer_dropout(groups.restore(self.down(self.inner_dropout(inner), s)))
+            inner = inner * self.up(x, s, micro)
+        return self.outer_dropout(groups.restore(self.down(self.inner_dropout(inner), s, micro)))
 
 
 class MixtureFFN(ExpertFFN):

@@ -1,106 +1,110 @@
-"""The merged linear map: y_g = x_g E_hat_g^T, forward and backward, in slices and without a [G, N, out, in] tensor.
+"""The merged map by merging weights: slices of `out` rows of E_hat are made, used and dropped.
 
-    T_i     = keep_i * M_i tau_i,   tau_i = E_i - E_m          the same for every group         [N, out, in]
-    E_hat_g = E_m + alpha * sum_i s_gi T_i                     one matrix product over N        [G, out, in]
+    E_hat_g = E_m + alpha * sum_i s_gi T_i        one matrix product over N       [G, out, in]
+    y_g     = x_g E_hat_g^T                                                       [G, L, out]
 
-Two exact forms. *Merge*, for one merged expert a group (weights [G, N]): slices of `out` rows of E_hat are made, used
-and dropped. *Mix*, for one merged expert a token (weights [G, L, N]): by linearity
-y = x E_m^T + alpha * sum_i (s_i x) T_i^T, so that nothing is merged at all.
-
-Backward of *merge*, from dy, with H_g = dy_g^T x_g [out, in] (slice by slice):
+Backward from dy, with H_g = dy_g^T x_g [out, in], slice by slice:
 
     dx_g = dy_g E_hat_g      dE_m = sum_g H_g      ds_gi = alpha <H_g, T_i>      dT_i = alpha * sum_g s_gi H_g
 
-then dtau_i = M_i^T (keep_i * dT_i), dE_i = dtau_i, dE_m -= sum_i dtau_i. Saved for it: x, s and the parameters; T and
-E_hat are made again. A group is a sequence, a segment or a batch of tokens, as `ffn.py` decides.
+Saved for it: x, s and the parameters. Cost: 2 G N out in for each of E_hat, ds and dT beside the products with x, and
+G out in of memory traffic whatever L is. A slice is [g, rows, in] for g neighbouring groups, and stays in cache from
+where it is made to where it is used for the last time.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from camex_ft.moe.curvature import Factors, curve
+from camex_ft.moe.scratch import scratch
 
-# tau [N, ...] -> multiplier of the same shape, constant for the gradient, or None for one everywhere
-Keep = Callable[[Tensor], Tensor | None]
-# elements of one slice of E_hat for all groups: 8 MB in float32 stay near the cores; a GPU wants few large products
-SLICE_ELEMENTS = {"cpu": 1 << 21, "cuda": 1 << 27}
+# rows -> T of those rows and the merged experts; [N, rows, in]
+Part = Callable[[slice], Tensor]
+# rows, dT of those rows [N, rows, in]; called once for each slice of rows
+Take = Callable[[slice, Tensor], None]
+
+# (tokens of a group at least, groups, elements) of a slice, measured in docs/cost.md: on a CPU few tokens want a slice
+# that stays close to the cores, 3 MB in float32, many want taller products; a GPU wants few large ones
+SLICES = {"cpu": ((128, 8, 3 << 19), (64, 16, 3 << 19), (0, 16, 3 << 18)), "cuda": ((0, 1 << 20, 1 << 28),)}
 
 
 class Gradients(NamedTuple):
-    """Gradients of one merged or mixed product; None where not needed."""
+    """Where gradients of one product are added to; None where one is not wanted.
+
+    Attributes:
+        x: [G, L, in].
+        weights: [G, N].
+        base: [out, in].
+    """
 
     x: Tensor | None
     weights: Tensor | None
     base: Tensor | None
-    vectors: Tensor | None
 
 
-def transform(experts: Tensor, base: Tensor | None, keep: Keep | None, factors: Factors | None) -> Tensor:
-    """Return T_i = keep_i(tau) * M_i tau_i; [N, out, in]; the experts themselves where there is no base."""
+class Slices:
+    """How a merged map of `out` rows is cut: ``rows`` and, within them, ``groups``; ``buffer`` holds one slice."""
+
+    def __init__(self, x: Tensor, out: int, like: Tensor) -> None:
+        self.count, length, width = x.shape
+        self.out = out
+        kinds = SLICES.get(x.device.type, SLICES["cuda"])
+        groups, budget = next(kind[1:] for kind in kinds if length >= kind[0])
+        self.groups = min(self.count, groups)
+        self.height = min(out, max(16, budget // (self.groups * width) // 16 * 16))
+        self.width = width
+        self._buffer = scratch("slice", (self.groups * self.height * width,), like)
+
+    def rows(self) -> Iterator[slice]:
+        """Yield slices of rows."""
+        for start in range(0, self.out, self.height):
+            yield slice(start, min(start + self.height, self.out))
+
+    def blocks(self) -> Iterator[slice]:
+        """Yield slices of groups."""
+        for start in range(0, self.count, self.groups):
+            yield slice(start, min(start + self.groups, self.count))
+
+    def buffer(self, rows: slice, groups: slice) -> Tensor:
+        """Return the memory of one slice; [g, rows, in]."""
+        shape = groups.stop - groups.start, rows.stop - rows.start, self.width
+        return self._buffer[: shape[0] * shape[1] * shape[2]].view(shape)
+
+
+def merge_into(out: Tensor, weights: Tensor, base: Tensor | None, part: Tensor, alpha: float) -> Tensor:
+    """Write E_m + alpha * s T for rows of some groups: [g, N], [rows, in], [N, rows, in] -> [g, rows, in]."""
+    flat = part.flatten(1)  # [N, rows * in]
     if base is None:
-        return experts
-    tau = experts - base
-    kept = None if keep is None else keep(tau)
-    curved = tau if factors is None else curve(tau, factors)
-    return curved if kept is None else curved * kept
-
-
-def transform_backward(
-    grad: Tensor, experts: Tensor, base: Tensor, keep: Keep | None, factors: Factors | None, *, learn: bool
-) -> tuple[Tensor, Factors | None]:
-    """Pull dT back through mask and curvature: return (dtau [N, out, in], d factors if they `learn`)."""
-    if keep is None and factors is None:
-        return grad, None
-    tau = experts - base
-    kept = None if keep is None else keep(tau)
-    if kept is not None:
-        grad = grad * kept
-    if factors is None:
-        return grad, None
-    if not learn:
-        return curve(grad, Factors(*(f.mT for f in factors))), None  # M_i^T dT_i
-    total = torch.zeros_like(tau)
-    terms = []
-    tau.requires_grad_()
-    for term in zip(*factors, strict=True):  # a term at a time: its intermediates are freed before the next
-        with torch.enable_grad():
-            leaves = [f.detach().unsqueeze(0).requires_grad_() for f in term]
-            curved = curve(tau, Factors(*leaves))
-        dtau, *dfactors = torch.autograd.grad(curved, [tau, *leaves], grad)
-        total += dtau
-        terms.append(dfactors)
-    return total, Factors(*(torch.cat(same) for same in zip(*terms, strict=True)))
-
-
-def slices(out: int, groups: int, width: int, device: torch.device) -> Iterator[slice]:
-    """Yield slices of the `out` rows such that one slice of E_hat, [groups, rows, width], fits the budget."""
-    budget = SLICE_ELEMENTS.get(device.type, SLICE_ELEMENTS["cpu"])
-    rows = max(16, budget // (groups * width))
-    for start in range(0, out, rows):
-        yield slice(start, min(start + rows, out))
-
-
-def merge_rows(weights: Tensor, base: Tensor | None, vectors: Tensor, alpha: float, rows: slice) -> Tensor:
-    """Return the rows of E_hat = E_m + alpha * s T for all groups; [G, rows, in]."""
-    part = vectors[:, rows].flatten(1)  # [N, rows * in]
-    if base is None:
-        merged = alpha * (weights @ part) if alpha != 1 else weights @ part
+        torch.mm(alpha * weights, flat, out=out.view(len(out), -1))
     else:
-        merged = torch.addmm(base[rows].reshape(1, -1), weights, part, alpha=alpha)  # [G, rows * in]
-    return merged.view(weights.shape[0], -1, vectors.shape[-1])
+        torch.addmm(base.reshape(1, -1), weights, flat, alpha=alpha, out=out.view(len(out), -1))
+    return out
 
 
-def merge_forward(x: Tensor, weights: Tensor, base: Tensor | None, vectors: Tensor, alpha: float) -> Tensor:
-    """Return y_g = x_g E_hat_g^T for weights [G, N]; [G, L, out] in x's dtype."""
-    y = x.new_empty(*x.shape[:2], vectors.shape[1])
-    for rows in slices(vectors.shape[1], x.shape[0], x.shape[2], x.device):
-        merged = merge_rows(weights, base, vectors, alpha, rows).to(x.dtype)
-        y[:, :, rows] = torch.bmm(x, merged.mT)
+def merge_forward(
+    x: Tensor, weights: Tensor, base: Tensor | None, part: Part, out: int, alpha: float
+) -> Tensor:
+    """Return y_g = x_g E_hat_g^T; [G, L, out] in x's dtype.
+
+    Args:
+        x: [G, L, in].
+        weights: s, in the experts' dtype; [G, N].
+        base: [out, in] or None.
+        part: rows -> T of those rows.
+        out: width of the result.
+        alpha: merging step size.
+    """
+    y = x.new_empty(*x.shape[:2], out)
+    cut = Slices(x, out, weights)
+    for rows in cut.rows():
+        vectors, base_rows = part(rows), None if base is None else base[rows]
+        for groups in cut.blocks():
+            merged = merge_into(cut.buffer(rows, groups), weights[groups], base_rows, vectors, alpha)
+            y[groups, :, rows] = torch.bmm(x[groups], merged.to(x.dtype).mT)
     return y
 
 
@@ -109,150 +113,56 @@ def merge_backward(
     x: Tensor,
     weights: Tensor,
     base: Tensor | None,
-    vectors: Tensor,
+    part: Part,
     alpha: float,
-    needs: Gradients,
-) -> Gradients:
-    """Return the gradients of `merge_forward`; `needs` holds a tensor of zeros to add to for each one wanted."""
-    for rows in slices(vectors.shape[1], x.shape[0], x.shape[2], x.device):
-        dy_rows = dy[:, :, rows]
-        if needs.x is not None:
-            merged = merge_rows(weights, base, vectors, alpha, rows).to(x.dtype)
-            needs.x.baddbmm_(dy_rows, merged)
-        if needs.weights is None and needs.base is None and needs.vectors is None:
-            continue
-        h = torch.bmm(dy_rows.mT, x).to(vectors.dtype)  # H_g [G, rows, in]
-        flat, part = h.flatten(1), vectors[:, rows].flatten(1)
-        if needs.weights is not None:
-            needs.weights.addmm_(flat, part.mT, alpha=alpha)
-        if needs.vectors is not None:
-            needs.vectors[:, rows] = (weights.mT @ flat).view(-1, *h.shape[1:]).mul_(alpha)
-        if needs.base is not None:
-            needs.base[rows] = h.sum(0)
-    return needs
+    into: Gradients,
+    take: Take | None,
+) -> None:
+    """Add the gradients of `merge_forward` to `into`, where the base's is set; `take` receives those of T."""
+    cut = Slices(x, dy.shape[-1], weights)
+    left = _left(weights, alpha, base=into.base is not None, vectors=take is not None)
+    for rows in cut.rows():
+        vectors = part(rows) if into.x is not None or into.weights is not None else None
+        base_rows = None if base is None else base[rows]
+        products = None
+        for groups in cut.blocks():
+            dy_part, buffer = dy[groups, :, rows], cut.buffer(rows, groups)
+            if into.x is not None and vectors is not None:
+                merged = merge_into(buffer, weights[groups], base_rows, vectors, alpha)
+                into.x[groups].baddbmm_(dy_part, merged.to(x.dtype))
+            if into.weights is None and left is None:
+                continue
+            h = _outer(dy_part, x[groups], buffer)  # H_g [g, rows * in]
+            if into.weights is not None and vectors is not None:
+                into.weights[groups].addmm_(h, vectors.flatten(1).mT, alpha=alpha)
+            if left is not None:
+                products = _add_product(products, left[:, groups], h)  # [N + 1, rows * in]
+        if products is not None:
+            made = products.view(len(products), -1, x.shape[-1])
+            if into.base is not None:
+                into.base[rows] = made[-1]
+            if take is not None:
+                take(rows, made[: weights.shape[1]])
 
 
-def mix_forward(x: Tensor, weights: Tensor, base: Tensor | None, vectors: Tensor, alpha: float) -> Tensor:
-    """Return y = x E_m^T + alpha * sum_i (s_i x) T_i^T for weights [M, N] and tokens x [M, in]; [M, out]."""
-    y = x.new_zeros(x.shape[0], vectors.shape[1]) if base is None else x @ base.to(x.dtype).mT
-    for s, vector in zip(weights.to(x.dtype).mT, vectors, strict=True):
-        y.addmm_(x * s.unsqueeze(1), vector.to(x.dtype).mT, alpha=alpha)
-    return y
+def _left(weights: Tensor, alpha: float, *, base: bool, vectors: bool) -> Tensor | None:
+    """Return what turns H [G, ...] into dT and, in a last row, into sum_g H_g; [N + 1, G], either may lack."""
+    made = [weights.mT * alpha] if vectors else []
+    if base:
+        made.append(weights.new_ones(1, len(weights)))
+    return torch.cat(made) if made else None
 
 
-def mix_backward(
-    dy: Tensor,
-    x: Tensor,
-    weights: Tensor,
-    base: Tensor | None,
-    vectors: Tensor,
-    alpha: float,
-    needs: Gradients,
-) -> Gradients:
-    """Return the gradients of `mix_forward`; `needs` holds a tensor of zeros to add to for each one wanted."""
-    for i, vector in enumerate(vectors):
-        s = weights[:, i : i + 1].to(x.dtype)  # [M, 1]
-        if needs.x is not None or needs.weights is not None:
-            back = dy @ vector.to(x.dtype)  # dy T_i [M, in]
-            if needs.x is not None:
-                needs.x.addcmul_(back, s, value=alpha)
-            if needs.weights is not None:
-                needs.weights[:, i] = alpha * (back * x).sum(-1)
-        if needs.vectors is not None:
-            needs.vectors[i] = alpha * (dy.mT @ (x * s))
-    if base is not None and needs.x is not None:
-        needs.x.addmm_(dy, base.to(x.dtype))
-    if needs.base is not None:
-        needs.base.copy_(dy.mT @ x)
-    return needs
+def _outer(dy: Tensor, x: Tensor, out: Tensor) -> Tensor:
+    """Return H_g = dy_g^T x_g in the dtype and memory of `out`; [g, rows * in]."""
+    if x.dtype == out.dtype:
+        torch.bmm(dy.mT, x, out=out)
+    else:
+        out.copy_(torch.bmm(dy.mT, x))
+    return out.view(len(out), -1)
 
 
-class MergedLinear(torch.autograd.Function):
-    """`merged_linear` with its hand-written backward pass; see the module's docstring for the formulas."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        weights: Tensor,
-        experts: Tensor,
-        base: Tensor | None,
-        alpha: float,
-        keep: Keep | None,
-        *factors: Tensor,
-    ) -> Tensor:
-        ctx.save_for_backward(x, weights, experts, base, *factors)
-        ctx.alpha, ctx.keep = alpha, keep
-        vectors = transform(experts, base, keep, Factors(*factors) if factors else None)
-        if weights.dim() == 2:
-            return merge_forward(x, weights.to(vectors.dtype), base, vectors, alpha)
-        y = mix_forward(x.flatten(0, 1), weights.flatten(0, 1), base, vectors, alpha)
-        return y.view(*x.shape[:2], -1)  # [G, L, out]
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        x, weights, experts, base, *saved = ctx.saved_tensors
-        factors = Factors(*saved) if saved else None
-        x_needed, weights_needed, experts_needed, base_needed, _, _, *_ = ctx.needs_input_grad
-        curved = any(ctx.needs_input_grad[6:])
-        vectors_needed = experts_needed or curved or (base_needed and base is not None)
-        vectors = transform(experts, base, ctx.keep, factors)
-        dx = torch.zeros_like(x) if x_needed else None
-        dweights = torch.zeros_like(weights, dtype=vectors.dtype) if weights_needed else None
-        needs = Gradients(
-            x=dx if dx is None or weights.dim() == 2 else dx.flatten(0, 1),
-            weights=dweights if dweights is None or weights.dim() == 2 else dweights.flatten(0, 1),
-            base=torch.zeros_like(base) if base is not None and base_needed else None,
-            vectors=torch.empty_like(vectors) if vectors_needed else None,
-        )
-        if weights.dim() == 2:
-            merge_backward(dy, x, weights.to(vectors.dtype), base, vectors, ctx.alpha, needs)
-        else:
-            mix_backward(
-                dy.flatten(0, 1), x.flatten(0, 1), weights.flatten(0, 1), base, vectors, ctx.alpha, needs
-            )
-        del vectors
-        dexperts, dfactors = needs.vectors, None
-        if base is not None and needs.vectors is not None:
-            dexperts, dfactors = transform_backward(
-                needs.vectors, experts, base, ctx.keep, factors, learn=curved
-            )
-            if needs.base is not None:
-                needs.base.sub_(dexperts.sum(0))
-        dfactors_out = tuple(dfactors) if dfactors is not None else (None,) * len(saved)
-        if dweights is not None:
-            dweights = dweights.to(weights.dtype)
-        return dx, dweights, dexperts if experts_needed else None, needs.base, None, None, *dfactors_out
-
-
-def merged_linear(
-    x: Tensor,
-    weights: Tensor,
-    experts: Tensor,
-    base: Tensor | None,
-    *,
-    alpha: float = 1.0,
-    keep: Keep | None = None,
-    factors: Factors | None = None,
-) -> Tensor:
-    """Return y = x E_hat^T with E_hat = E_m + alpha * sum_i s_i keep_i(tau) * M_i tau_i.
-
-    Args:
-        x: inputs; [G, L, in]. Its dtype, or autocast's, is that of the products with x; merging is in the experts'.
-        weights: routing weights s: [G, N], one merged expert a group, or [G, L, N], one a token.
-        experts: E_i; [N, out, in].
-        base: E_m; [out, in]; None merges the experts themselves: E_hat = alpha * sum_i s_i E_i.
-        alpha: merging step size.
-        keep: the protocol's multiplier on domain vectors, constant for the gradient. It is called again in the backward
-            pass and must then return the same.
-        factors: of the curvature M; None is the identity.
-
-    Returns:
-        [G, L, out], in the dtype of the products.
-    """
-    device = x.device.type
-    if torch.is_autocast_enabled(device):
-        x = x.to(torch.get_autocast_dtype(device))
-    with torch.autocast(device_type=device, enabled=False):
-        return MergedLinear.apply(x, weights, experts, base, alpha, keep, *(factors or ()))
+def _add_product(total: Tensor | None, left: Tensor, right: Tensor) -> Tensor:
+    if total is not None:
+        return total.addmm_(left, right)
+    return torch.mm(left, right, out=scratch("dvectors", (left.shape[0], right.shape[1]), right))

@@ -13,18 +13,25 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from camex_ft.moe.curvature import Factors
-from camex_ft.moe.merge import Keep
+from camex_ft.moe.kronecker import Factors
+from camex_ft.moe.vectors import Weigh
 
 
 def curve_plain(tau: Tensor, factors: Factors) -> Tensor:
     """Return M_i tau_i with tau viewed as [N, a1, a2, c1, c2] and multiplied along each axis; [N, out, in]."""
     view = tau.reshape(tau.shape[0], *(f.shape[-1] for f in factors))  # [N, a1, a2, c1, c2]
-    curved = torch.einsum("rnai,rnbj,rnck,rndl,nijkl->nabcd", *factors, view)
-    return curved.reshape(tau.shape)
+    total = torch.zeros_like(view)
+    for a1, a2, c1, c2 in zip(*factors, strict=True):
+        term = torch.einsum("nai,nijkl->najkl", a1, view)
+        term = torch.einsum("nbj,najkl->nabkl", a2, term)
+        term = torch.einsum("nck,nabkl->nabcl", c1, term)
+        total = total + torch.einsum("ndl,nabcl->nabcd", c2, term)
+    return total.reshape(tau.shape)
 
 
-def vectors_plain(experts: Tensor, base: Tensor | None, keep: Keep | None, factors: Factors | None) -> Tensor:
+def vectors_plain(
+    experts: Tensor, base: Tensor | None, keep: Weigh | None, factors: Factors | None
+) -> Tensor:
     """Return T [N, out, in]: kept and curved domain vectors, or the experts themselves where there is no base."""
     if base is None:
         return experts
@@ -41,10 +48,10 @@ def merged_linear_plain(
     base: Tensor | None,
     *,
     alpha: float = 1.0,
-    keep: Keep | None = None,
+    keep: Weigh | None = None,
     factors: Factors | None = None,
 ) -> Tensor:
-    """Return y = x E_hat^T; arguments and shapes as those of `camex_ft.moe.merge.merged_linear`."""
+    """Return y = x E_hat^T; arguments and shapes as those of `camex_ft.moe.linear.merged_linear`."""
     vectors = vectors_plain(experts, base, keep, factors)
     if weights.dim() == 3:  # one merged expert a token
         y = merged_linear_plain(

@@ -21,6 +21,7 @@ from typing import Any, Literal, get_type_hints
 import torch
 from torch import Tensor
 
+from camex_ft.moe.vectors import Keep
 from camex_ft.registry import PROTOCOLS
 
 Weigh = Callable[..., "Tensor | None"]
@@ -28,6 +29,11 @@ Form = Literal["dense", "outputs", "weights"]
 PASSED_IN = ("training", "generator")
 CURVED = "-ca"
 MERGED = ("sequence", "segment", "token", "encoder")
+
+
+def never(**options: Any) -> bool:
+    """Of a multiplier that nothing is known of."""
+    return False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +48,7 @@ class Protocol:
         base: a base expert E_m is stored, and domain vectors are merged onto it.
         curvature: domain vectors pass through a learned curvature M_i.
         weigh: multiplier of domain vectors, or None where they are taken as they are.
+        pointwise: options -> whether an entry's multiplier depends on that entry of all experts alone.
         granularities: groups of tokens that may share routing weights.
         options: the protocol's own parameters: name to `inspect.Parameter`.
         doc: docstring of the function that it was registered with: formula, convention, meaning of the options.
@@ -54,6 +61,7 @@ class Protocol:
     base: bool = True
     curvature: bool = False
     weigh: Weigh | None = None
+    pointwise: Callable[..., bool] = never
     granularities: tuple[str, ...] = MERGED
     options: Mapping[str, inspect.Parameter] = field(default_factory=dict)
     doc: str = ""
@@ -65,11 +73,13 @@ class Protocol:
 
     def bind(self, options: Mapping[str, Any]) -> Protocol:
         """Return the protocol with these values of its options."""
-        return self if self.weigh is None else replace(self, weigh=partial(self.weigh, **options))
+        if self.weigh is None:
+            return self
+        values = {k: p.default for k, p in self.options.items()} | dict(options)
+        pointwise = self.pointwise(**values)
+        return replace(self, weigh=partial(self.weigh, **options), pointwise=lambda **_: pointwise)
 
-    def keep(
-        self, *, training: bool, seed: int, device: torch.device
-    ) -> Callable[[Tensor], Tensor | None] | None:
+    def keep(self, *, training: bool, seed: int, device: torch.device) -> Keep | None:
         """Return the multiplier as a function of tau alone, which gives the same result at every call.
 
         Args:
@@ -82,14 +92,15 @@ class Protocol:
         names = inspect.signature(self.weigh).parameters
         weigh = partial(self.weigh, training=training) if "training" in names else self.weigh
         if not self.random:
-            return weigh
+            values = {k: p.default for k, p in self.options.items()}
+            return Keep(weigh, self.pointwise(**values))
 
         def drawn(tau: Tensor) -> Tensor | None:
             generator = torch.Generator(device=device)
             generator.manual_seed(seed)
             return weigh(tau, generator=generator)
 
-        return drawn
+        return Keep(drawn)
 
 
 def protocol(
@@ -99,9 +110,14 @@ def protocol(
     source: str,
     form: Form = "weights",
     base: bool = True,
+    pointwise: Callable[..., bool] = never,
     granularities: tuple[str, ...] = MERGED,
 ) -> Callable[[Weigh], Weigh]:
-    """Register the decorated function as a protocol, and as ``<name>-ca`` where domain vectors exist to be curved."""
+    """Register the decorated function as a protocol, and as ``<name>-ca`` where domain vectors exist to be curved.
+
+    `pointwise` receives the protocol's options and says whether an entry's multiplier depends on that entry of all
+    experts alone: such multipliers are made slice by slice, which is faster.
+    """
 
     def register(weigh: Weigh) -> Weigh:
         parameters = inspect.signature(weigh).parameters
@@ -111,13 +127,15 @@ def protocol(
             for k, p in parameters.items()
             if p.kind is p.KEYWORD_ONLY and k not in PASSED_IN
         }
+        weighs = form == "weights" and base and hints.get("return") is not type(None)
         plain = Protocol(
             name=name,
             summary=summary,
             source=source,
             form=form,
             base=base and form == "weights",
-            weigh=weigh if form == "weights" and base else None,
+            weigh=weigh if weighs else None,
+            pointwise=pointwise,
             granularities=granularities,
             options=options,
             doc=inspect.getdoc(weigh) or "",

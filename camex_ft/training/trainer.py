@@ -6,11 +6,13 @@ training loss = the model's loss + sum over layers of the balance loss          
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import torch
+from accelerate import DistributedType
 from torch import Tensor, nn
 from torch.utils.data import Sampler, SequentialSampler
 from transformers import EvalPrediction, PreTrainedModel, Trainer
@@ -83,11 +85,25 @@ class CamexTrainer(Trainer):
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         """Take one forward and backward pass; a loss that is not finite ends the run (`UserError`)."""
-        loss = super().training_step(*args, **kwargs)
+        with self._micro_batch():
+            loss = super().training_step(*args, **kwargs)
         self.guard.observe(loss, self.state.global_step + 1)
         if loss.device.type == "cpu":
             self.guard.check()
         return loss
+
+    def _micro_batch(self) -> AbstractContextManager[None]:
+        """Share domain vectors over the micro-batches of a step, where no engine takes parameters apart between them."""
+        state = self.accelerator.state
+        whole = state.distributed_type in (
+            DistributedType.NO,
+            DistributedType.MULTI_CPU,
+            DistributedType.MULTI_GPU,
+        )
+        alone = self.accelerator.gradient_state.plugin_kwargs.get("sync_each_batch", False)
+        if self.context is None or self.args.gradient_accumulation_steps <= 1 or alone or not whole:
+            return nullcontext()
+        return self.context.micro_batch(last=self.accelerator.sync_gradients)
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Add routing entropy, load and distance of the curvature from the identity to a training step's log."""

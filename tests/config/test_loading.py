@@ -129,7 +129,10 @@ def test_the_nearest_name_may_be_in_another_section(write, written, meant):
         ("merging.alpha=1e999", "expected a finite number"),
         ("merging.curvature.rank=0", "expected at least 1, got 0"),
         ("merging.curvature=3", "expected keys below it (rank), got 3"),
-        ("merging=ties", "expected keys below it (protocol, experts, top_k, alpha, curvature, options)"),
+        (
+            "merging=ties",
+            "expected keys below it (protocol, experts, top_k, alpha, curvature, options, keep_vectors)",
+        ),
         ("merging.options=3", "expected a mapping, got 3"),
         ("task.name=3", "expected text, got 3; put it in quotes"),
         ("task.name=", "expected text, got nothing (null)"),

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from camex_ft.moe import merge
-from camex_ft.moe.curvature import Factors, nearest_factors
-from camex_ft.moe.merge import merged_linear
+from camex_ft.moe.curvature import nearest_factors
+from camex_ft.moe.kronecker import Factors
+from camex_ft.moe.linear import merged_linear
 from camex_ft.moe.plain import merged_linear_plain
 from camex_ft.registry import PROTOCOLS
 
@@ -74,7 +75,7 @@ def call(function: Any, protocol: str, tensors: dict[str, Tensor], *, training: 
 @pytest.fixture(params=[1, 1 << 21], ids=["small slices", "one slice"])
 def slice_elements(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
     """Slices of 16 rows, the least there is, and slices that hold everything."""
-    monkeypatch.setitem(merge.SLICE_ELEMENTS, "cpu", request.param)
+    monkeypatch.setitem(merge.SLICES, "cpu", ((0, 3, request.param),))
     return request.param
 
 

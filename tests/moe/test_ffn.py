@@ -182,7 +182,7 @@ def test_recomputation_draws_the_same() -> None:
 def test_dare_drops_other_entries_of_each_map() -> None:
     layer = layer_of(settings("dare"), gated=True).train()
     tau = torch.ones(EXPERTS, INNER, HIDDEN).double()
-    up, gate = layer.up._keep(), layer.gate._keep()
+    up, gate = (linear._keep(linear._draw()) for linear in (layer.up, layer.gate))
     assert torch.equal(up(tau), up(tau))  # in the backward pass it is asked again
     assert not torch.equal(up(tau), gate(tau))
 

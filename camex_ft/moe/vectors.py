@@ -1,0 +1,151 @@
+"""Transformed domain vectors: T_i = keep_i(tau) * M_i tau_i with tau_i = E_i - E_m; [N, out, in].
+
+`transform` makes them, `pull_back` takes their gradient back to experts, base and curvature. Where no curvature couples
+the entries, neither is needed: `Recipe.rows` makes the rows of T that a slice of the merged map asks for, in cache.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from camex_ft.moe.kronecker import Factors, curve, curve_backward
+
+# elements of one slice of all experts that is weighed at once
+SLICE_ELEMENTS = {"cpu": 3 << 17, "cuda": 1 << 28}
+
+
+# tau [N, ...] -> multiplier of the same shape, constant for the gradient, or None for one everywhere
+Weigh = Callable[[Tensor], "Tensor | None"]
+
+
+@dataclass(frozen=True)
+class Keep:
+    """A protocol's multiplier of domain vectors.
+
+    Attributes:
+        weigh: the function, which must give the same result at every call.
+        pointwise: an entry's multiplier depends on that entry of all experts alone, so that rows can be weighed apart.
+    """
+
+    weigh: Weigh
+    pointwise: bool = False
+
+    @staticmethod
+    def of(weigh: Weigh | None) -> Keep | None:
+        """Return any multiplier as a `Keep`; of one that is none nothing is assumed."""
+        return weigh if weigh is None or isinstance(weigh, Keep) else Keep(weigh)
+
+    def __call__(self, tau: Tensor) -> Tensor | None:
+        """Return the multiplier of tau."""
+        return self.weigh(tau)
+
+
+class Recipe(NamedTuple):
+    """What transformed domain vectors are made of.
+
+    Attributes:
+        experts: E_i; [N, out, in].
+        base: E_m; [out, in]; None takes the experts themselves for T.
+        keep: the protocol's multiplier, or None.
+        factors: of the curvature M, or None for the identity.
+    """
+
+    experts: Tensor
+    base: Tensor | None
+    keep: Keep | None
+    factors: Factors | None
+
+    @property
+    def by_rows(self) -> bool:
+        """Whether rows of T follow from the same rows of experts and base."""
+        return self.base is None or (self.factors is None and (self.keep is None or self.keep.pointwise))
+
+    def tau(self, rows: slice = slice(None)) -> Tensor:
+        """Return rows of the domain vectors; [N, rows, in]."""
+        experts = self.experts[:, rows]
+        return experts if self.base is None else experts - self.base[rows]
+
+    def rows(self, rows: slice) -> Tensor:
+        """Return rows of T where they are made `by_rows`; [N, rows, in]."""
+        tau = self.tau(rows)
+        if self.base is None or self.keep is None:
+            return tau
+        kept = self.keep(tau)
+        return tau if kept is None else tau.mul_(kept)
+
+
+def slices(experts: Tensor) -> Iterator[slice]:
+    """Yield slices of rows such that a slice of all experts fits the budget."""
+    count, out, width = experts.shape
+    budget = SLICE_ELEMENTS.get(experts.device.type, SLICE_ELEMENTS["cpu"])
+    rows = max(1, budget // (count * width))
+    for start in range(0, out, rows):
+        yield slice(start, min(start + rows, out))
+
+
+def transform(recipe: Recipe, active: Sequence[int] | None = None, *, out: Tensor | None = None) -> Tensor:
+    """Return T; [N, out, in].
+
+    Args:
+        recipe: what it is made of.
+        active: the experts to make it for; the others' entries are not set. None takes all.
+        out: memory for the result.
+    """
+    if recipe.base is None:
+        return recipe.experts
+    if recipe.factors is None:
+        made = torch.sub(recipe.experts, recipe.base, out=out)
+    else:
+        made = curve(recipe.experts, recipe.base, recipe.factors, active, out=out)
+    return _multiply(made, recipe)
+
+
+def pull_back(
+    grad: Tensor,
+    recipe: Recipe,
+    active: Sequence[int] | None = None,
+    *,
+    learn: bool,
+    domain: bool,
+    out: Tensor | None = None,
+) -> Factors | None:
+    """Turn dT into dtau, in place, and return the gradients of the factors.
+
+    Args:
+        grad: dT, contiguous; [N, out, in].
+        recipe, active: as `transform` had them.
+        learn: whether the factors' gradients are wanted.
+        domain: whether dtau is wanted.
+        out: memory for T, which curvature then makes on the way.
+    """
+    if recipe.base is None:
+        return None
+    _multiply(grad, recipe)
+    if recipe.factors is None:
+        return None
+    made = curve_backward(
+        grad, recipe.experts, recipe.base, recipe.factors, active, learn=learn, domain=domain, out=out
+    )
+    if out is not None:
+        _multiply(out, recipe)
+    return made
+
+
+def _multiply(vectors: Tensor, recipe: Recipe) -> Tensor:
+    """Multiply [N, out, in] by the protocol's multiplier, in place."""
+    keep = recipe.keep
+    if keep is None:
+        return vectors
+    if not keep.pointwise:
+        kept = keep(recipe.tau())
+        return vectors if kept is None else vectors.mul_(kept)
+    for rows in slices(vectors):
+        kept = keep(recipe.tau(rows))
+        if kept is not None:
+            vectors[:, rows].mul_(kept)
+    return vectors
