@@ -8,8 +8,9 @@ cache. Rows are put in the order [a2, a1] once, while tau is made, so that no pr
     v0 = E_i - E_m        [a2, a1, c1 c2]
     v1 = v0 C2^T          v2 = C1 v1          v3 = A1 v2          T_i += A2 v3        T: [a1, a2, c1 c2], as E is stored
 
-Experts go through all of it a chunk at a time: one expert where its matrix fills a core's cache, all at once on a GPU.
-The backward pass makes v1, v2 and v3 again, takes every factor's gradient on the way back, and writes dtau over dT.
+All but the last product leave a2 alone, so that a block of rows goes through them while it is in cache; experts go
+one by one. A GPU takes all rows of all experts at once. The backward pass makes v1, v2 and v3 again block by block,
+takes every factor's gradient on the way back, and writes dtau over dT.
 """
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ from torch import Tensor
 
 from camex_ft.moe.scratch import scratch
 
-# elements of the domain vectors that go through all products together
-CHUNK_ELEMENTS = {"cpu": 1 << 18, "cuda": 1 << 28}
+# elements that go through all products but the last together: experts of small maps, rows of a large one
+BLOCK_ELEMENTS = {"cpu": 9 << 15, "cuda": 1 << 28}
 
 
 class Factors(NamedTuple):
@@ -46,26 +47,46 @@ class Factors(NamedTuple):
 
 
 class Work(NamedTuple):
-    """Buffers for one chunk; each [c, a2, a1, in]."""
+    """Buffers for one chunk of c experts, of which a block of rows [c, b, a1, in] is in use at a time.
+
+    Attributes:
+        v0, v3: of all rows; [c, a2, a1, in].
+        v1, v2: of one block; [c, b, a1, in].
+        blocks: slices of a2; one where there are several experts.
+    """
 
     v0: Tensor
     v1: Tensor
     v2: Tensor
     v3: Tensor
+    blocks: list[slice]
 
     @staticmethod
     def of(name: str, chunk: Tensor, factors: Factors) -> Work:
         """Return buffers for a chunk of experts; [c, out, in]."""
         p, q = factors.a1.shape[-1], factors.a2.shape[-1]
-        shape = (chunk.shape[0], q, p, chunk.shape[-1])
-        return Work(*(scratch(f"{name}{i}", shape, chunk) for i in range(4)))
+        c, width = chunk.shape[0], chunk.shape[-1]
+        height = max(1, min(q, _budget(chunk) // (c * p * width)))
+        whole, block = (c, q, p, width), (c, height, p, width)
+        v0, v1, v2, v3 = (
+            scratch(f"{name}{i}", shape, chunk) for i, shape in enumerate((whole, block, block, whole))
+        )
+        return Work(v0, v1, v2, v3, [slice(start, min(start + height, q)) for start in range(0, q, height)])
+
+    def block(self, rows: slice) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return v0 to v3 of one block; each [c, b, a1, in], contiguous."""
+        height = rows.stop - rows.start
+        return self.v0[:, rows], self.v1[:, :height], self.v2[:, :height], self.v3[:, rows]
+
+
+def _budget(tensor: Tensor) -> int:
+    return BLOCK_ELEMENTS.get(tensor.device.type, BLOCK_ELEMENTS["cuda"])
 
 
 def chunks(experts: Tensor, active: Sequence[int] | None) -> Iterator[slice]:
     """Yield chunks of neighbouring experts, of all or of the active ones."""
     count = experts.shape[0]
-    limit = CHUNK_ELEMENTS.get(experts.device.type, CHUNK_ELEMENTS["cpu"])
-    size = max(1, min(count, limit // experts[0].numel()))
+    size = max(1, min(count, _budget(experts) // experts[0].numel()))
     if active is None:
         yield from (slice(start, min(start + size, count)) for start in range(0, count, size))
     else:
@@ -91,11 +112,13 @@ def curve(
     """
     total = torch.empty_like(experts) if out is None else out
     for chunk in chunks(experts, active):
-        now = Work.of("v", experts[chunk], factors)
-        _arrange(experts[chunk], base, now.v0)
+        work = Work.of("v", experts[chunk], factors)
         for r, term in factors.terms(chunk):
-            _forward(term, now)
-            _rows(term.a2, now.v3.transpose(1, 2), _natural(total[chunk], now), add=r > 0)
+            for rows in work.blocks:
+                if r == 0:
+                    _arrange(experts[chunk], base, work.v0, rows)
+                _forward(term, work, rows)
+            _rows(term.a2, work.v3.transpose(1, 2), _natural(total[chunk], work), add=r > 0)
     return total
 
 
@@ -121,30 +144,81 @@ def curve_backward(
     """
     made = Factors(*(torch.zeros_like(f) for f in factors)) if learn else None
     for chunk in chunks(experts, active):
-        now, turn = Work.of("v", experts[chunk], factors), Work.of("g", experts[chunk], factors)
-        if made is not None or out is not None:
-            _arrange(experts[chunk], base, now.v0)
-        given = _natural(grad[chunk], now)
+        work, back = Work.of("v", experts[chunk], factors), Work.of("g", experts[chunk], factors)
+        given = _natural(grad[chunk], work)
         for r, term in factors.terms(chunk):
-            if made is not None or out is not None:
-                _forward(term, now)
+            turn = _Turn(term, work, back, learn=learn, domain=domain, add=r > 0)
+            _rows(term.a2.mT, given, turn.g3)
+            for rows in work.blocks:
+                if learn or out is not None:
+                    if r == 0:
+                        _arrange(experts[chunk], base, work.v0, rows)
+                    _forward(term, work, rows)
+                turn.block(rows)
             if out is not None:
-                _rows(term.a2, now.v3.transpose(1, 2), _natural(out[chunk], now), add=r > 0)
-            dterm = None if made is None else Factors(*(f[r, chunk] for f in made))
-            _backward(given, term, now, turn, dterm, domain=domain, add=r > 0)
+                _rows(term.a2, work.v3.transpose(1, 2), _natural(out[chunk], work), add=r > 0)
+            if made is not None:
+                turn.factors(given, Factors(*(f[r, chunk] for f in made)))
         if domain:
-            given.copy_(turn.v0.transpose(1, 2))
+            given.copy_(back.v0.transpose(1, 2))
     return made
 
 
-def _arrange(experts: Tensor, base: Tensor | None, out: Tensor) -> None:
-    """Write tau with its rows in the order [a2, a1]: [c, out, in] -> [c, a2, a1, in]."""
+class _Turn:
+    """The way back through one term for one chunk of experts.
+
+    Attributes:
+        g3: A2^T dT; [c, a1, a2, in].
+        a1, c1, c2: products whose sums are the gradients of factors; [c, b, k, k].
+    """
+
+    def __init__(
+        self, term: Factors, work: Work, back: Work, *, learn: bool, domain: bool, add: bool
+    ) -> None:
+        c, q, p, width = work.v0.shape
+        self.term, self.work, self.back = term, work, back
+        self.learn, self.domain, self.add = learn, domain, add
+        self.g3 = back.v3.view(c, p, q, width)
+        if learn:
+            u, v = term.c1.shape[-1], term.c2.shape[-1]
+            self.a1 = scratch("da1", (c, q, p, p), work.v0)
+            self.c1 = scratch("dc1", (c, q * p, u, u), work.v0)
+            self.c2 = scratch("dc2", (c, len(work.blocks), v, v), work.v0)
+
+    def block(self, rows: slice) -> None:
+        """Take one block back to v0: set or add to dtau in ``back.v0``, and keep the factors' products."""
+        c, _, p, _ = self.work.v0.shape
+        u, v = self.term.c1.shape[-1], self.term.c2.shape[-1]
+        v0, v1, v2, _ = self.work.block(rows)
+        dtau, g1, g2, _ = self.back.block(rows)
+        g3 = self.g3[:, :, rows].transpose(1, 2)  # [c, b, a1, in]
+        _rows(self.term.a1.mT, g3, g2)
+        _rows(self.term.c1.mT, g2.view(c, -1, u, v), g1.view(c, -1, u, v))
+        if self.domain:
+            _last(g1, self.term.c2, dtau, add=self.add)
+        if self.learn:
+            _outer(g3, v2, self.a1[:, rows])
+            _outer(g2.view(c, -1, u, v), v1.view(c, -1, u, v), self.c1[:, rows.start * p : rows.stop * p])
+            index = self.work.blocks.index(rows)
+            _outer(g1.view(c, 1, -1, v).mT, v0.view(c, 1, -1, v).mT, self.c2[:, index : index + 1])
+
+    def factors(self, grad: Tensor, out: Factors) -> None:
+        """Write the gradients of the factors, each [c, k, k], from dT [c, a1, a2, in] and what the blocks kept."""
+        c, q, p, _ = self.work.v0.shape
+        a2 = scratch("da2", (c, p, q, q), grad)
+        _outer(grad, self.work.v3.transpose(1, 2), a2)
+        for products, total in zip((self.a1, a2, self.c1, self.c2), out, strict=True):
+            torch.sum(products, dim=1, out=total)
+
+
+def _arrange(experts: Tensor, base: Tensor | None, out: Tensor, rows: slice) -> None:
+    """Write a block of tau with its rows in the order [a2, a1]: [c, out, in] -> [c, a2, a1, in]."""
     c, q, p, width = out.shape
-    view = experts.reshape(c, p, q, width).transpose(1, 2)  # [c, a2, a1, in]
+    view = experts.view(c, p, q, width)[:, :, rows].transpose(1, 2)  # [c, b, a1, in]
     if base is None:
-        out.copy_(view)
+        out[:, rows].copy_(view)
     else:
-        torch.sub(view, base.reshape(p, q, width).transpose(0, 1), out=out)
+        torch.sub(view, base.view(p, q, width)[:, rows].transpose(0, 1), out=out[:, rows])
 
 
 def _natural(matrix: Tensor, work: Work) -> Tensor:
@@ -153,32 +227,13 @@ def _natural(matrix: Tensor, work: Work) -> Tensor:
     return matrix.view(c, p, q, width)
 
 
-def _forward(term: Factors, work: Work) -> None:
-    """Make v1, v2 and v3 from v0."""
-    c, q, p, _ = work.v0.shape
-    u, v = term.c1.shape[-1], term.c2.shape[-1]
-    _last(work.v0, term.c2.mT, work.v1)
-    _rows(term.c1, work.v1.view(c, q * p, u, v), work.v2.view(c, q * p, u, v))
-    _rows(term.a1, work.v2, work.v3)
-
-
-def _backward(
-    grad: Tensor, term: Factors, work: Work, back: Work, out: Factors | None, *, domain: bool, add: bool
-) -> None:
-    """Go back through one term: write the factors' gradients into `out`, set or add to dtau in ``back.v0``."""
-    c, q, p, width = work.v0.shape
-    u, v = term.c1.shape[-1], term.c2.shape[-1]
-    g3, g2, g1 = back.v3.view(c, p, q, width), back.v2, back.v1
-    _rows(term.a2.mT, grad, g3)
-    _rows(term.a1.mT, g3.transpose(1, 2), g2)
-    _rows(term.c1.mT, g2.view(c, q * p, u, v), g1.view(c, q * p, u, v))
-    if domain:
-        _last(g1, term.c2, back.v0, add=add)
-    if out is not None:
-        _outer(grad, work.v3.transpose(1, 2), out.a2)
-        _outer(g3.transpose(1, 2), work.v2, out.a1)
-        _outer(g2.view(c, q * p, u, v), work.v1.view(c, q * p, u, v), out.c1)
-        _outer(g1.view(c, 1, -1, v).mT, work.v0.view(c, 1, -1, v).mT, out.c2)
+def _forward(term: Factors, work: Work, rows: slice) -> None:
+    """Make a block of v1, v2 and v3 from v0."""
+    v0, v1, v2, v3 = work.block(rows)
+    c, u, v = v0.shape[0], term.c1.shape[-1], term.c2.shape[-1]
+    _last(v0, term.c2.mT, v1)
+    _rows(term.c1, v1.view(c, -1, u, v), v2.view(c, -1, u, v))
+    _rows(term.a1, v2, v3)
 
 
 def _rows(factor: Tensor, v: Tensor, out: Tensor, *, add: bool = False) -> None:
@@ -195,8 +250,6 @@ def _last(v: Tensor, factor: Tensor, out: Tensor, *, add: bool = False) -> None:
 
 
 def _outer(left: Tensor, right: Tensor, out: Tensor) -> None:
-    """out_i = sum_b left_ib right_ib^T for left, right [c, b, k, m]; out [c, k, k]."""
+    """out_ib = left_ib right_ib^T for left, right [c, b, k, m]; out [c, b, k, k], contiguous."""
     c, b, k, m = left.shape
-    products = scratch("outer", (c * b, k, k), left)
-    torch.bmm(left.reshape(c * b, k, m), right.reshape(c * b, k, m).mT, out=products)
-    torch.sum(products.view(c, b, k, k), dim=1, out=out)
+    torch.bmm(left.reshape(c * b, k, m), right.reshape(c * b, k, m).mT, out=out.view(c * b, k, k))

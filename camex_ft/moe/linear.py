@@ -11,7 +11,6 @@ A group is a sequence, a segment or a token, as `ffn` decides.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -19,96 +18,11 @@ from torch import Tensor
 
 from camex_ft.moe.cost import Form, Shape, cheaper, curves_once
 from camex_ft.moe.kronecker import Factors
-from camex_ft.moe.merge import Gradients, Part, merge_backward, merge_forward
+from camex_ft.moe.merge import Gradients, merge_backward, merge_forward
 from camex_ft.moe.mix import Mix, mix_backward, mix_forward
 from camex_ft.moe.reuse import Shared
-from camex_ft.moe.scratch import scratch
-from camex_ft.moe.vectors import Keep, Recipe, Weigh, pull_back, transform
-
-
-@dataclass(frozen=True, kw_only=True)
-class Call:
-    """What one call does, beside its tensors.
-
-    Attributes:
-        alpha, keep, sparse, shared, last: as `merged_linear` was given them.
-        form: of the product.
-        active: the experts that any group uses; None for all.
-        once: the backward pass makes T while it takes dT back.
-    """
-
-    alpha: float
-    keep: Keep | None
-    sparse: bool
-    shared: Shared | None
-    last: bool
-    form: Form
-    active: list[int] | None
-    once: bool
-
-
-class Gathered:
-    """The gradient of T, as the backward pass of a product hands it over, and its way back to the parameters."""
-
-    def __init__(self, recipe: Recipe, call: Call, base: Tensor | None) -> None:
-        self.recipe, self.call, self.base = recipe, call, base
-        # where rows are independent of each other, they are taken back to tau at once
-        self.direct = call.shared is None and call.form == "merge" and recipe.by_rows
-        shared, experts = call.shared, recipe.experts
-        self.add = shared is not None
-        if shared is None:
-            partly = call.active is not None or (call.form == "mix" and call.sparse)
-            self.grad = torch.zeros_like(experts) if partly else torch.empty_like(experts)
-        else:
-            if shared.closed:
-                raise RuntimeError(
-                    "a map with experts ran twice in the last micro-batch of an optimizer step: "
-                    "set merging.keep_vectors: false"
-                )
-            if shared.grad is None:
-                shared.grad = torch.zeros_like(experts)
-            self.grad = shared.grad
-
-    def rows(self, rows: slice, part: Tensor) -> None:
-        """Take rows of dT of the active experts; [N', rows, in]."""
-        if self.direct and self.recipe.base is not None:
-            kept = None if self.recipe.keep is None else self.recipe.keep(self.recipe.tau(rows))
-            if kept is not None:
-                part.mul_(_active(kept, self.call.active))
-            if self.base is not None:
-                self.base[rows] -= part.sum(0)
-        if self.call.active is not None:
-            self.grad[:, rows].index_copy_(0, torch.tensor(self.call.active), part)
-        elif self.add:
-            self.grad[:, rows] += part
-        else:
-            self.grad[:, rows] = part
-
-    def one(self, i: int | slice, part: Tensor) -> None:
-        """Take dT of one expert, [out, in], or of all."""
-        if self.add:
-            self.grad[i] += part
-        else:
-            self.grad[i] = part
-
-    def back(
-        self, *, learn: bool, domain: bool, out: Tensor | None = None
-    ) -> tuple[Tensor | None, Factors | None]:
-        """Return (dE, d factors) and subtract sum_i dtau_i from the gradient of the base; nothing before the last.
-
-        T is written to `out`, see `pull_back`.
-        """
-        shared, recipe = self.call.shared, self.recipe
-        if shared is not None:
-            if not self.call.last:
-                return None, None
-            shared.closed, shared.grad = True, None
-        if self.direct:
-            return self.grad, None
-        factors = pull_back(self.grad, recipe, self.call.active, learn=learn, domain=domain, out=out)
-        if self.base is not None:
-            self.base.sub_(self.grad.sum(0))
-        return self.grad, factors
+from camex_ft.moe.source import Call, Gathered, Source, select
+from camex_ft.moe.vectors import Keep, Recipe, Weigh
 
 
 class MergedLinear(torch.autograd.Function):
@@ -127,11 +41,11 @@ class MergedLinear(torch.autograd.Function):
         ctx.save_for_backward(x, weights, experts, base, *factors)
         ctx.call = call
         recipe = Recipe(experts, base, call.keep, Factors(*factors) if factors else None)
-        vectors, s = _vectors(recipe, call), weights.to(experts.dtype)
+        source, s = Source(recipe, call).make(), weights.to(experts.dtype)
         if call.form == "mix":
-            return mix_forward(_mix(x, s, recipe, vectors, call))
-        part, s = _part(recipe, vectors, call.active), _active(s, call.active, dim=1)
-        return merge_forward(x, s, base, part, experts.shape[1], call.alpha)
+            return mix_forward(_mix(x, s, source))
+        columns = select(s, call.active, dim=1)
+        return merge_forward(x, columns, base, source.part, experts.shape[1], call.alpha)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -147,47 +61,51 @@ class MergedLinear(torch.autograd.Function):
             torch.zeros_like(s) if weights_needed else None,
             torch.empty_like(base) if base is not None and base_needed else None,
         )
-        gathered = Gathered(recipe, call, into.base) if learn or domain else None
+        source = Source(recipe, call)
+        gathered = Gathered(source, into.base) if learn or domain else None
         dexperts: Tensor | None = None
-        dfactors: Sequence[Tensor | None] = (None,) * len(saved)
+        dfactors: Sequence[Tensor | None] | None = None
         if gathered is not None and call.once and learn:
-            _backward(dy, x, s, recipe, None, call, Gradients(None, None, into.base), gathered)
-            vectors = scratch("vectors", experts.shape, experts)
-            dexperts, found = gathered.back(learn=True, domain=domain, out=vectors)
-            _backward(dy, x, s, recipe, vectors, call, into._replace(base=None), None)
+            _backward(dy, x, s, source, Gradients(None, None, into.base), gathered)
+            dexperts, dfactors = gathered.back(learn=True, domain=domain, once=True)
+            _backward(dy, x, s, source, into._replace(base=None), None)
         else:
-            _backward(dy, x, s, recipe, _vectors(recipe, call), call, into, gathered)
+            _backward(dy, x, s, source.make(), into, gathered)
             if gathered is not None:
-                dexperts, found = gathered.back(learn=learn, domain=domain)
-        if gathered is not None:
-            dfactors = found or dfactors
+                dexperts, dfactors = gathered.back(learn=learn, domain=domain, once=False)
         dweights = into.weights
         if dweights is not None:
             dweights = (dweights.where(s != 0, 0) if call.sparse else dweights).to(weights.dtype)
-        return into.x, dweights, dexperts if experts_needed else None, into.base, None, *dfactors
+        return (
+            into.x,
+            dweights,
+            dexperts if experts_needed else None,
+            into.base,
+            None,
+            *(dfactors or [None] * len(saved)),
+        )
 
 
 def _backward(
-    dy: Tensor,
-    x: Tensor,
-    s: Tensor,
-    recipe: Recipe,
-    vectors: Tensor | None,
-    call: Call,
-    into: Gradients,
-    gathered: Gathered | None,
+    dy: Tensor, x: Tensor, s: Tensor, source: Source, into: Gradients, gathered: Gathered | None
 ) -> None:
     """Take dy back through the product: to `into`, and dT to `gathered`."""
+    call = source.call
     if call.form == "mix":
-        mix = _mix(x, s, recipe, vectors, call)
-        mix_backward(dy, mix, into, None if gathered is None else gathered.one)
+        mix_backward(dy, _mix(x, s, source), into, None if gathered is None else gathered.one)
         return
-    part, columns = _part(recipe, vectors, call.active), _active(s, call.active, dim=1)
+    columns = select(s, call.active, dim=1)
     dcolumns = None if into.weights is None else torch.zeros_like(columns)
     take = None if gathered is None else gathered.rows
-    merge_backward(dy, x, columns, recipe.base, part, call.alpha, into._replace(weights=dcolumns), take)
+    some = into._replace(weights=dcolumns)
+    merge_backward(dy, x, columns, source.recipe.base, source.part, call.alpha, some, take)
     if into.weights is not None and dcolumns is not None:
         into.weights[:, slice(None) if call.active is None else call.active] = dcolumns
+
+
+def _mix(x: Tensor, weights: Tensor, source: Source) -> Mix:
+    recipe, call = source.recipe, source.call
+    return Mix(x, weights, recipe.base, source.vector, recipe.experts.shape[1], call.alpha, call.sparse)
 
 
 def merged_linear(
@@ -270,33 +188,3 @@ def _used(weights: Tensor) -> list[int] | None:
     """Return the experts that any group uses; None where all are used."""
     used: list[int] = (weights.detach() != 0).any(0).nonzero().squeeze(1).tolist()
     return None if len(used) == weights.shape[1] else used
-
-
-def _active(tensor: Tensor, active: list[int] | None, dim: int = 0) -> Tensor:
-    return tensor if active is None else tensor.index_select(dim, torch.tensor(active))
-
-
-def _vectors(recipe: Recipe, call: Call) -> Tensor | None:
-    """Return T, or None where the product makes what it needs of it from experts and base."""
-    if call.shared is not None:
-        return call.shared.vectors
-    plain = recipe.base is None or (recipe.keep is None and recipe.factors is None)
-    if plain or (call.form == "merge" and recipe.by_rows):
-        return None
-    return transform(recipe, call.active, out=scratch("vectors", recipe.experts.shape, recipe.experts))
-
-
-def _part(recipe: Recipe, vectors: Tensor | None, active: list[int] | None) -> Part:
-    def part(rows: slice) -> Tensor:
-        return _active(recipe.rows(rows) if vectors is None else vectors[:, rows], active)
-
-    return part
-
-
-def _mix(x: Tensor, weights: Tensor, recipe: Recipe, vectors: Tensor | None, call: Call) -> Mix:
-    def vector(i: int | slice) -> Tensor:
-        if vectors is not None:
-            return vectors[i]
-        return recipe.experts[i] if recipe.base is None else recipe.experts[i] - recipe.base
-
-    return Mix(x, weights, recipe.base, vector, recipe.experts.shape[1], call.alpha, call.sparse)

@@ -1,7 +1,7 @@
 """Transformed domain vectors: T_i = keep_i(tau) * M_i tau_i with tau_i = E_i - E_m; [N, out, in].
 
-`transform` makes them, `pull_back` takes their gradient back to experts, base and curvature. Where no curvature couples
-the entries, neither is needed: `Recipe.rows` makes the rows of T that a slice of the merged map asks for, in cache.
+`transform` makes them, `pull_back` takes their gradient back to experts, base and curvature. `source` says when less
+than that is needed.
 """
 
 from __future__ import annotations
@@ -61,6 +61,11 @@ class Recipe(NamedTuple):
     factors: Factors | None
 
     @property
+    def keep_is_pointwise(self) -> bool:
+        """Whether rows can be multiplied apart."""
+        return self.keep is not None and self.keep.pointwise
+
+    @property
     def by_rows(self) -> bool:
         """Whether rows of T follow from the same rows of experts and base."""
         return self.base is None or (self.factors is None and (self.keep is None or self.keep.pointwise))
@@ -69,14 +74,6 @@ class Recipe(NamedTuple):
         """Return rows of the domain vectors; [N, rows, in]."""
         experts = self.experts[:, rows]
         return experts if self.base is None else experts - self.base[rows]
-
-    def rows(self, rows: slice) -> Tensor:
-        """Return rows of T where they are made `by_rows`; [N, rows, in]."""
-        tau = self.tau(rows)
-        if self.base is None or self.keep is None:
-            return tau
-        kept = self.keep(tau)
-        return tau if kept is None else tau.mul_(kept)
 
 
 def slices(experts: Tensor) -> Iterator[slice]:
@@ -110,6 +107,7 @@ def pull_back(
     recipe: Recipe,
     active: Sequence[int] | None = None,
     *,
+    weighed: bool,
     learn: bool,
     domain: bool,
     out: Tensor | None = None,
@@ -119,19 +117,21 @@ def pull_back(
     Args:
         grad: dT, contiguous; [N, out, in].
         recipe, active: as `transform` had them.
+        weighed: dT was multiplied by the multiplier already.
         learn: whether the factors' gradients are wanted.
         domain: whether dtau is wanted.
-        out: memory for T, which curvature then makes on the way.
+        out: memory for T, which curvature then makes on the way; where dT was `weighed`, without the multiplier.
     """
     if recipe.base is None:
         return None
-    _multiply(grad, recipe)
+    if not weighed:
+        _multiply(grad, recipe)
     if recipe.factors is None:
         return None
     made = curve_backward(
         grad, recipe.experts, recipe.base, recipe.factors, active, learn=learn, domain=domain, out=out
     )
-    if out is not None:
+    if out is not None and not weighed:
         _multiply(out, recipe)
     return made
 

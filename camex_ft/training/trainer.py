@@ -93,7 +93,7 @@ class CamexTrainer(Trainer):
         return loss
 
     def _micro_batch(self) -> AbstractContextManager[None]:
-        """Share domain vectors over the micro-batches of a step, where no engine takes parameters apart between them."""
+        """Share domain vectors over the micro-batches of a step, where no engine takes parameters apart."""
         state = self.accelerator.state
         whole = state.distributed_type in (
             DistributedType.NO,

@@ -1,0 +1,170 @@
+"""Transformed domain vectors as one call of the merged map sees them: where T comes from, and where dT goes.
+
+A pointwise multiplier is applied to the rows that a slice of `merge` asks for, while they are in cache, and kept for
+the gradient of the same rows; so T is never read or written for it. Other multipliers, and the form `mix`, which needs
+whole experts, have T made in whole.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from camex_ft.moe.cost import Form
+from camex_ft.moe.kronecker import Factors, curve
+from camex_ft.moe.reuse import Shared
+from camex_ft.moe.scratch import scratch
+from camex_ft.moe.vectors import Keep, Recipe, pull_back, transform
+
+
+@dataclass(frozen=True, kw_only=True)
+class Call:
+    """What one call does, beside its tensors.
+
+    Attributes:
+        alpha, keep, sparse, shared, last: as `merged_linear` was given them.
+        form: of the product.
+        active: the experts that any group uses; None for all.
+        once: the backward pass makes T while it takes dT back.
+    """
+
+    alpha: float
+    keep: Keep | None
+    sparse: bool
+    shared: Shared | None
+    last: bool
+    form: Form
+    active: list[int] | None
+    once: bool
+
+
+class Source:
+    """Where T comes from in one forward or backward pass."""
+
+    def __init__(self, recipe: Recipe, call: Call) -> None:
+        self.recipe, self.call = recipe, call
+        plain = recipe.base is None or recipe.keep is None
+        # multiplied slice by slice
+        self.by_rows = call.shared is None and call.form == "merge" and (plain or recipe.keep_is_pointwise)
+        self.whole: Tensor | None = None
+        self._kept: tuple[slice, Tensor | None] | None = None
+
+    def make(self) -> Source:
+        """Make what has to be made in whole: T, or curved domain vectors, or nothing."""
+        recipe, call = self.recipe, self.call
+        memory = (recipe.experts.shape, recipe.experts)
+        if call.shared is not None:
+            self.whole = call.shared.vectors
+        elif recipe.base is None or (recipe.factors is None and (self.by_rows or recipe.keep is None)):
+            self.whole = None
+        elif self.by_rows and recipe.factors is not None:
+            out = scratch("vectors", *memory)
+            self.whole = curve(recipe.experts, recipe.base, recipe.factors, call.active, out=out)
+        else:
+            self.whole = transform(recipe, call.active, out=scratch("vectors", *memory))
+        return self
+
+    def part(self, rows: slice) -> Tensor:
+        """Return rows of T of the active experts; [N', rows, in]."""
+        given = None if self.whole is None else self.whole[:, rows]
+        kept = self.multiplier(rows) if self.by_rows else None
+        if kept is not None:
+            given = self.recipe.tau(rows).mul_(kept) if given is None else given * kept
+        return select(self.recipe.tau(rows) if given is None else given, self.call.active)
+
+    def vector(self, i: int | slice) -> Tensor:
+        """Return T_i [out, in], or all of T."""
+        if self.whole is not None:
+            return self.whole[i]
+        experts, base = self.recipe.experts[i], self.recipe.base
+        return experts if base is None else experts - base
+
+    def multiplier(self, rows: slice) -> Tensor | None:
+        """Return the multiplier of some rows of all experts; [N, rows, in]."""
+        recipe = self.recipe
+        if recipe.keep is None or recipe.base is None:
+            return None
+        if self._kept is None or self._kept[0] != rows:
+            self._kept = rows, recipe.keep(recipe.tau(rows))
+        return self._kept[1]
+
+
+class Gathered:
+    """The gradient of T, as the backward pass of a product hands it over, and its way back to the parameters.
+
+    Args:
+        source: of the same pass.
+        base: the gradient of E_m, which sum_i dtau_i is subtracted from; None where it is not wanted.
+    """
+
+    def __init__(self, source: Source, base: Tensor | None) -> None:
+        self.source, self.recipe, self.call, self.base = source, source.recipe, source.call, base
+        shared, experts = self.call.shared, self.recipe.experts
+        # rows that no curvature couples are taken back to tau at once
+        self.direct = source.by_rows and self.recipe.factors is None
+        if shared is None:
+            partly = self.call.active is not None or (self.call.form == "mix" and self.call.sparse)
+            self.grad = torch.zeros_like(experts) if partly else torch.empty_like(experts)
+            return
+        if shared.closed:
+            raise RuntimeError(
+                "a map with experts ran twice in the last micro-batch of an optimizer step: "
+                "set merging.keep_vectors: false"
+            )
+        if shared.grad is None:
+            shared.grad = torch.zeros_like(experts)
+        self.grad = shared.grad
+
+    def rows(self, rows: slice, part: Tensor) -> None:
+        """Take rows of dT of the active experts; [N', rows, in]."""
+        active = self.call.active
+        kept = self.source.multiplier(rows) if self.source.by_rows else None
+        if kept is not None:
+            part.mul_(select(kept, active))
+        if self.direct and self.base is not None and self.recipe.base is not None:
+            self.base[rows] -= part.sum(0)
+        if active is not None:
+            self.grad[:, rows].index_copy_(0, torch.tensor(active), part)
+        elif self.call.shared is not None:
+            self.grad[:, rows] += part
+        else:
+            self.grad[:, rows] = part
+
+    def one(self, i: int | slice, part: Tensor) -> None:
+        """Take dT of one expert, [out, in], or of all."""
+        if self.call.shared is not None:
+            self.grad[i] += part
+        else:
+            self.grad[i] = part
+
+    def back(self, *, learn: bool, domain: bool, once: bool) -> tuple[Tensor | None, Factors | None]:
+        """Return (dE, d factors) and subtract sum_i dtau_i from the gradient of the base; nothing before the last.
+
+        Args:
+            learn: whether the factors' gradients are wanted.
+            domain: whether dE or that of the base is wanted.
+            once: leave T, or curved domain vectors, in the source.
+        """
+        shared, recipe, experts = self.call.shared, self.recipe, self.recipe.experts
+        if shared is not None:
+            if not self.call.last:
+                return None, None
+            shared.closed, shared.grad = True, None
+        if self.direct or recipe.base is None:
+            return self.grad, None
+        out = scratch("vectors", experts.shape, experts) if once else None
+        weighed = self.source.by_rows
+        factors = pull_back(
+            self.grad, recipe, self.call.active, weighed=weighed, learn=learn, domain=domain, out=out
+        )
+        self.source.whole = out
+        if self.base is not None:
+            self.base.sub_(self.grad.sum(0))
+        return self.grad, factors
+
+
+def select(tensor: Tensor, active: list[int] | None, dim: int = 0) -> Tensor:
+    """Return the active experts' part of a tensor."""
+    return tensor if active is None else tensor.index_select(dim, torch.tensor(active))
