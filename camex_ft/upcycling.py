@@ -24,7 +24,8 @@ from camex_ft.config import MergingConfig, RoutingConfig, UpcycleConfig
 from camex_ft.config.schema import Section
 from camex_ft.errors import UserError
 from camex_ft.moe.context import Pass, RoutingContext
-from camex_ft.moe.ffn import ExpertFFN, ExpertLinear, LayerSettings, MergedFFN, MixtureFFN
+from camex_ft.moe.experts import ExpertLinear, LayerSettings
+from camex_ft.moe.ffn import ExpertFFN, MergedFFN, MixtureFFN
 from camex_ft.moe.granularity import Granularity, Grouping
 from camex_ft.moe.routing import masked_mean
 from camex_ft.protocols import Protocol

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from camex_ft.moe.context import Pass, RoutingContext
-from camex_ft.moe.ffn import ExpertFFN, LayerSettings, MergedFFN, MixtureFFN
+from camex_ft.moe.experts import LayerSettings
+from camex_ft.moe.ffn import ExpertFFN, MergedFFN, MixtureFFN
 from camex_ft.moe.granularity import Grouping
 from camex_ft.registry import PROTOCOLS
 

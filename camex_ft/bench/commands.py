@@ -1,4 +1,4 @@
-"""``camex-ft bench layer`` and ``camex-ft bench step``: the command line of the benchmarks, thin and without torch."""
+"""``camex-ft bench layer``, ``step`` and ``cost``: the command line of the benchmarks, thin and without torch."""
 
 from __future__ import annotations
 
@@ -101,8 +101,32 @@ def step(
     _report(StepBench(**given), bench_step, json=json, folder=None if no_save else save)
 
 
+@app.command()
+def cost(
+    in_features: Annotated[int, typer.Option("--in", help="Width of the input.")] = 768,
+    out_features: Annotated[int, typer.Option("--out", help="Width of the output.")] = 3072,
+    dtype: Dtype = "float32",
+    device: Device = "cpu",
+    repeats: Repeats = 5,
+    json: Json = False,
+    save: Save = FOLDER,
+    no_save: NoSave = False,
+) -> None:
+    """Time both forms of the merged map over many shapes and fit the cost model that chooses between them (minutes)."""
+    given = {key: value for key, value in locals().items() if key not in ("json", "save", "no_save")}
+    from camex_ft.bench.cost import bench_cost, table
+    from camex_ft.bench.settings import CostBench
+
+    _report(CostBench(**given), bench_cost, json=json, folder=None if no_save else save, table=table)
+
+
 def _report(
-    settings: Bench, measure: Callable[[Any], Mapping[str, Any]], *, json: bool, folder: Path | None
+    settings: Bench,
+    measure: Callable[[Any], Mapping[str, Any]],
+    *,
+    json: bool,
+    folder: Path | None,
+    table: Callable[[Mapping[str, Any]], str] | None = None,
 ) -> None:
     """Measure, write the record and print it."""
     from camex_ft.bench import record
@@ -111,6 +135,6 @@ def _report(
         record.make_folder(folder)  # before minutes of measuring
     made = record.make_record(settings, measure(settings))
     path = None if folder is None else record.save(made, settings.name(), folder)
-    typer.echo(record.to_json(made) if json else record.table(made), nl=not json)
+    typer.echo(record.to_json(made) if json else (table or record.table)(made), nl=not json)
     if path is not None and not json:
         typer.echo(f"wrote {path}")

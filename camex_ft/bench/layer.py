@@ -21,7 +21,7 @@ from camex_ft.bench import memory
 from camex_ft.bench.child import in_child
 from camex_ft.bench.settings import LayerBench
 from camex_ft.bench.timing import Side, alternate, medians
-from camex_ft.moe.ffn import ExpertLinear, LayerSettings
+from camex_ft.moe.experts import ExpertLinear, LayerSettings
 from camex_ft.moe.plain import merged_linear_plain
 from camex_ft.moe.routing import Router, masked_mean
 from camex_ft.registry import PROTOCOLS
@@ -102,7 +102,7 @@ def dense(p: Problem) -> Tensor:
 
 def merged(p: Problem) -> Tensor:
     """Return the output of the package's layer; [B, L, out]."""
-    output: Tensor = p.linear(p.x, _route(p))
+    output: Tensor = p.linear(p.x, route(p))
     return output
 
 
@@ -112,7 +112,7 @@ def plain(p: Problem) -> Tensor:
     seed = int(torch.randint(2**62, ()).item()) if linear.rule.random and linear.training else 0
     return merged_linear_plain(
         p.x,
-        _route(p).to(linear.experts.dtype),
+        route(p).to(linear.experts.dtype),
         linear.experts,
         linear.base,
         keep=linear.rule.keep(training=linear.training, seed=seed, device=p.x.device),
@@ -120,7 +120,8 @@ def plain(p: Problem) -> Tensor:
     )
 
 
-def _route(p: Problem) -> Tensor:
+def route(p: Problem) -> Tensor:
+    """Return the routing weights of the batch; [B, N]."""
     weights: Tensor = p.router(masked_mean(p.x, None)).weights
     return weights  # [B, N]
 

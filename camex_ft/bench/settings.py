@@ -119,6 +119,23 @@ class LayerBench(Bench):
 
 
 @dataclass(frozen=True, kw_only=True)
+class CostBench(LayerBench):
+    """One linear map over the shapes of `camex_ft.bench.cost`: batch, length, experts and rank are that list's."""
+
+    protocol: str = "domain"
+    skip_plain: bool = True
+
+    def to_record(self) -> dict[str, Any]:
+        """Return the settings that all shapes share."""
+        shared = ("in", "out", "dtype", "device", "repeats")
+        return {key: value for key, value in super().to_record().items() if key in shared}
+
+    def name(self) -> str:
+        """Return the record's name."""
+        return f"cost-{self.in_features}x{self.out_features}-{self.dtype}-{self.device}"
+
+
+@dataclass(frozen=True, kw_only=True)
 class StepBench(Bench):
     """One training step of a backbone with experts in every layer.
 

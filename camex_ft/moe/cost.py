@@ -1,28 +1,42 @@
-"""Which exact form of the merged map is cheaper: a cost model fitted to measured times.
+"""What the merged map costs, and which of its exact forms is cheaper: a model fitted to measured times.
 
-A form's time is a sum of counts, each times a measured rate (`Rates`, nanoseconds):
+The time of one call, forward and backward, is a sum of counts, each times a rate in nanoseconds (`RATES`); with
+area = out in:
 
-    merge   products G L out in, slices of E_hat G out in, sums over experts G N out in, domain vectors N out in
-    mix     products (1 + k) G L out in, domain vectors N out in
-
-    curvature, in either form: R N out in (a1 + a2 + c1 + c2), and N out in
+    merge     token   G L area         products with x and dy
+              slice   G area           E_hat and H, made and read once for each group
+              sum     G N area         sums over the experts
+              vector  N area           experts, T and its gradient, read and written
+    mix       token   (1 + k) G L area
+              vector  N area
+    curve     factor  R N area (a1 + a2 + c1 + c2)        beside either form
+              vector  N area
 
 The rates are constants of the package and not taken on the user's machine: a choice that varied from run to run would
 change the rounding, and with it the bits, of a run that is repeated or resumed. Only their ratios decide.
-Where they come from and how well they predict: docs/cost.md.
+`camex-ft bench cost` measures and fits them; how well they predict is in docs/cost.md.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 Form = Literal["merge", "mix"]
+Part = Literal["merge", "mix", "curve"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Shape:
-    """What the cost of one call depends on: G groups of L tokens, the map, N experts of which a group uses k."""
+    """What the cost of one call depends on.
+
+    Attributes:
+        groups, length: G groups of L tokens.
+        out, width: of the map.
+        experts, used: N, and how many a group uses on average.
+        rank, factors: R and a1 + a2 + c1 + c2 of the curvature; 0 without.
+    """
 
     groups: int
     length: int
@@ -31,57 +45,46 @@ class Shape:
     experts: int
     used: float
     rank: int = 0
-    factors: int = 0  # a1 + a2 + c1 + c2
-    bytes_: int = 4
+    factors: int = 0
 
 
-@dataclass(frozen=True, kw_only=True)
-class Rates:
-    """Nanoseconds a count, forward and backward together, in float32 on one kind of device."""
-
-    dense: float
-    merge_product: float
-    merge_slice: float
-    merge_sum: float
-    merge_vector: float
-    mix_product: float
-    mix_row: float
-    mix_vector: float
-    curvature: float
-    curved_vector: float
+# ns a count; 2 cores with AVX-512, float32: results/bench/cost-768x3072-float32-cpu.json
+RATES: Mapping[Part, Mapping[str, float]] = {
+    "merge": {"token": 0.04572, "slice": 1.04, "sum": 0.01771, "vector": 4.012},
+    "mix": {"token": 0.03732, "vector": 3.277},
+    "curve": {"factor": 0.1135, "vector": 0.0},
+}
 
 
-# 2 cores (AVX-512), 2 threads; fitted by `camex-ft bench cost`, results/bench/cost-cpu.json
-CPU = Rates(
-    dense=0.04,
-    merge_product=0.04,
-    merge_slice=1.0,
-    merge_sum=0.07,
-    merge_vector=2.0,
-    mix_product=0.045,
-    mix_row=0.0,
-    mix_vector=2.0,
-    curvature=0.06,
-    curved_vector=3.0,
-)
-
-
-def merge_ns(shape: Shape, rates: Rates = CPU) -> float:
-    """Return the predicted time of merging, forward and backward; ns."""
+def counts(part: Part, shape: Shape) -> dict[str, float]:
+    """Return the counts that the time of one part is made of."""
     area = shape.out * shape.width
-    return area * (
-        shape.groups * shape.length * rates.merge_product
-        + shape.groups * rates.merge_slice
-        + shape.groups * shape.experts * rates.merge_sum
-        + shape.experts * rates.merge_vector
-    )
+    tokens = shape.groups * shape.length * area
+    vectors = shape.experts * area
+    if part == "merge":
+        return {
+            "token": tokens,
+            "slice": shape.groups * area,
+            "sum": shape.groups * vectors,
+            "vector": vectors,
+        }
+    if part == "mix":
+        return {"token": (1 + shape.used) * tokens, "vector": vectors}
+    return {"factor": shape.rank * vectors * shape.factors, "vector": vectors if shape.rank else 0}
 
 
-def mix_ns(shape: Shape, rates: Rates = CPU) -> float:
-    """Return the predicted time of mixing, forward and backward; ns."""
-    area = shape.out * shape.width
-    rows = shape.groups * shape.length
-    return area * ((1 + shape.used) * (rows * rates.mix_product) + shape.experts * rates.mix_vector)
+def predict(form: Form, shape: Shape, rates: Mapping[Part, Mapping[str, float]] = RATES) -> float:
+    """Return the predicted time of a forward and a backward pass, in seconds on the machine of the rates."""
+    total = 0.0
+    parts: tuple[Part, ...] = (form, "curve")
+    for part in parts:
+        total += sum(rates[part][name] * count for name, count in counts(part, shape).items())
+    return total * 1e-9
+
+
+def cheaper(shape: Shape) -> Form:
+    """Return the form that is predicted to be faster."""
+    return "mix" if predict("mix", shape) < predict("merge", shape) else "merge"
 
 
 def curves_once(shape: Shape) -> bool:
@@ -89,10 +92,6 @@ def curves_once(shape: Shape) -> bool:
 
     H is then made twice: first for dT, without T, and again for ds.
     """
-    saved = shape.rank * shape.experts * shape.factors
-    return saved > 2 * shape.groups * (shape.length + 16)
-
-
-def cheaper(shape: Shape) -> Form:
-    """Return the form that is predicted to be faster."""
-    return "mix" if mix_ns(shape) < merge_ns(shape) else "merge"
+    merge, curve = counts("merge", shape), counts("curve", shape)
+    saved = RATES["curve"]["factor"] * curve["factor"] / 7  # 3 of about 20 products
+    return saved > RATES["merge"]["token"] * merge["token"] / 3 + RATES["merge"]["slice"] * merge["slice"] / 4

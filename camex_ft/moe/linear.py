@@ -92,7 +92,7 @@ def _backward(
     """Take dy back through the product: to `into`, and dT to `gathered`."""
     call = source.call
     if call.form == "mix":
-        mix_backward(dy, _mix(x, s, source), into, None if gathered is None else gathered.one)
+        mix_backward(dy, _mix(x, s, source), into, gathered)
         return
     columns = select(s, call.active, dim=1)
     dcolumns = None if into.weights is None else torch.zeros_like(columns)

@@ -13,15 +13,22 @@ are one product over (expert, in): N + 1 dense maps. Sums over experts are kept 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from camex_ft.moe.merge import Gradients
 
-# i, dT_i [out, in]; or all of them, dT [N, out, in]
-TakeOne = Callable[[int | slice, Tensor], None]
+
+class Take(Protocol):
+    """Receives the gradient of T."""
+
+    def product(self, i: int, left: Tensor, right: Tensor) -> None:
+        """Take dT_i = left right; [out, m], [m, in]."""
+
+    def all(self, grad: Tensor) -> None:
+        """Take dT; [N, out, in]."""
 
 
 class Mix(NamedTuple):
@@ -55,6 +62,11 @@ class Mix(NamedTuple):
         """alpha * s in x's dtype; [G, 1, N]."""
         return (self.alpha * self.weights).to(self.x.dtype).unsqueeze(1)
 
+    @property
+    def at_once(self) -> bool:
+        """Whether all experts are one product."""
+        return self.x.device.type != "cpu"
+
     def users(self) -> Iterator[tuple[int, Tensor | None]]:
         """Yield (i, the groups that use expert i; None where all do); experts without any are left out."""
         for i in range(self.weights.shape[1]):
@@ -76,7 +88,7 @@ def mix_forward(mix: Mix) -> Tensor:
         y = x.new_zeros(groups, length, mix.out, dtype=mix.wide)
     else:
         y = (x @ mix.base.to(x.dtype).mT).to(mix.wide)
-    if x.device.type != "cpu":
+    if mix.at_once:
         scaled = (x.unsqueeze(2) * mix.scale.unsqueeze(-1)).flatten(2)  # [G, L, N * in]
         return y.add_(scaled @ mix.stacked().mT).to(x.dtype)
     for i, used in mix.users():
@@ -89,7 +101,7 @@ def mix_forward(mix: Mix) -> Tensor:
     return y.to(x.dtype)
 
 
-def mix_backward(dy: Tensor, mix: Mix, into: Gradients, take: TakeOne | None) -> None:
+def mix_backward(dy: Tensor, mix: Mix, into: Gradients, take: Take | None) -> None:
     """Add the gradients of `mix_forward` to `into`, where the base's is set; `take` receives those of T."""
     x = mix.x
     dx = None if into.x is None else into.x.to(mix.wide)
@@ -97,7 +109,7 @@ def mix_backward(dy: Tensor, mix: Mix, into: Gradients, take: TakeOne | None) ->
         dx += dy @ mix.base.to(x.dtype)
     if into.base is not None:
         into.base.copy_(dy.flatten(0, 1).mT @ x.flatten(0, 1))
-    if x.device.type != "cpu":
+    if mix.at_once:
         _backward_at_once(dy, mix, dx, into.weights, take)
     else:
         for i, used in mix.users():
@@ -113,7 +125,7 @@ def _backward_one(
     used: Tensor | None,
     dx: Tensor | None,
     dweights: Tensor | None,
-    take: TakeOne | None,
+    take: Take | None,
 ) -> None:
     dy, x, scale = _of(dy, used), _of(mix.x, used), _of(mix.scale[..., i : i + 1], used)
     if dx is not None or dweights is not None:
@@ -124,11 +136,11 @@ def _backward_one(
         if dx is not None:
             _add(dx, used, back.mul_(scale))
     if take is not None:
-        take(i, dy.flatten(0, 1).mT @ (x * scale).flatten(0, 1))
+        take.product(i, dy.flatten(0, 1).mT, (x * scale).flatten(0, 1))
 
 
 def _backward_at_once(
-    dy: Tensor, mix: Mix, dx: Tensor | None, dweights: Tensor | None, take: TakeOne | None
+    dy: Tensor, mix: Mix, dx: Tensor | None, dweights: Tensor | None, take: Take | None
 ) -> None:
     x, experts = mix.x, mix.weights.shape[1]
     if dx is not None or dweights is not None:
@@ -141,7 +153,7 @@ def _backward_at_once(
     if take is not None:
         scaled = (x.unsqueeze(2) * mix.scale.unsqueeze(-1)).flatten(2).flatten(0, 1)  # [G * L, N * in]
         made = (dy.flatten(0, 1).mT @ scaled).unflatten(1, (experts, -1))  # [out, N, in]
-        take(slice(None), made.transpose(0, 1))
+        take.all(made.transpose(0, 1))
 
 
 def _of(tensor: Tensor, groups: Tensor | None) -> Tensor:

@@ -39,6 +39,10 @@ class Call:
     active: list[int] | None
     once: bool
 
+    def idle(self, experts: int) -> list[int]:
+        """Return the experts that no group uses."""
+        return [] if self.active is None else sorted(set(range(experts)) - set(self.active))
+
 
 class Source:
     """Where T comes from in one forward or backward pass."""
@@ -68,26 +72,35 @@ class Source:
 
     def part(self, rows: slice) -> Tensor:
         """Return rows of T of the active experts; [N', rows, in]."""
-        given = None if self.whole is None else self.whole[:, rows]
+        recipe, experts = self.recipe, self.recipe.experts
+        given = experts if recipe.base is None else self.whole
         kept = self.multiplier(rows) if self.by_rows else None
-        if kept is not None:
-            given = self.recipe.tau(rows).mul_(kept) if given is None else given * kept
-        return select(self.recipe.tau(rows) if given is None else given, self.call.active)
+        if given is None:
+            made = scratch("part", (len(experts), rows.stop - rows.start, experts.shape[-1]), experts)
+            given = recipe.tau(rows, out=made)
+            if kept is not None:
+                given.mul_(kept)
+        elif kept is None:
+            given = given[:, rows]
+        else:
+            given = torch.mul(given[:, rows], kept, out=scratch("part", tuple(kept.shape), kept))
+        return select(given, self.call.active)
 
     def vector(self, i: int | slice) -> Tensor:
         """Return T_i [out, in], or all of T."""
         if self.whole is not None:
             return self.whole[i]
         experts, base = self.recipe.experts[i], self.recipe.base
-        return experts if base is None else experts - base
+        if base is None:
+            return experts
+        return torch.sub(experts, base, out=scratch("vector", tuple(experts.shape), experts))
 
     def multiplier(self, rows: slice) -> Tensor | None:
         """Return the multiplier of some rows of all experts; [N, rows, in]."""
-        recipe = self.recipe
-        if recipe.keep is None or recipe.base is None:
+        if self.recipe.keep is None or self.recipe.base is None:
             return None
         if self._kept is None or self._kept[0] != rows:
-            self._kept = rows, recipe.keep(recipe.tau(rows))
+            self._kept = rows, self.recipe.multiplier(rows)
         return self._kept[1]
 
 
@@ -105,8 +118,9 @@ class Gathered:
         # rows that no curvature couples are taken back to tau at once
         self.direct = source.by_rows and self.recipe.factors is None
         if shared is None:
-            partly = self.call.active is not None or (self.call.form == "mix" and self.call.sparse)
-            self.grad = torch.zeros_like(experts) if partly else torch.empty_like(experts)
+            self.grad = torch.empty_like(experts)
+            for i in self.call.idle(len(experts)):
+                self.grad[i] = 0
             return
         if shared.closed:
             raise RuntimeError(
@@ -132,12 +146,22 @@ class Gathered:
         else:
             self.grad[:, rows] = part
 
-    def one(self, i: int | slice, part: Tensor) -> None:
-        """Take dT of one expert, [out, in], or of all."""
-        if self.call.shared is not None:
-            self.grad[i] += part
+    def product(self, i: int, left: Tensor, right: Tensor) -> None:
+        """Take dT_i = left right; [out, m], [m, in]."""
+        if left.dtype != self.grad.dtype:
+            product = left @ right
+            self.grad[i] = self.grad[i] + product if self.call.shared is not None else product
+        elif self.call.shared is not None:
+            self.grad[i].addmm_(left, right)
         else:
-            self.grad[i] = part
+            torch.mm(left, right, out=self.grad[i])
+
+    def all(self, grad: Tensor) -> None:
+        """Take dT; [N, out, in]."""
+        if self.call.shared is not None:
+            self.grad += grad
+        else:
+            self.grad.copy_(grad)
 
     def back(self, *, learn: bool, domain: bool, once: bool) -> tuple[Tensor | None, Factors | None]:
         """Return (dE, d factors) and subtract sum_i dtau_i from the gradient of the base; nothing before the last.

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from camex_ft.moe.kronecker import Factors, curve, curve_backward
+from camex_ft.moe.scratch import scratch
 
 # elements of one slice of all experts that is weighed at once
 SLICE_ELEMENTS = {"cpu": 3 << 17, "cuda": 1 << 28}
@@ -70,10 +71,24 @@ class Recipe(NamedTuple):
         """Whether rows of T follow from the same rows of experts and base."""
         return self.base is None or (self.factors is None and (self.keep is None or self.keep.pointwise))
 
-    def tau(self, rows: slice = slice(None)) -> Tensor:
+    def tau(self, rows: slice = slice(None), *, out: Tensor | None = None) -> Tensor:
         """Return rows of the domain vectors; [N, rows, in]."""
         experts = self.experts[:, rows]
-        return experts if self.base is None else experts - self.base[rows]
+        return experts if self.base is None else torch.sub(experts, self.base[rows], out=out)
+
+    def multiplier(self, rows: slice) -> Tensor | None:
+        """Return a pointwise multiplier of some rows, in memory that the next call uses again; [N, rows, in]."""
+        assert self.keep is not None
+        count, out, width = self.experts.shape
+        start, stop, _ = rows.indices(out)
+        made = scratch("kept", (count, stop - start, width), self.experts)
+        for part in slices(made):
+            tau = self.tau(slice(start + part.start, start + part.stop))
+            kept = self.keep(tau)
+            if kept is None:
+                return None
+            made[:, part] = kept
+        return made
 
 
 def slices(experts: Tensor) -> Iterator[slice]:

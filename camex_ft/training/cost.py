@@ -8,7 +8,8 @@ import sys
 import torch
 from transformers import PreTrainedModel
 
-from camex_ft.moe.ffn import ExpertFFN, ExpertLinear, MixtureFFN
+from camex_ft.moe.experts import ExpertLinear
+from camex_ft.moe.ffn import ExpertFFN, MixtureFFN
 from camex_ft.upcycling import expert_layers
 
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from camex_ft.moe.context import LayerRouting
 from camex_ft.moe.curvature import Curvature, condition_number, distance_from_identity
-from camex_ft.moe.ffn import ExpertLinear
+from camex_ft.moe.experts import ExpertLinear
 from camex_ft.upcycling import expert_layers
 
 

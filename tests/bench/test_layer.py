@@ -94,7 +94,7 @@ def test_experts_curvature_and_routing_are_not_as_initialised():
     apart = (linear.experts - linear.base).std() / linear.base.std()
     assert apart.item() == pytest.approx(0.1, rel=0.3)
     assert distance_from_identity(linear.curvature.factors).min() > 0.05
-    assert layer._route(problem).std() > 0
+    assert layer.route(problem).std() > 0
 
 
 def test_a_problem_follows_from_its_settings_alone():

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from camex_ft.moe.balance import balance_loss
 from camex_ft.moe.context import RoutingContext
-from camex_ft.moe.ffn import ExpertLinear, LayerSettings, MixtureFFN
+from camex_ft.moe.experts import ExpertLinear, LayerSettings
+from camex_ft.moe.ffn import MixtureFFN
 from camex_ft.moe.granularity import Grouping, group
 from camex_ft.moe.routing import Router
 from camex_ft.registry import PROTOCOLS

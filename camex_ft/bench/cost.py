@@ -1,0 +1,197 @@
+"""``camex-ft bench cost``: measure both forms of the merged map over many shapes and fit the cost model to them.
+
+    time = sum of counts times rates        (`camex_ft.moe.cost`)
+
+Each point is a forward and a backward pass; its time is the lower quartile of all repeats in all rounds. Rates are not
+negative and minimise the squared relative error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import numpy as np
+from scipy.optimize import nnls
+from torch import Tensor
+
+from camex_ft.bench.layer import Problem, make, route, side
+from camex_ft.bench.settings import CostBench, LayerBench
+from camex_ft.bench.timing import Side, alternate
+from camex_ft.moe import cost
+from camex_ft.moe.cost import Form, Part, Shape
+from camex_ft.moe.curvature import nearest_factors
+from camex_ft.moe.linear import merged_linear
+
+EXPERTS = (2, 4, 8, 16)
+LENGTHS = (32, 64, 128, 256, 512)
+SHORT = (4, 8, 16, 32, 64)
+ROUNDS = 3  # through all shapes, so that minutes in which the machine is busy do not fall on one of them
+RANKS = ((4, 1), (8, 1), (8, 2), (4, 8))  # experts, rank
+
+
+@dataclass(frozen=True)
+class Point:
+    """One form at one shape, and its times in seconds."""
+
+    form: Form
+    settings: LayerBench
+    times: tuple[float, ...]
+
+    @property
+    def seconds(self) -> float:
+        """The lower quartile of the times: a busy machine only adds, and the least is luck."""
+        return float(np.quantile(self.times, 0.25))
+
+    def shape(self) -> Shape:
+        """Return what the model predicts from."""
+        s = self.settings
+        curved = make_factors(s)
+        return Shape(
+            groups=s.batch,
+            length=s.length,
+            out=s.out_features,
+            width=s.in_features,
+            experts=s.experts,
+            used=s.k,
+            rank=s.effective_rank,
+            factors=curved,
+        )
+
+
+def make_factors(settings: LayerBench) -> int:
+    """Return a1 + a2 + c1 + c2, or 0 without curvature."""
+    sizes = (settings.out_features, settings.in_features)
+    return sum(sum(nearest_factors(size)) for size in sizes) if settings.effective_rank else 0
+
+
+def grid(settings: CostBench) -> list[tuple[tuple[Form, ...], LayerBench]]:
+    """Return the shapes to measure and the forms that are compared at each."""
+    base = LayerBench(**{field.name: getattr(settings, field.name) for field in fields(LayerBench)})
+    both: tuple[Form, ...] = ("merge", "mix")
+    one: tuple[Form, ...] = ("merge",)
+    points = [(one, replace(base, batch=8, length=length, experts=n)) for n in EXPERTS for length in LENGTHS]
+    points += [
+        (both, replace(base, batch=32, length=length, experts=n, top_k=k))
+        for n, k in ((4, 4), (8, 8), (8, 2))
+        for length in SHORT
+    ]
+    points += [
+        (one, replace(base, protocol="domain-ca", batch=8, length=64, experts=n, rank=rank))
+        for n, rank in RANKS
+    ]
+    return points
+
+
+def forced(form: Form | None) -> Callable[[Problem], Tensor]:
+    """Return a side of the layer benchmark in one form; None: the one that is chosen."""
+
+    def forward(p: Problem) -> Tensor:
+        linear = p.linear
+        return merged_linear(
+            p.x,
+            route(p),
+            linear.experts,
+            linear.base,
+            factors=None if linear.curvature is None else linear.curvature.factors,
+            sparse=linear.sparse,
+            form=form or "auto",
+        )
+
+    return forward
+
+
+def measure(forms: Sequence[Form], settings: LayerBench) -> list[Point]:
+    """Return the times of some forms at one shape, measured in turns."""
+    problem = make(settings)
+    sides: dict[str, Side] = {form: side(problem, forced(form), evaluate=False) for form in forms}
+    times = alternate(sides, repeats=settings.repeats, device=settings.device)
+    return [Point(form, settings, tuple(times[form])) for form in forms]
+
+
+def fit(points: Sequence[Point]) -> dict[Part, dict[str, float]]:
+    """Return the rates, in ns a count: of each form from the points without curvature, then of the curvature."""
+    rates: dict[Part, dict[str, float]] = {"merge": {}, "mix": {}, "curve": {}}
+    forms: tuple[Form, ...] = ("merge", "mix")
+    for form in forms:
+        chosen = [p for p in points if p.form == form and not p.settings.effective_rank]
+        rates[form] = _solve(form, chosen, [p.seconds for p in chosen], [p.seconds for p in chosen])
+    curved = [p for p in points if p.settings.effective_rank]
+    zero: dict[Part, dict[str, float]] = {**rates, "curve": {"factor": 0.0, "vector": 0.0}}
+    rest = [p.seconds - cost.predict(p.form, p.shape(), zero) for p in curved]
+    rates["curve"] = _solve("curve", curved, rest, [p.seconds for p in curved])
+    return rates
+
+
+def _solve(
+    part: Part, points: Sequence[Point], seconds: Sequence[float], scale: Sequence[float]
+) -> dict[str, float]:
+    rows = [cost.counts(part, p.shape()) for p in points]
+    names = list(rows[0])
+    weight = 1 / np.array(scale)
+    left = np.array([[row[name] for name in names] for row in rows]) * 1e-9 * weight[:, None]
+    found, _ = nnls(left, np.array(seconds) * weight)
+    return dict(zip(names, map(float, found), strict=True))
+
+
+def bench_cost(settings: CostBench) -> dict[str, Any]:
+    """Return the rates, how well they predict and choose, and all points."""
+    rounds = [
+        [point for forms, each in grid(settings) for point in measure(forms, each)] for _ in range(ROUNDS)
+    ]
+    points = [
+        replace(same[0], times=tuple(t for point in same for t in point.times))
+        for same in zip(*rounds, strict=True)
+    ]
+    rates = fit(points)
+    return {"rates": rates, **judge([row(p, rates) for p in points])}
+
+
+def row(point: Point, rates: Mapping[Part, Mapping[str, float]]) -> dict[str, Any]:
+    """Return a point for the record."""
+    s = point.settings
+    return {
+        "form": point.form,
+        "batch": s.batch,
+        "length": s.length,
+        "experts": s.experts,
+        "top_k": s.k,
+        "rank": s.effective_rank,
+        "seconds": point.seconds,
+        "predicted": cost.predict(point.form, point.shape(), rates),
+        "times": list(point.times),
+    }
+
+
+def judge(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Return how good the predictions of some rows are.
+
+    ``largest_error`` is |predicted / measured - 1|; ``worst_choice`` the measured time of the form that is predicted to
+    be faster, over that of the faster one.
+    """
+    errors: dict[str, float] = {}
+    shapes: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    for each in rows:
+        error = abs(each["predicted"] / each["seconds"] - 1)
+        errors[each["form"]] = max(error, errors.get(each["form"], 0.0))
+        key = tuple(each[name] for name in ("batch", "length", "experts", "top_k", "rank"))
+        shapes.setdefault(key, []).append(each)
+    worst = 1.0
+    for each_form in shapes.values():
+        chosen = min(each_form, key=lambda r: r["predicted"])
+        worst = max(worst, chosen["seconds"] / min(r["seconds"] for r in each_form))
+    return {"largest_error": errors, "worst_choice": worst, "points": list(rows)}
+
+
+def table(record: Mapping[str, Any]) -> str:
+    """Return the record for people: a line a point, then what follows."""
+    lines = ["form   batch  length  experts  top_k  rank   seconds  predicted"]
+    for p in record["points"]:
+        sizes = "  ".join(f"{p[key]:5d}" for key in ("batch", "length", "experts", "top_k", "rank"))
+        lines.append(f"{p['form']:5s}  {sizes}  {p['seconds']:8.4f}  {p['predicted']:8.4f}")
+    for part, rates in record["rates"].items():
+        lines.append(f"{part}: " + ", ".join(f"{name} {rate:.4g} ns" for name, rate in rates.items()))
+    lines.append("largest error: " + ", ".join(f"{k} {v:.0%}" for k, v in record["largest_error"].items()))
+    lines.append(f"worst choice: {record['worst_choice']:.3g} times the faster form")
+    return "\n".join(lines)
