@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+import torch
 from torch import Tensor, nn
 
 from camex_ft.moe.balance import balance_loss
@@ -20,6 +21,9 @@ from camex_ft.moe.granularity import Groups, group
 from camex_ft.moe.routing import Router
 
 Activation = Callable[[Tensor], Tensor]
+NOT_COMPILED = (
+    "layers with experts have a backward pass of their own and run as they are, between compiled pieces"
+)
 
 
 class ExpertFFN(nn.Module):
@@ -101,6 +105,7 @@ class ExpertFFN(nn.Module):
 class MergedFFN(ExpertFFN):
     """A feed-forward layer whose experts' weights are merged for every group of tokens."""
 
+    @torch.compiler.disable(reason=NOT_COMPILED)
     def forward(self, hidden: Tensor) -> Tensor:
         """Return the layer's output for hidden states; [B, L, d] -> [B, L, d]."""
         groups = self._route(hidden)
@@ -114,6 +119,7 @@ class MergedFFN(ExpertFFN):
 class MixtureFFN(ExpertFFN):
     """A sparse mixture: the outputs of each token's k experts are mixed; nothing is merged."""
 
+    @torch.compiler.disable(reason=NOT_COMPILED)
     def forward(self, hidden: Tensor) -> Tensor:
         """Return y_t = sum_i s_ti FFN_i(x_t); [B, L, d] -> [B, L, d]."""
         groups = self._route(hidden)

@@ -10,7 +10,7 @@ import math
 import threading
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 # bytes that one thread may hold
 LIMIT = 512 << 20
@@ -27,7 +27,8 @@ _local = _Local()
 def scratch(name: str, shape: tuple[int, ...], like: Tensor) -> Tensor:
     """Return a tensor of this shape, in dtype and on the device of `like`, with arbitrary content."""
     size = math.prod(shape)
-    if like.device.type != "cpu" or torch.is_inference_mode_enabled():
+    plain = type(like) in (Tensor, nn.Parameter)  # not one that stands for another
+    if like.device.type != "cpu" or torch.is_inference_mode_enabled() or not plain:
         return like.new_empty(shape)
     needed = size * like.element_size()
     buffers = _local.buffers
