@@ -47,7 +47,6 @@ class Point:
     def shape(self) -> Shape:
         """Return what the model predicts from."""
         s = self.settings
-        curved = make_factors(s)
         return Shape(
             groups=s.batch,
             length=s.length,
@@ -56,11 +55,11 @@ class Point:
             experts=s.experts,
             used=s.k,
             rank=s.effective_rank,
-            factors=curved,
+            factors=_factors(s),
         )
 
 
-def make_factors(settings: LayerBench) -> int:
+def _factors(settings: LayerBench) -> int:
     """Return a1 + a2 + c1 + c2, or 0 without curvature."""
     sizes = (settings.out_features, settings.in_features)
     return sum(sum(nearest_factors(size)) for size in sizes) if settings.effective_rank else 0
@@ -84,8 +83,8 @@ def grid(settings: CostBench) -> list[tuple[tuple[Form, ...], LayerBench]]:
     return points
 
 
-def forced(form: Form | None) -> Callable[[Problem], Tensor]:
-    """Return a side of the layer benchmark in one form; None: the one that is chosen."""
+def forced(form: Form) -> Callable[[Problem], Tensor]:
+    """Return a side of the layer benchmark in one form."""
 
     def forward(p: Problem) -> Tensor:
         linear = p.linear
@@ -96,7 +95,7 @@ def forced(form: Form | None) -> Callable[[Problem], Tensor]:
             linear.base,
             factors=None if linear.curvature is None else linear.curvature.factors,
             sparse=linear.sparse,
-            form=form or "auto",
+            form=form,
         )
 
     return forward

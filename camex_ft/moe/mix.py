@@ -21,7 +21,7 @@ from torch import Tensor
 from camex_ft.moe.merge import Gradients
 
 
-class Take(Protocol):
+class Receiver(Protocol):
     """Receives the gradient of T."""
 
     def product(self, i: int, left: Tensor, right: Tensor) -> None:
@@ -101,7 +101,7 @@ def mix_forward(mix: Mix) -> Tensor:
     return y.to(x.dtype)
 
 
-def mix_backward(dy: Tensor, mix: Mix, into: Gradients, take: Take | None) -> None:
+def mix_backward(dy: Tensor, mix: Mix, into: Gradients, take: Receiver | None) -> None:
     """Add the gradients of `mix_forward` to `into`, where the base's is set; `take` receives those of T."""
     x = mix.x
     dx = None if into.x is None else into.x.to(mix.wide)
@@ -125,7 +125,7 @@ def _backward_one(
     used: Tensor | None,
     dx: Tensor | None,
     dweights: Tensor | None,
-    take: Take | None,
+    take: Receiver | None,
 ) -> None:
     dy, x, scale = _of(dy, used), _of(mix.x, used), _of(mix.scale[..., i : i + 1], used)
     if dx is not None or dweights is not None:
@@ -140,7 +140,7 @@ def _backward_one(
 
 
 def _backward_at_once(
-    dy: Tensor, mix: Mix, dx: Tensor | None, dweights: Tensor | None, take: Take | None
+    dy: Tensor, mix: Mix, dx: Tensor | None, dweights: Tensor | None, take: Receiver | None
 ) -> None:
     x, experts = mix.x, mix.weights.shape[1]
     if dx is not None or dweights is not None:

@@ -45,13 +45,17 @@ class Call:
 
 
 class Source:
-    """Where T comes from in one forward or backward pass."""
+    """Where T comes from in one forward or backward pass.
+
+    Attributes:
+        sliced: the multiplier is applied to the rows of a slice.
+        whole: T, or curved domain vectors where `sliced`; None where rows are made of experts and base.
+    """
 
     def __init__(self, recipe: Recipe, call: Call) -> None:
         self.recipe, self.call = recipe, call
         plain = recipe.base is None or recipe.keep is None
-        # multiplied slice by slice
-        self.by_rows = call.shared is None and call.form == "merge" and (plain or recipe.keep_is_pointwise)
+        self.sliced = call.shared is None and call.form == "merge" and (plain or recipe.keep_is_pointwise)
         self.whole: Tensor | None = None
         self._kept: tuple[slice, Tensor | None] | None = None
 
@@ -61,9 +65,9 @@ class Source:
         memory = (recipe.experts.shape, recipe.experts)
         if call.shared is not None:
             self.whole = call.shared.vectors
-        elif recipe.base is None or (recipe.factors is None and (self.by_rows or recipe.keep is None)):
+        elif recipe.base is None or (recipe.factors is None and (self.sliced or recipe.keep is None)):
             self.whole = None
-        elif self.by_rows and recipe.factors is not None:
+        elif self.sliced and recipe.factors is not None:
             out = scratch("vectors", *memory)
             self.whole = curve(recipe.experts, recipe.base, recipe.factors, call.active, out=out)
         else:
@@ -74,7 +78,7 @@ class Source:
         """Return rows of T of the active experts; [N', rows, in]."""
         recipe, experts = self.recipe, self.recipe.experts
         given = experts if recipe.base is None else self.whole
-        kept = self.multiplier(rows) if self.by_rows else None
+        kept = self.multiplier(rows) if self.sliced else None
         if given is None:
             made = scratch("part", (len(experts), rows.stop - rows.start, experts.shape[-1]), experts)
             given = recipe.tau(rows, out=made)
@@ -116,7 +120,7 @@ class Gathered:
         self.source, self.recipe, self.call, self.base = source, source.recipe, source.call, base
         shared, experts = self.call.shared, self.recipe.experts
         # rows that no curvature couples are taken back to tau at once
-        self.direct = source.by_rows and self.recipe.factors is None
+        self.direct = source.sliced and self.recipe.factors is None
         if shared is None:
             self.grad = torch.empty_like(experts)
             for i in self.call.idle(len(experts)):
@@ -134,7 +138,7 @@ class Gathered:
     def rows(self, rows: slice, part: Tensor) -> None:
         """Take rows of dT of the active experts; [N', rows, in]."""
         active = self.call.active
-        kept = self.source.multiplier(rows) if self.source.by_rows else None
+        kept = self.source.multiplier(rows) if self.source.sliced else None
         if kept is not None:
             part.mul_(select(kept, active))
         if self.direct and self.base is not None and self.recipe.base is not None:
@@ -179,7 +183,7 @@ class Gathered:
         if self.direct or recipe.base is None:
             return self.grad, None
         out = scratch("vectors", experts.shape, experts) if once else None
-        weighed = self.source.by_rows
+        weighed = self.source.sliced
         factors = pull_back(
             self.grad, recipe, self.call.active, weighed=weighed, learn=learn, domain=domain, out=out
         )

@@ -69,7 +69,7 @@ class Recipe(NamedTuple):
     @property
     def by_rows(self) -> bool:
         """Whether rows of T follow from the same rows of experts and base."""
-        return self.base is None or (self.factors is None and (self.keep is None or self.keep.pointwise))
+        return self.base is None or (self.factors is None and (self.keep is None or self.keep_is_pointwise))
 
     def tau(self, rows: slice = slice(None), *, out: Tensor | None = None) -> Tensor:
         """Return rows of the domain vectors; [N, rows, in]."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import combinations
 from typing import Any
 
 import pytest
@@ -86,6 +87,25 @@ def test_every_way_through_is_the_plain_formula(
     rest: dict[str, Any] = {"alpha": 0.7, "keep": KEEPS[keep] if base else None}
     plain = gradients(merged_linear_plain(**given, **rest), given)
     same(gradients(merged_linear(**given, **rest, form=form), given), plain)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("once", [False, True])
+@pytest.mark.parametrize("keep", KEEPS)
+def test_any_part_may_be_frozen(form: Form, keep: str, once: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(linear, "curves_once", lambda shape: once)
+    names = ("x", "weights", "experts", "base", "factors")
+    for trained in (chosen for n in range(1, 5) for chosen in combinations(names, n)):
+        given = problem()
+        tensors = {name: list(given[name]) if name == "factors" else [given[name]] for name in names}
+        for name in names:
+            for tensor in tensors[name]:
+                tensor.requires_grad_(name in trained)
+        wanted = [tensor for name in trained for tensor in tensors[name]]
+        y = merged_linear(**given, keep=KEEPS[keep], form=form)
+        plain = merged_linear_plain(**given, keep=KEEPS[keep])
+        dy = torch.randn(y.shape, generator=torch.Generator().manual_seed(1), dtype=y.dtype)
+        same(list(torch.autograd.grad(y, wanted, dy)), list(torch.autograd.grad(plain, wanted, dy)))
 
 
 @pytest.mark.usefixtures("way")
