@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -22,10 +23,10 @@ from camex_ft.reporting import Facts, make_record
 from camex_ft.results import Record, RunFolder, find_done, print_summary, run_name
 from camex_ft.tasks import sources
 from camex_ft.tasks.base import Task
-from camex_ft.tasks.encode import collator, encode
 from camex_ft.tasks.prepared import Prepared
 from camex_ft.training.arguments import training_arguments
 from camex_ft.training.checkpoints import choose, state_of
+from camex_ft.training.cost import Speed
 from camex_ft.training.history import HistoryCallback, only_metrics
 from camex_ft.training.trainer import CamexTrainer
 
@@ -68,9 +69,7 @@ def run(given: Config, *, force: bool = False) -> Record:
         folder.remove_if_empty()  # nothing was done yet: leave nothing behind
         raise
     speed = train(trainer, settled, folder, anew=force)
-    facts = Facts(
-        name=folder.path.name, started=started, reason=reason, data_sha256=digest, samples_per_second=speed
-    )
+    facts = Facts(name=folder.path.name, started=started, reason=reason, data_sha256=digest, speed=speed)
     record = make_record(settled, data, trainer, facts)
     keep(trainer, data, folder, record, predictions=settled.task.predict)
     close(record, folder)
@@ -81,12 +80,14 @@ def prepare(
     settled: Config, task: Task, splits: Mapping[str, datasets.Dataset], folder: RunFolder
 ) -> tuple[CamexTrainer, Prepared]:
     """Return the trainer and the data of a run, with all that can be wrong before training found."""
+    if settled.task.predict and not task.files:
+        raise task.no_predictions()
     if settled.task.predict and not any(split in splits for split in task.splits["test"]):
         raise UserError(f"task.predict: {task.id} has no test split here; expected one beside the others")
     training_arguments(settled.training, output=folder.checkpoints, best=None)  # its faults, before any work
     set_seed(settled.training.seed)
     model, tokenizer = load_model(settled, task)
-    data = Prepared.make(task, splits, tokenizer, max_length=settled.task.max_length)
+    data = Prepared.make(task, splits, tokenizer, settled.task)
     return make_trainer(settled, data, model, tokenizer, folder), data
 
 
@@ -132,7 +133,7 @@ def evaluate(run_folder: Path | str) -> dict[str, float]:
     quieten()
     settled, task = read_run(run_folder)
     model, tokenizer = load_trained(run_folder)
-    data = Prepared.make(task, load_splits(settled, task), tokenizer, max_length=settled.task.max_length)
+    data = Prepared.make(task, load_splits(settled, task), tokenizer, settled.task)
     with tempfile.TemporaryDirectory() as scratch:
         trainer = make_trainer(settled, data, model, tokenizer, RunFolder(Path(scratch)))
         found = trainer.evaluate()
@@ -148,20 +149,22 @@ def predict(run_folder: Path | str, file: Path | str, out: Path | str | None = N
         out: where predictions go; by default ``predictions/`` in the run's folder, under the file's name.
 
     Raises:
-        UserError: there is no finished run there, or the file is missing or faulty.
+        UserError: there is no finished run there, the file is missing or faulty, or the task takes no predictions.
     """
     quieten()
     settled, task = read_run(run_folder)
+    if not task.files:
+        raise task.no_predictions()
     split = task.splits["test"][0]
-    rows = task.rows(sources.load_file(task, file), split)
+    examples = sources.load_file(task, file)
     model, tokenizer = load_trained(run_folder)
-    encoded = encode(rows, tokenizer, max_length=settled.task.max_length)
-    data = Prepared(task, {split: rows}, {split: encoded})
+    data = Prepared.make(task, {split: examples}, tokenizer, settled.task)
     suffix = Path(task.files[split]).suffix
     target = Path(out) if out else Path(run_folder) / PREDICTIONS / f"{Path(file).stem}{suffix}"
     with tempfile.TemporaryDirectory() as scratch:
         trainer = make_trainer(settled, data, model, tokenizer, RunFolder(Path(scratch)))
-        task.submission(task.predict(trainer.logits(encoded), rows), rows, target)
+        decided = data.predict(split, trainer.collect(data.encoded[split]))
+        task.submission(decided, data.rows[split], target)
     return target
 
 
@@ -181,10 +184,7 @@ def load_splits(settled: Config, task: Task) -> dict[str, datasets.Dataset]:
 def load_model(settled: Config, task: Task) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Return the upcycled backbone under the task's head, with its tokenizer."""
     dense, tokenizer = load_backbone(
-        settled.backbone,
-        label_names=task.label_names,
-        regression=task.regression,
-        seed=settled.training.seed,
+        settled.backbone, head=task.head, seed=settled.training.seed, **task.backbone_options()
     )
     model = upcycling.upcycle(
         dense,
@@ -224,15 +224,20 @@ def make_trainer(
     """Return the trainer of a run, which keeps its history in `folder`."""
     split, primary = data.primary
     labelled = data.labelled(split)
+    task = data.task.owner(split)
     return CamexTrainer(
         model=model,
         args=training_arguments(
-            settled.training, output=folder.checkpoints, best=f"eval_{split}_{primary}" if labelled else None
+            settled.training,
+            output=folder.checkpoints,
+            best=f"eval_{split}_{primary}" if labelled else None,
+            greater_is_better=data.greater_is_better,
         ),
         train_dataset=data.train,
         eval_dataset=data.validation,
-        data_collator=collator(tokenizer),
+        data_collator=task.collator(tokenizer),
         processing_class=tokenizer,
+        outputs=partial(task.outputs, tokenizer=tokenizer, settings=settled.task),
         score=data.score,
         router_learning_rate=settled.training.router_learning_rate,
         curvature_learning_rate=settled.training.curvature_learning_rate,
@@ -240,8 +245,8 @@ def make_trainer(
     )
 
 
-def train(trainer: CamexTrainer, settled: Config, folder: RunFolder, *, anew: bool) -> float | None:
-    """Train from the checkpoint that the configuration asks for; return training samples a second."""
+def train(trainer: CamexTrainer, settled: Config, folder: RunFolder, *, anew: bool) -> Speed | None:
+    """Train from the checkpoint that the configuration asks for; return how fast, where there was anything to train."""
     resume = "never" if anew else settled.training.resume
     checkpoint, notes = choose(resume, folder.checkpoints)
     for note in notes:
@@ -259,7 +264,7 @@ def train(trainer: CamexTrainer, settled: Config, folder: RunFolder, *, anew: bo
             trainer.finish(checkpoint)
             return None
     result = trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-    return result.metrics.get("train_samples_per_second")
+    return trainer.speed(result.metrics)
 
 
 def make_predictions(trainer: CamexTrainer, data: Prepared) -> dict[str, Any]:
@@ -268,9 +273,7 @@ def make_predictions(trainer: CamexTrainer, data: Prepared) -> dict[str, Any]:
         raise UserError(
             f"task.predict: {data.task.id} has no test split here; expected one beside the others"
         )
-    return {
-        split: data.task.predict(trainer.logits(data.encoded[split]), data.rows[split]) for split in data.test
-    }
+    return {split: data.predict(split, trainer.collect(data.encoded[split])) for split in data.test}
 
 
 def _run_name(settled: Config, digest: str) -> str:

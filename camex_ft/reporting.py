@@ -16,7 +16,7 @@ from camex_ft.results import environment as software
 from camex_ft.results.record import Cost, Data, LayerCurvature, LayerRouting, Metrics, Model, Run
 from camex_ft.results.routing import layer_routing
 from camex_ft.tasks.prepared import Prepared
-from camex_ft.training.cost import describe, devices, peak_memory_mb
+from camex_ft.training.cost import Speed, describe, devices, peak_memory_mb
 from camex_ft.training.history import best_and_last, epochs, only_metrics
 from camex_ft.training.monitor import curvature_statistics
 from camex_ft.training.trainer import CamexTrainer
@@ -31,21 +31,22 @@ class Facts:
         started: when it began, in seconds since 1970.
         reason: which profile, and why, as `config.resolve` says it.
         data_sha256: fingerprint of its data.
-        samples_per_second: of training.
+        speed: of training; None where there was nothing left to train.
     """
 
     name: str
     started: float
     reason: str
     data_sha256: str
-    samples_per_second: float | None
+    speed: Speed | None
 
 
 def make_record(config: Config, data: Prepared, trainer: CamexTrainer, facts: Facts) -> Record:
     """Return the record of a run whose best model is in `trainer`; evaluates it once more, with its test splits."""
     split, primary = data.primary
     rows = epochs(trainer.state.log_history)
-    outcome = best_and_last(rows, f"{split}_{primary}")
+    greater = data.greater_is_better
+    outcome = best_and_last(rows, f"{split}_{primary}", greater_is_better=greater)
     final, routing = _evaluate(data, trainer)
     model = cast(PreTrainedModel, trainer.model)
     curvature = curvature_statistics(model, condition=True)
@@ -67,6 +68,7 @@ def make_record(config: Config, data: Prepared, trainer: CamexTrainer, facts: Fa
         seed=config.training.seed,
         metrics=Metrics(
             primary=primary,
+            greater_is_better=greater,
             best=outcome.best,
             best_epoch=outcome.best_epoch,
             last=outcome.last,
@@ -78,7 +80,8 @@ def make_record(config: Config, data: Prepared, trainer: CamexTrainer, facts: Fa
         curvature={name: LayerCurvature.model_validate(entry) for name, entry in curvature.items()},
         model=Model(**describe(model)),
         cost=Cost(
-            samples_per_second=facts.samples_per_second,
+            samples_per_second=facts.speed.samples if facts.speed else None,
+            tokens_per_second=facts.speed.tokens if facts.speed else None,
             peak_memory_mb=peak_memory_mb(),
             device=" x ".join([devices()[0], str(len(devices()))]) if devices() else "cpu",
         ),
@@ -109,6 +112,6 @@ def _test(data: Prepared, trainer: CamexTrainer) -> dict[str, Any] | None:
     scores: dict[str, Any] = {}
     for split in data.test:
         if data.labelled(split):
-            metrics: Mapping[str, float] = data.score(split, trainer.logits(data.encoded[split]))
+            metrics: Mapping[str, float] = data.score(split, trainer.collect(data.encoded[split]))
             scores.update(metrics if len(data.test) == 1 else {f"{split}_{k}": v for k, v in metrics.items()})
     return scores or None

@@ -47,7 +47,6 @@ ALLOWED = {"errors": set(), "registry": set(), "moe": {"torch"}, "protocols": {"
 PROBES = {"camex_ft.config.environment"}  # asks torch and datasets what there is, inside functions
 FORBIDDEN = {
     "config": {"torch", "datasets"},
-    "tasks": {"torch"},
     "results": {"torch", "transformers", "datasets", "accelerate"},
     "cli": {"torch", "transformers", "datasets"},
 }

@@ -56,7 +56,7 @@ def test_task_trains_and_is_scored(name: str, family: str, tmp_path: Path) -> No
     config, task, splits = settled(name, family), TASKS.get(name), few(name)
     model, tokenizer = pipeline.load_model(config, task)
     start = {key: value.clone() for key, value in model.named_parameters()}
-    data = Prepared.make(task, splits, tokenizer, max_length=config.task.max_length)
+    data = Prepared.make(task, splits, tokenizer, config.task)
     trainer = pipeline.make_trainer(config, data, model, tokenizer, RunFolder(tmp_path))
     trainer.train()
 
@@ -70,7 +70,7 @@ def test_task_trains_and_is_scored(name: str, family: str, tmp_path: Path) -> No
     assert math.isfinite(metrics[f"eval_{split}_{primary}"])
     assert set(trainer.routing) == set(expert_layers(model))
     for test in data.test:
-        predictions = task.predict(trainer.logits(data.encoded[test]), data.rows[test])
+        predictions = data.predict(test, trainer.collect(data.encoded[test]))
         target = tmp_path / task.files[test]
         task.submission(predictions, data.rows[test], target)
         assert target.stat().st_size > 0

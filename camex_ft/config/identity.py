@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from camex_ft.config import training_arguments
+from camex_ft.config.backbones import NEW
 from camex_ft.config.needs import local_backbone
 from camex_ft.config.reading import Dumper
 from camex_ft.config.schema import Config, TrainingConfig
@@ -63,6 +65,17 @@ WITHOUT_EFFECT = {
 }
 
 
+# keys of `task` -> whether they have an effect in a suite; others have one in every suite
+SUITES: dict[str, Callable[[str], bool]] = {
+    "max_length": lambda suite: suite != "lm",
+    "block_size": lambda suite: suite == "lm",
+    "stride": lambda suite: suite == "lm",
+    "doc_stride": lambda suite: suite == "qa",
+    "answer_length": lambda suite: suite == "qa",
+    "beams": lambda suite: suite == "qa",
+}
+
+
 def to_yaml(config: Config) -> str:
     """Return every key of `config` in YAML, in the order of the schema; `load_config` reads the same back."""
     return yaml.dump(config.model_dump(mode="json"), Dumper=Dumper, sort_keys=False, allow_unicode=True)
@@ -91,12 +104,21 @@ def _drop_paths(values: dict[str, Any], config: Config, data: str) -> None:
     values["data"]["dir"] = data or (folder.name if folder is not None else None)
     backbone = local_backbone(config.backbone)
     if backbone is not None:
-        values["backbone"] = Path(backbone).name
+        new = NEW if config.backbone.startswith(NEW) else ""
+        values["backbone"] = new + Path(backbone).name
 
 
 def _drop_idle_keys(values: dict[str, Any], config: Config) -> None:
     protocol = PROTOCOLS.get(config.merging.protocol)
     del values["task"]["predict"]
+    for key, has_effect in SUITES.items():
+        if not has_effect(config.task.suite):
+            del values["task"][key]
+    if "stride" in values["task"]:
+        values["task"]["stride"] = config.task.step
+    values["data"]["splits"] = {split: name for split, name in config.data.splits.items() if split != name}
+    if not values["data"]["splits"]:
+        del values["data"]["splits"]
     if config.data.source != "embedded":
         del values["data"]["seed"]
     if not protocol.curvature:

@@ -2,63 +2,61 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
 from camex_ft import registry
+from camex_ft.config import gguf
+from camex_ft.config.backbones import EMBEDDED, NEW, PACKAGE, bare, in_package, is_gguf, near_file
 from camex_ft.config.environment import Environment
 from camex_ft.config.problems import Key
-from camex_ft.config.rules import EMBEDDED, PACKAGE
 from camex_ft.config.schema import Config
 from camex_ft.config.shipped import expand
-from camex_ft.errors import nearest
+from camex_ft.errors import UserError, nearest
 
 Lack = tuple[Key, str]
 
 
 def local_backbone(spec: str) -> Path | None:
-    """Return the folder that a backbone's name means, or None for a hub id, a package or an embedded one."""
+    """Return the folder or GGUF file that a backbone's name means, or None for a hub id, a package or an embedded one.
+
+    A leading ``new:`` makes no difference.
+    """
+    spec = spec.removeprefix(NEW)
     if spec.startswith((EMBEDDED, PACKAGE)):
         return None
     path = expand(spec)
-    looks_local = spec.startswith((".", "/", "~")) or spec.count("/") > 1 or os.path.isdir(path)
+    looks_local = (
+        spec.startswith((".", "/", "~")) or spec.count("/") > 1 or is_gguf(spec) or os.path.isdir(path)
+    )
     return path if looks_local else None
 
 
 def missing_from_hub(config: Config, environment: Environment) -> list[str]:
     """Return what `config` takes from the hub and neither the hub nor its cache can give, as words for a message."""
     missing = []
-    backbone = config.backbone
+    backbone, new = config.backbone.removeprefix(NEW), config.backbone.startswith(NEW)
     hub_id = local_backbone(backbone) is None and not backbone.startswith((EMBEDDED, PACKAGE))
-    if hub_id and not environment.model(backbone) and not environment.hub():
+    cached = environment.architecture if new else environment.model
+    if hub_id and not cached(backbone) and not environment.hub():
         missing.append(f"the backbone {backbone}")
     if config.data.source == "hub":
         task = registry.TASKS.get(config.task.id)
-        if not environment.data(task.hub, task.name) and not environment.hub():
-            missing.append(f"the data set {task.hub} ({task.name})")
+        if not environment.data(task.hub, task.configuration) and not environment.hub():
+            missing.append(f"the data set {task.hub} ({task.configuration})")
     return missing
 
 
 def lacking(config: Config, environment: Environment) -> Iterator[Lack]:
     """Yield each thing that a resolved configuration needs and that is not there, with the key that asks for it."""
     missing = missing_from_hub(config, environment)
-    if not _nameable(config.backbone):
-        yield ("backbone",), f"'{config.backbone}' is neither a folder nor a hub id such as google-t5/t5-base"
-    elif missing:
+    wrong = _wrong_backbone(config.backbone)
+    if wrong:
+        yield ("backbone",), wrong
+    if missing and not (wrong and missing[0].startswith("the backbone")):
         own = ("backbone",) if missing[0].startswith("the backbone") else ("data", "source")
         yield ("profile",) if config.profile == "paper" else own, _three_ways(config, missing)
-    folder = local_backbone(config.backbone)
-    if folder is not None and not os.path.isdir(folder):
-        yield ("backbone",), f"there is no folder '{config.backbone}'.{_near(folder)}"
-    if config.backbone.startswith(PACKAGE):
-        name = config.backbone.removeprefix(PACKAGE).partition("/")[0]
-        if not name.isidentifier() or importlib.util.find_spec(name) is None:
-            yield (
-                ("backbone",),
-                f"there is no installed package '{name}': expected package:NAME/PATH, pip install it first",
-            )
     if config.data.source == "disk" and config.data.path is not None:
         yield from _folder(("data", "dir"), config.data.path)
     if config.training.resume not in ("auto", "never") and not os.path.isdir(expand(config.training.resume)):
@@ -68,12 +66,31 @@ def lacking(config: Config, environment: Environment) -> Iterator[Lack]:
     yield from _writable(("output", "dir"), config.output.path)
 
 
+def _wrong_backbone(spec: str) -> str:
+    """Say what is wrong with a backbone's name, or with the package, folder or GGUF file that it means."""
+    try:
+        name = bare(spec)
+        path = in_package(name) if name.startswith(PACKAGE) else local_backbone(name)
+        if path is not None and is_gguf(path) and os.path.isfile(path):
+            gguf.check(path)
+            return ""
+    except UserError as error:
+        return str(error)
+    if path is None:
+        return (
+            "" if _nameable(name) else f"'{name}' is neither a folder nor a hub id such as google-t5/t5-base"
+        )
+    if is_gguf(path) and not os.path.isdir(path):
+        return f"there is no file '{name}'.{near_file(path)}"
+    return "" if os.path.isdir(path) else f"there is no folder '{name}'.{_near(path)}"
+
+
 def _nameable(backbone: str) -> bool:
     """Whether a backbone's name can be what its form says."""
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id
 
-    if local_backbone(backbone) is not None or backbone.startswith((EMBEDDED, PACKAGE)):
+    if backbone.startswith(EMBEDDED):
         return True
     try:
         validate_repo_id(backbone)
@@ -84,13 +101,14 @@ def _nameable(backbone: str) -> bool:
 
 def _three_ways(config: Config, missing: list[str]) -> str:
     task = registry.TASKS.get(config.task.id)
-    own = config.backbone in registry.EMBEDDED.names()
-    hint = f"For the package's own, write backbone={EMBEDDED}{config.backbone}. " if own else ""
+    backbone = config.backbone.removeprefix(NEW)
+    own = backbone in registry.EMBEDDED.names()
+    hint = f"For the package's own, write backbone={EMBEDDED}{backbone}. " if own else ""
     instead = "profile=embedded" if config.profile == "paper" else "backbone=auto data.source=auto"
     return (
         f"the run needs {' and '.join(missing)}; the Hugging Face hub does not answer and its cache "
         f"does not hold it. {hint}Three ways to provide it: (1) the hub cache: where there is a network, run "
-        f"`hf download {config.backbone}` and `hf download --repo-type dataset {task.hub}`, then copy the cache "
+        f"`hf download {backbone}` and `hf download --repo-type dataset {task.hub}`, then copy the cache "
         "here or let HF_HOME point to it; (2) data.dir=FOLDER with the train, validation and test files; "
         f"(3) backbone=FOLDER of a local checkpoint, beside (1) or (2) for the data. Or {instead}, which needs nothing."
     )

@@ -54,6 +54,23 @@ class TaskConfig(Section):
     suite: Text = Field(default="glue", description="Benchmark: the part of a task's name before the slash.")
     name: Text = Field(default="sst2", description="Task of the suite (`camex-ft ls tasks`).")
     max_length: Count = Field(default=128, description="Longest input, in tokens; longer ones are cut.")
+    block_size: Count = Field(
+        default=1024,
+        description="Language modelling: tokens of a training block and of an evaluation window.",
+    )
+    stride: Count | None = Field(
+        default=None,
+        description="Language modelling: tokens that an evaluation window scores, the rest of it being context; null: "
+        "half of `block_size`.",
+    )
+    doc_stride: Count = Field(
+        default=128,
+        description="Question answering: tokens that neighbouring windows of a long context share.",
+    )
+    answer_length: Count = Field(default=32, description="Question answering: longest answer, in tokens.")
+    beams: Count = Field(
+        default=1, description="Question answering: beams when answers are generated; 1: greedy."
+    )
     predict: Bool = Field(
         default=False,
         description="Also predict the test split and write it in the benchmark's submission format.",
@@ -63,6 +80,11 @@ class TaskConfig(Section):
     def id(self) -> str:
         """Name in the registry of tasks, such as ``glue/sst2``."""
         return f"{self.suite}/{self.name}"
+
+    @property
+    def step(self) -> int:
+        """Tokens from one evaluation window of a language model to the next: `stride`, or half of `block_size`."""
+        return self.stride or max(self.block_size // 2, 1)
 
 
 class DataConfig(Section):
@@ -81,6 +103,11 @@ class DataConfig(Section):
     train_rows: Count | None = Field(default=None, description="Use the first N training rows; null: all.")
     eval_rows: Count | None = Field(
         default=None, description="Use the first N rows of each validation split; null: all."
+    )
+    splits: dict[str, str] = Field(
+        default={},
+        description="Which split of the data serves as which: `{train: validation, validation: test}`; one that is not "
+        "named serves as itself.",
     )
     seed: Annotated[int, Field(ge=0)] = Field(
         default=0, description="Seed of the embedded corpus; no effect elsewhere."

@@ -65,6 +65,7 @@ class Metrics(Section):
     """Validation metrics: `primary` names what `best` and `last` hold; `all` is everything at the best epoch."""
 
     primary: str
+    greater_is_better: bool = True
     best: Number
     best_epoch: Number
     last: Number
@@ -98,9 +99,10 @@ class Model(Section):
 
 
 class Cost(Section):
-    """What training cost, on which kind of device ("cpu", "NVIDIA H100 80GB HBM3 x 2")."""
+    """What training cost, on which kind of device ("cpu", "NVIDIA H100 80GB HBM3 x 2"); tokens are without padding."""
 
     samples_per_second: Number
+    tokens_per_second: Number = None
     peak_memory_mb: Number
     device: str
 

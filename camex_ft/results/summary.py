@@ -24,10 +24,12 @@ def summary_rows(record: Record, folder: Path | str) -> list[tuple[str, str]]:
     scores = [layer.nmi for layer in record.routing.values() if layer.nmi is not None]
     if scores:
         rows.append(("routing NMI", f"{min(scores):.3f} to {max(scores):.3f} over {len(scores)} layers"))
+    by_token = record.task.startswith("lm/")
     return [
         *rows,
         ("time", duration(record.run.seconds)),
         ("samples a second", _number(cost.samples_per_second, ".1f")),
+        *([("tokens a second", _number(cost.tokens_per_second, ",.0f"))] if by_token else []),
         ("peak memory", f"{_number(cost.peak_memory_mb, ',.0f')} MB on {cost.device}"),
         ("record", os.path.relpath(Path(folder) / "record.json")),
     ]

@@ -31,8 +31,9 @@ def read_records(folder: Path | str) -> list[Record]:
 def table(records: Sequence[Record]) -> list[tuple[str, ...]]:
     """Return the rows of the table, its head first; the baseline comes first, then the protocols by name.
 
-    Scores are in hundredths, mean and sample standard deviation over seeds; `difference` is that of the mean best
-    score from the baseline's. Best is the best epoch on the validation split, as the paper reports it.
+    Scores are in hundredths, those of which less is better (perplexity) as they are; mean and sample standard deviation
+    over seeds. `difference` is that of the mean best score from the baseline's. Best is the best epoch on the
+    validation split, as the paper reports it.
 
     Raises:
         UserError: the records are of different experiments.
@@ -68,8 +69,8 @@ def _shared(records: Sequence[Record]) -> dict[str, set[str]]:
 
 
 def _scores(records: Sequence[Record], which: str) -> list[float]:
-    values = [getattr(record.metrics, which) for record in records]
-    return [100 * value for value in values if value is not None]
+    found = [(getattr(record.metrics, which), record.metrics.greater_is_better) for record in records]
+    return [100 * value if hundredths else value for value, hundredths in found if value is not None]
 
 
 def _row(name: str, records: Sequence[Record], base: Sequence[float]) -> tuple[str, ...]:

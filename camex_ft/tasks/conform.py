@@ -135,10 +135,9 @@ def _label(value: Any, task: Task, *, withheld: bool) -> int | float:
     """Return the class id, or for regression the number; -1 where it is withheld, if it may be."""
     if withheld and (value is None or str(value) in _NO_LABEL):
         return WITHHELD
-    if task.regression:
-        return _real(value, task.label_range or (-math.inf, math.inf))
     feature = task.features["label"]
-    assert isinstance(feature, ClassLabel)
+    if not isinstance(feature, ClassLabel):
+        return _real(value, task.label_range or (-math.inf, math.inf))
     if type(value) is int and 0 <= value < len(feature.names):
         return value
     by_name = {name.lower(): number for number, name in enumerate(feature.names)}

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 from datasets import ClassLabel, Dataset, Features, Value
 
-from camex_ft.tasks.base import Example, Format, Predictions, Row, by_label, task
+from camex_ft.tasks.base import Example, Predictions, Row
+from camex_ft.tasks.classification import Format, by_label, task
 from camex_ft.tasks.metrics import Accuracy, AccuracyF1, Correlation, Matthews, TaskMetric
 
 NLI = ("entailment", "neutral", "contradiction")

@@ -1,29 +1,36 @@
-"""The data of a run, from examples to what the model reads and what its logits are scored against."""
+"""The data of a run, from examples to what the model reads and what its outputs are scored against."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from datasets import Dataset
 
-from camex_ft.tasks.base import Task, labelled
-from camex_ft.tasks.encode import encode
+from camex_ft.tasks.base import Predictions, Task
 from camex_ft.tasks.metrics import Scores
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from camex_ft.config import TaskConfig
+
+ROW = "row"
+
 
 @dataclass(frozen=True)
 class Prepared:
-    """Rows and encoded rows by split; the rows of a split and its encoded rows are in the same order."""
+    """Rows and encoded rows by split, both in the examples' order.
+
+    `origin` says of each encoded row which row it belongs to, None where they are one for one.
+    """
 
     task: Task
     rows: Mapping[str, Dataset]
     encoded: Mapping[str, Dataset]
+    origin: Mapping[str, np.ndarray | None]
 
     @classmethod
     def make(
@@ -31,13 +38,17 @@ class Prepared:
         task: Task,
         splits: Mapping[str, Dataset],
         tokenizer: PreTrainedTokenizerBase,
-        *,
-        max_length: int,
+        settings: TaskConfig,
     ) -> Prepared:
         """Format and tokenise the examples of all splits."""
         rows = {split: task.rows(examples, split) for split, examples in splits.items()}
-        encoded = {split: encode(each, tokenizer, max_length=max_length) for split, each in rows.items()}
-        return cls(task, rows, encoded)
+        encoded, origin = {}, {}
+        for split, each in rows.items():
+            made = task.encode(each, split, tokenizer, settings)
+            several = ROW in made.column_names
+            origin[split] = np.asarray(made[ROW][:]) if several else None
+            encoded[split] = made.remove_columns(ROW) if several else made
+        return cls(task, rows, encoded, origin)
 
     @property
     def train(self) -> Dataset | None:
@@ -62,17 +73,29 @@ class Prepared:
         split = self.task.splits["validation"][0]
         return split, self.task.owner(split).primary
 
-    def labelled(self, split: str) -> bool:
-        """Return whether the split is there and has labels."""
-        return split in self.rows and labelled(self.rows[split])
+    @property
+    def greater_is_better(self) -> bool:
+        """Whether more of the primary metric is better."""
+        return self.task.owner(self.primary[0]).greater_is_better
 
-    def score(self, split: str, logits: np.ndarray) -> Scores:
-        """Return the metrics of a split's logits; none where its labels are withheld."""
+    def labelled(self, split: str) -> bool:
+        """Return whether the split is there and has something to measure it by."""
+        return split in self.rows and self.task.labelled(self.rows[split])
+
+    def score(self, split: str, outputs: Any) -> Scores:
+        """Return the metrics of what was collected of a split; none where its labels are withheld."""
         if not self.labelled(split):
             return {}
-        return self.task.owner(split).metrics(logits, self.rows[split])
+        return self.task.owner(split).metrics(outputs, self.rows[split], self.origin[split])
+
+    def predict(self, split: str, outputs: Any) -> Predictions:
+        """Return the task's decisions on what was collected of a split."""
+        return self.task.predict(outputs, self.rows[split], self.origin[split])
 
     def domains(self, split: str) -> np.ndarray | None:
-        """Return the true domain of each row, where it is known; [rows]."""
-        rows = self.rows[split]
-        return np.asarray(rows["domain"][:]) if "domain" in rows.column_names else None
+        """Return the true domain of each encoded row, where it is known; [encoded rows]."""
+        rows, origin = self.rows[split], self.origin[split]
+        if "domain" not in rows.column_names:
+            return None
+        found = np.asarray(rows["domain"][:])
+        return found if origin is None else found[origin]

@@ -101,7 +101,9 @@ def fingerprint(splits: Mapping[str, Dataset]) -> str:
 
 def hub_cached(task: Task) -> bool:
     """Return whether the local cache of `datasets` holds the task, so that the hub source works without network."""
-    return (Path(datasets.config.HF_DATASETS_CACHE) / task.hub.replace("/", "___") / task.name).is_dir()
+    return (
+        Path(datasets.config.HF_DATASETS_CACHE) / task.hub.replace("/", "___") / task.configuration
+    ).is_dir()
 
 
 def hub_unreachable(task: Task) -> str | None:
@@ -144,11 +146,11 @@ def _from_disk(task: Task, split: str, root: Path, *, guest: bool, optional: boo
 
 
 def _from_hub(task: Task, split: str) -> Dataset:
-    origin = f"{task.hub} {task.name} ({split})"
+    origin = f"{task.hub} {task.configuration} ({split})"
     if not hub_cached(task) and (reason := hub_unreachable(task)):
         raise _out_of_reach(task, reason)
     try:
-        data = datasets.load_dataset(task.hub, task.name, split=split)
+        data = datasets.load_dataset(task.hub, task.configuration, split=split)
     except (OSError, ValueError, DatasetsError, HfHubHTTPError) as error:
         raise _out_of_reach(task, f"{type(error).__name__}: {error}") from error
     columns = {name: with_names(data[name][:], feature) for name, feature in data.features.items()}
@@ -157,10 +159,10 @@ def _from_hub(task: Task, split: str) -> Dataset:
 
 def _out_of_reach(task: Task, reason: str) -> UserError:
     return UserError(
-        f"data.source is hub, but {task.hub} ({task.name}) is neither in the local cache "
+        f"data.source is hub, but {task.hub} ({task.configuration}) is neither in the local cache "
         f"({datasets.config.HF_DATASETS_CACHE}) nor within reach ({reason}). One of three ways:\n"
         f"  - where there is network, fill the cache and bring it here (HF_HOME): "
-        f"python -c \"import datasets; datasets.load_dataset('{task.hub}', '{task.name}')\"\n"
+        f"python -c \"import datasets; datasets.load_dataset('{task.hub}', '{task.configuration}')\"\n"
         f"  - data.source=disk data.dir=FOLDER, with train, validation and test as parquet, jsonl, csv or tsv\n"
         f"  - data.source=embedded, the corpora that the package makes itself"
     )

@@ -13,7 +13,8 @@ from typing import Any
 
 from datasets import ClassLabel, Dataset, Features, Value
 
-from camex_ft.tasks.base import Example, Format, Predictions, Row, by_label, task
+from camex_ft.tasks.base import Example, Predictions, Row
+from camex_ft.tasks.classification import Format, by_label, task
 from camex_ft.tasks.glue import sentences
 from camex_ft.tasks.metrics import Accuracy, AccuracyMacroF1, GenderParity, Matthews
 
@@ -46,7 +47,7 @@ def superglue(
 ) -> Callable[[Format], Format]:
     """Return the decorator that registers a `format` as a SuperGLUE task with these columns and dataset labels.
 
-    `labels` None is for data sets without a label column; `attributes` are those of `Task`.
+    `labels` None is for data sets without a label column; `attributes` are those of `Classification`.
     """
     last = {"label": ClassLabel(names=list(labels))} if labels else {}
     defaults = {"label_names": labels, "files": {"test": f"{benchmark_name}.jsonl"}}

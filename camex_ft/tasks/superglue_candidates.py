@@ -12,7 +12,8 @@ from collections.abc import Iterator
 import numpy as np
 from datasets import Dataset, List, Value
 
-from camex_ft.tasks.base import WITHHELD, Example, Predictions, Row, by_label
+from camex_ft.tasks.base import WITHHELD, Example, Predictions, Row
+from camex_ft.tasks.classification import by_label
 from camex_ft.tasks.metrics import Accuracy, AnswerF1, QuestionF1, Scores, members_of
 from camex_ft.tasks.superglue import BOOLEAN, jsonl, superglue, texts
 

@@ -13,7 +13,8 @@ from typing import Any
 
 from datasets import List, Value
 
-from camex_ft.tasks.base import Example, Row, by_label
+from camex_ft.tasks.base import Example, Row
+from camex_ft.tasks.classification import by_label
 from camex_ft.tasks.metrics import Accuracy
 from camex_ft.tasks.superglue import BOOLEAN, jsonl_of, superglue, texts
 

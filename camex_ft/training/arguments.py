@@ -12,13 +12,16 @@ from camex_ft.config import TrainingConfig
 from camex_ft.errors import UserError
 
 
-def training_arguments(training: TrainingConfig, *, output: Path, best: str | None) -> TrainingArguments:
+def training_arguments(
+    training: TrainingConfig, *, output: Path, best: str | None, greater_is_better: bool = True
+) -> TrainingArguments:
     """Return the arguments of a run.
 
     Args:
         training: section of the configuration.
         output: where checkpoints go.
-        best: name of the metric that chooses the best checkpoint, greater being better; None keeps the last one.
+        best: name of the metric that chooses the best checkpoint; None keeps the last one.
+        greater_is_better: whether more of that metric is better.
 
     Raises:
         UserError: the arguments contradict each other, or ask for what this machine has not.
@@ -37,7 +40,7 @@ def training_arguments(training: TrainingConfig, *, output: Path, best: str | No
     if best is None:
         given["load_best_model_at_end"] = False
     else:
-        defaults |= {"metric_for_best_model": best, "greater_is_better": True}
+        defaults |= {"metric_for_best_model": best, "greater_is_better": greater_is_better}
     given["activation_checkpointing_kwargs"] = {"use_reentrant": False, **checkpointing}
     try:
         return TrainingArguments(output_dir=str(output), **{**defaults, **given})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import resource
 import sys
+from typing import NamedTuple
 
 import torch
 from transformers import PreTrainedModel
@@ -11,6 +12,13 @@ from transformers import PreTrainedModel
 from camex_ft.moe.experts import ExpertLinear
 from camex_ft.moe.ffn import ExpertFFN, MixtureFFN
 from camex_ft.upcycling import expert_layers
+
+
+class Speed(NamedTuple):
+    """Training's rows and tokens (of inputs, without padding) a second, evaluations left out."""
+
+    samples: float
+    tokens: float
 
 
 def describe(model: PreTrainedModel) -> dict[str, int]:

@@ -56,10 +56,10 @@ def epochs(log_history: Iterable[Mapping[str, Any]]) -> list[dict[str, float]]:
     return list(found.values())
 
 
-def best_and_last(rows: list[dict[str, float]], metric: str) -> Outcome:
-    """Return the outcome in `metric`, greater being better; the first of equal epochs is the best one."""
+def best_and_last(rows: list[dict[str, float]], metric: str, *, greater_is_better: bool = True) -> Outcome:
+    """Return the outcome in `metric`; the first of equal epochs is the best one."""
     scored = [row for row in rows if row.get(metric) is not None and row[metric] == row[metric]]
     if not scored:
         return Outcome(None, None, None)
-    best = max(scored, key=lambda row: row[metric])
+    best = (max if greater_is_better else min)(scored, key=lambda row: row[metric])
     return Outcome(best[metric], best["epoch"], rows[-1].get(metric))

@@ -1,10 +1,15 @@
 """The Trainer: transformers' own, with balance losses, learning rates and statistics for layers with experts.
 
 training loss = the model's loss + sum over layers of the balance loss          (evaluation: the model's loss alone)
+
+Of an optimizer step's micro-batches, heads for classification average the means of each, and language models average
+over all tokens that are predicted; the balance loss is always the mean over the micro-batches.
 """
 
 from __future__ import annotations
 
+import inspect
+import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -16,24 +21,35 @@ from accelerate import DistributedType
 from torch import Tensor, nn
 from torch.utils.data import Sampler, SequentialSampler
 from transformers import EvalPrediction, PreTrainedModel, Trainer
-from transformers.trainer_pt_utils import LengthGroupedSampler
+from transformers.trainer_pt_utils import LengthGroupedSampler, nested_detach
 
+from camex_ft.backbones.base import generates
 from camex_ft.errors import UserError
 from camex_ft.moe.context import LayerRouting
 from camex_ft.training.checkpoints import state_of
+from camex_ft.training.cost import Speed
 from camex_ft.training.health import LossGuard
 from camex_ft.training.monitor import RoutingMonitor
 from camex_ft.upcycling import routing_context
 
-Score = Callable[[str, np.ndarray], Mapping[str, float]]
+Score = Callable[[str, Any], Mapping[str, float]]
+Outputs = Callable[[Any, Mapping[str, Any]], tuple[Tensor | None, Any]]
 CURVATURE, ROUTER = ".curvature.", ".router."
+
+
+def loss_and_logits(model: nn.Module, inputs: Mapping[str, Any]) -> tuple[Tensor | None, Any]:
+    """Return the model's loss, or None without labels, and its logits [B, ...]."""
+    made = model(**inputs)
+    return (made.loss if "labels" in inputs else None), made.logits
 
 
 class CamexTrainer(Trainer):
     """`transformers.Trainer` for models with or without experts.
 
     Args:
-        score: name of an evaluation data set and its logits, in order -> metrics.
+        outputs: model and inputs of an evaluation batch -> loss or None, and what is collected of it: a tensor or
+            tuple of tensors [B, ...]. Routing is read from its last forward pass.
+        score: name of an evaluation data set and what was collected of it, in order -> metrics.
         router_learning_rate, curvature_learning_rate: of those parameters; None: as the others.
         args, kwargs: as of `transformers.Trainer`; `eval_dataset` maps names to data sets.
 
@@ -43,15 +59,19 @@ class CamexTrainer(Trainer):
     def __init__(
         self,
         *args: Any,
+        outputs: Outputs = loss_and_logits,
         score: Score | None = None,
         router_learning_rate: float | None = None,
         curvature_learning_rate: float | None = None,
         **kwargs: Any,
     ) -> None:
-        self.score = score
+        self.outputs, self.score = outputs, score
         self.rates = {ROUTER: router_learning_rate, CURVATURE: curvature_learning_rate}
         self.routing: dict[str, np.ndarray] = {}
         self._evaluated: str | None = None
+        self.tokens: Tensor | int = 0
+        self.evaluating = 0.0
+        _name_loss(args[0] if args else kwargs.get("model"))
         super().__init__(*args, **{"compute_metrics": self._metrics if score else None, **kwargs})
         trained = cast(PreTrainedModel, self.model)
         self.context = routing_context(trained)
@@ -64,7 +84,11 @@ class CamexTrainer(Trainer):
         self.monitor = RoutingMonitor(trained)
         self.guard = LossGuard()
         # heads for classification average over the micro-batch whatever they are told of the whole batch
-        self.model_accepts_loss_kwargs = False
+        self.model_accepts_loss_kwargs &= generates(trained)
+        # and so do encoder-decoders: `compute_loss` weights their micro-batches
+        self.weighs = self.model_accepts_loss_kwargs and trained.config.is_encoder_decoder
+        knows = "use_cache" in inspect.signature(trained.forward).parameters
+        self.without_cache = {"use_cache": False} if knows else {}  # nothing here reads one
 
     # -- loss ---------------------------------------------------------------------------------------------------------
 
@@ -76,17 +100,30 @@ class CamexTrainer(Trainer):
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
         """Return the model's loss, and in training the balance losses with it."""
+        inputs = {**inputs, **self.without_cache}
+        labels = inputs.get("labels")
         loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
+        scaled = self.model_accepts_loss_kwargs and num_items_in_batch is not None
+        if scaled and self.weighs and labels is not None and self.label_smoother is None:
+            loss = loss * (labels != -100).sum() / num_items_in_batch
         if model.training and self.context is not None and self.context.last is not None:
             self.monitor.observe(self.context.last.layers)
             balance = self.context.last.balance_loss()
-            loss = loss if balance is None else loss + balance.to(loss.device)
+            if balance is not None:
+                parts = (
+                    self.current_gradient_accumulation_steps if scaled else 1
+                )  # else the Trainer divides the sum
+                loss = loss + balance.to(loss.device) / parts
         return (loss, outputs) if return_outputs else loss
 
-    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Tensor:
         """Take one forward and backward pass; a loss that is not finite ends the run (`UserError`)."""
+        if "attention_mask" in inputs:
+            self.tokens = (
+                inputs["attention_mask"].sum() + self.tokens
+            )  # read at the end: the device need not wait
         with self._micro_batch():
-            loss = super().training_step(*args, **kwargs)
+            loss = super().training_step(model, inputs, *args, **kwargs)
         self.guard.observe(loss, self.state.global_step + 1)
         if loss.device.type == "cpu":
             self.guard.check()
@@ -135,6 +172,16 @@ class CamexTrainer(Trainer):
         best = self.state.best_model_checkpoint if self.args.load_best_model_at_end else None
         self._load_from_checkpoint(str(checkpoint.parent / Path(best).name if best else checkpoint))
 
+    def speed(self, metrics: Mapping[str, float]) -> Speed | None:
+        """Return the speed of the training that `metrics`, those of `train`, are of, without its evaluations."""
+        seconds = metrics.get("train_runtime", 0.0)
+        rows = metrics.get("train_samples_per_second", 0.0) * seconds
+        if seconds <= self.evaluating or not rows:
+            return None
+        tokens = self.accelerator.reduce(torch.as_tensor(self.tokens, device=self.args.device))
+        training = seconds - self.evaluating
+        return Speed(rows / training, float(cast(Tensor, tokens)) / training)
+
     # -- optimizer ----------------------------------------------------------------------------------------------------
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
@@ -179,14 +226,19 @@ class CamexTrainer(Trainer):
     def evaluate(self, eval_dataset: Any = None, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Evaluate each data set under its name."""
         self._evaluated = eval_dataset if isinstance(eval_dataset, str) else None
+        several = eval_dataset is None and isinstance(
+            self.eval_dataset, dict
+        )  # then each comes through here by itself
+        started = time.perf_counter()
         metrics: dict[str, float] = super().evaluate(eval_dataset, *args, **kwargs)
+        self.evaluating += 0.0 if several else time.perf_counter() - started
         return metrics
 
-    def logits(self, dataset: Any) -> np.ndarray:
-        """Return the logits of a data set, in its order; [n, classes]."""
+    def collect(self, dataset: Any) -> Any:
+        """Return what `outputs` collects of a data set, in its order: an array or tuple of arrays [n, ...]."""
         self._evaluated = None
-        predictions = self.predict(dataset).predictions
-        return np.asarray(predictions[0] if isinstance(predictions, tuple) else predictions)
+        collected: Any = self.predict(dataset).predictions
+        return collected["outputs"]
 
     def prediction_step(
         self,
@@ -195,28 +247,32 @@ class CamexTrainer(Trainer):
         prediction_loss_only: bool,
         ignore_keys: list[str] | None = None,
     ) -> tuple[Tensor | None, Any, Tensor | None]:
-        """Return loss, (logits, routing weights by sequence [B, layers, N]), labels."""
-        step: Any = super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
-        loss, logits, labels = step
-        if isinstance(logits, (tuple, list)):
-            logits = logits[0]  # encoder-decoder models return hidden states behind it
-        if prediction_loss_only or self.context is None or self.context.last is None:
-            return loss, logits, labels
-        layers = self.context.last.layers.values()
-        routing = torch.stack([by_sequence(layer) for layer in layers], dim=1).to(logits.device)
-        return loss, (logits, routing), labels
+        """Return loss, {outputs: what `outputs` collects, routing: weights by sequence [B, layers, N]}, a placeholder.
+
+        The placeholder stands for the labels, without which transformers asks for no metrics: `score` has its own.
+        """
+        inputs = {**self._prepare_inputs(inputs), **self.without_cache}
+        with torch.no_grad(), self.compute_loss_context_manager():
+            loss, collected = self.outputs(model, inputs)
+        loss = None if loss is None else loss.detach().mean()
+        if prediction_loss_only:
+            return loss, None, None
+        first = collected[0] if isinstance(collected, (tuple, list)) else collected
+        made = {"outputs": collected}
+        if self.context is not None and self.context.last is not None:
+            layers = self.context.last.layers.values()
+            made["routing"] = torch.stack([by_sequence(layer) for layer in layers], dim=1).to(first.device)
+        return loss, nested_detach(made), first.new_zeros(len(first))
 
     def _metrics(self, prediction: EvalPrediction) -> dict[str, float]:
-        logits: Any = prediction.predictions
-        routing = None
-        if isinstance(logits, tuple):
-            logits, routing = logits
+        collected: Any = prediction.predictions
         self.routing = {}
-        if routing is not None and self.context is not None and self.context.last is not None:
-            self.routing = {n: routing[:, i] for i, n in enumerate(self.context.last.layers)}
+        if "routing" in collected and self.context is not None and self.context.last is not None:
+            names = self.context.last.layers
+            self.routing = {name: collected["routing"][:, i] for i, name in enumerate(names)}
         if self.score is None or self._evaluated is None:
             return {}
-        return dict(self.score(self._evaluated, np.asarray(logits)))
+        return dict(self.score(self._evaluated, collected["outputs"]))
 
 
 class EpochSampler(Sampler[int]):
@@ -246,3 +302,9 @@ def by_sequence(layer: LayerRouting) -> Tensor:
         return weights.mean(1)
     keep = layer.mask.to(weights.dtype).unsqueeze(-1)  # [B, groups, 1]
     return (weights * keep).sum(1) / keep.sum(1).clamp_min(1)
+
+
+def _name_loss(model: Any) -> None:
+    """Name the loss of causal language models whose class does not tell, as GPT-2's: the first token is not predicted."""
+    if model is not None and generates(model) and not model.config.is_encoder_decoder and not model.loss_type:
+        model.loss_type = "ForCausalLM"

@@ -115,7 +115,7 @@ def test_a_new_task_is_one_file(tmp_path, monkeypatch):
     (tmp_path / "plugins").mkdir()
     (tmp_path / "plugins" / "mood.py").write_text(
         "from datasets import ClassLabel, Features, Value\n"
-        "from camex_ft.tasks.base import by_label, task\n"
+        "from camex_ft.tasks.classification import by_label, task\n"
         "from camex_ft.tasks.glue import tsv\n"
         "from camex_ft.tasks.metrics import Accuracy\n"
         "NAMES = ['calm', 'angry', 'sad']\n"

@@ -223,7 +223,7 @@ def test_logits_are_in_the_rows_order(trained: CamexTrainer) -> None:
     with torch.no_grad():
         expected = torch.cat([trained.model(**pad([row])).logits for row in data])
     # float32; batches are padded, which changes nothing but the order of sums
-    np.testing.assert_allclose(trained.logits(data), expected.numpy(), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(trained.collect(data), expected.numpy(), rtol=1e-4, atol=1e-5)
 
 
 def test_routing_is_that_of_each_row(trained: CamexTrainer) -> None:
@@ -250,7 +250,7 @@ def test_every_backbone_and_granularity_evaluates(model_type: str, granularity: 
     for weights_ in made.routing.values():
         assert weights_.shape == (VALIDATION, EXPERTS)
         np.testing.assert_allclose(weights_.sum(1), 1, rtol=1e-5)  # float32
-    assert made.logits(rows(5, 4)).shape == (5, 2)
+    assert made.collect(rows(5, 4)).shape == (5, 2)
 
 
 def test_by_sequence_is_the_mean_over_the_groups_that_count() -> None:

@@ -1,0 +1,175 @@
+"""Classification and regression: functions that turn an example into the rows that the model scores, logits into
+decisions, and decisions into metrics and into the benchmark's submission file. Most examples are one row; COPA, MultiRC
+and ReCoRD make one row a candidate.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, cast
+
+import numpy as np
+from datasets import Dataset, Features, Value
+
+from camex_ft.registry import TASKS
+from camex_ft.tasks.base import Collator, Example, Predictions, Row, Task, labelled
+from camex_ft.tasks.encode import collator, encode
+from camex_ft.tasks.metrics import Scores, TaskMetric
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from camex_ft.config import TaskConfig
+
+Format = Callable[[Example], list[Row]]
+
+
+def most_likely(logits: np.ndarray, rows: Dataset) -> list[int]:
+    """Return the class with the greatest logit of every row. logits: [rows, classes]."""
+    return [int(i) for i in np.argmax(logits, axis=-1)]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Classification(Task):
+    """A task whose rows get a class, or a number.
+
+    Attributes:
+        label_names: names of the classes of a *row*, as the model's config gets them; None for regression.
+        format: example -> rows, each with text, text_pair, label and, unless it is ``str(idx)``, group.
+        score: predictions and their rows -> metrics, the primary one among them.
+        lines: predictions and their rows -> the lines of the submission file.
+        decide: logits [rows, classes] and their rows -> predictions in the task's own terms.
+        extra: types of the columns that `format` adds.
+    """
+
+    head: ClassVar[str] = "sequence-classification"
+
+    label_names: tuple[str, ...] | None
+    format: Format
+    score: Callable[[Predictions, Dataset], Scores]
+    lines: Callable[[Predictions, Dataset], Iterable[str]]
+    decide: Callable[[np.ndarray, Dataset], Predictions] = most_likely
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def num_labels(self) -> int:
+        """Size of the model's head: the number of classes, or 1 for regression."""
+        return len(self.label_names) if self.label_names else 1
+
+    @property
+    def regression(self) -> bool:
+        """Whether labels are real numbers."""
+        return self.label_names is None
+
+    def backbone_options(self) -> dict[str, Any]:
+        """Return the names of the labels, or that there are none."""
+        return {"label_names": self.label_names, "regression": self.regression}
+
+    def rows(self, dataset: Dataset, split: str) -> Dataset:
+        """Return the rows that the model scores, in the examples' order.
+
+        Columns: text (str), text_pair (str or None), label (int, or float for regression; -1 where withheld),
+        group (str, shared by the candidates of one example), idx (as in the benchmark), the task's `extra`
+        columns, and domain (int) if the data set has it.
+        """
+        owner = cast(Classification, self.owner(split))
+        label = Value("float32") if owner.regression else Value("int64")
+        features = {
+            "text": Value("string"),
+            "text_pair": Value("string"),
+            "label": label,
+            "group": Value("string"),
+        }
+        features |= {"idx": owner.features["idx"], **owner.extra}
+        features |= {"domain": Value("int32")} if "domain" in dataset.column_names else {}
+        return dataset.map(
+            partial(_format_batch, owner.format, tuple(features)),
+            batched=True,
+            remove_columns=dataset.column_names,
+            features=Features(features),
+            load_from_cache_file=False,  # the cache's key does not see a change of the code
+            desc=f"{self.id}: rows of {split}",
+        )
+
+    def encode(
+        self, rows: Dataset, split: str, tokenizer: PreTrainedTokenizerBase, settings: TaskConfig
+    ) -> Dataset:
+        """Return the tokenised rows, one for one; see `encode.encode`."""
+        return encode(rows, tokenizer, max_length=settings.max_length)
+
+    def collator(self, tokenizer: PreTrainedTokenizerBase) -> Collator:
+        """Return the collator that pads a batch to its longest row."""
+        return collator(tokenizer)
+
+    def labelled(self, rows: Dataset) -> bool:
+        """Return whether every row has its label."""
+        return labelled(rows)
+
+    def predict(self, outputs: Any, rows: Dataset, origin: np.ndarray | None = None) -> Predictions:
+        """Return decisions in the task's own terms: class ids, real numbers, the choice (COPA) or the text (ReCoRD).
+
+        Args:
+            outputs: logits, [rows, classes]; of a tuple, as encoder-decoder models return, the first element.
+            rows: what `rows` returned, in the same order.
+            origin: without meaning here, where rows and encoded rows are one for one.
+        """
+        scores = np.asarray(outputs[0] if isinstance(outputs, tuple) else outputs, dtype=np.float64)
+        if scores.shape != (len(rows), self.num_labels):
+            raise ValueError(
+                f"{self.id} needs logits [{len(rows)}, {self.num_labels}], not {list(scores.shape)}"
+            )
+        return self.decide(scores, rows)
+
+    def metrics(self, outputs: Any, rows: Dataset, origin: np.ndarray | None = None) -> Scores:
+        """Return the metrics of labelled rows; `ValueError` where the benchmark withholds the labels."""
+        if not labelled(rows):
+            raise ValueError(
+                f"{self.id}: the labels of these rows are withheld, so there is nothing to measure"
+            )
+        return self.score(self.predict(outputs, rows), rows)
+
+    def submission(self, predictions: Predictions, rows: Dataset, path: str | Path) -> None:
+        """Write `predictions` of a whole test split in the form that the benchmark's site takes (see `files`)."""
+        target = Path(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text("".join(f"{line}\n" for line in self.lines(predictions, rows)), encoding="utf-8")
+
+
+def task(**attributes: Any) -> Callable[[Format], Format]:
+    """Register the decorated function as the `format` of a classification task with these `attributes`."""
+
+    def register(function: Format) -> Format:
+        entry = Classification(format=function, **attributes)
+        TASKS.add(entry.id, entry)
+        return function
+
+    return register
+
+
+def by_label(metric: type[TaskMetric]) -> Callable[[Predictions, Dataset], Scores]:
+    """Return the `score` of tasks that compare one prediction a row with the row's label."""
+
+    def score(predictions: Predictions, rows: Dataset) -> Scores:
+        columns = {"predictions": predictions, "references": rows["label"][:]}
+        if "groups" in metric.inputs:
+            columns["groups"] = rows["group"][:]
+        return dict(metric().compute(**columns) or {})
+
+    return score
+
+
+def _format_batch(
+    function: Format, columns: tuple[str, ...], batch: Mapping[str, list[Any]]
+) -> dict[str, list[Any]]:
+    made: dict[str, list[Any]] = {column: [] for column in columns}
+    for values in zip(*batch.values(), strict=True):
+        example = dict(zip(batch, values, strict=True))
+        shared = {"group": str(example["idx"]), "idx": example["idx"], "domain": example.get("domain")}
+        for row in function(example):
+            full = {"text_pair": None, **shared, **row}
+            for column in columns:
+                made[column].append(full[column])
+    return made
