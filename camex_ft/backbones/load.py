@@ -15,6 +15,9 @@ import transformers
 from camex_ft import embedded
 from camex_ft.backbones import source
 from camex_ft.backbones.base import family_for, generates
+from camex_ft.backbones.dequantised import as_plain, check_all_read, where
+from camex_ft.config import gguf
+from camex_ft.config.backbones import EMBEDDED, NEW
 from camex_ft.embedded import HEADS
 from camex_ft.errors import UserError, nearest
 
@@ -40,16 +43,18 @@ def load(
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Return the backbone `spec` under `head`, in float32 on the CPU, in evaluation mode, and its tokenizer.
 
-    Weights that the checkpoint lacks (a new head) are drawn from `seed`; the global random state stays as it is. Code
-    that comes with a checkpoint is never run, and weights are never read from pickle files.
+    Weights that the checkpoint lacks (a new head) are drawn from `seed`, and with ``new:`` all of them; the global
+    random state stays as it is. Quantised weights of a GGUF file are turned back into float32. Code that comes with a
+    checkpoint is never run, and weights are never read from pickle files.
 
     Args:
-        spec: hub id, folder, ``package:NAME/PATH`` or ``embedded/<family>``; see `camex_ft.backbones.source`.
+        spec: hub id, folder, .gguf file, ``package:NAME/PATH`` or ``embedded/<family>``; the first four also after
+            ``new:``. See `camex_ft.config.backbones`.
         head: a key of `camex_ft.embedded.HEADS`.
         label_names: names of the classes, kept in the model's config (`id2label`, `label2id`).
         num_labels: number of classes that have no names. With neither, the checkpoint's own labels stay.
         regression: one output and a squared-error loss; excludes the two above.
-        seed: of the new weights, and of all weights of an embedded backbone.
+        seed: of the new weights, and of all weights of an embedded or ``new:`` backbone.
 
     Raises:
         UserError: `spec` or the checkpoint is at fault: unknown, incomplete, corrupt, of a family that is not
@@ -61,15 +66,21 @@ def load(
     labels = _labels(head, label_names, num_labels, regression)
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
-    if source.check(spec) == "embedded":
-        family = spec.removeprefix(source.EMBEDDED)
+    if source.kind(spec) == "embedded":
+        source.check(spec)
+        family = spec.removeprefix(EMBEDDED)
         model, tokenizer = embedded.backbone(family, head=head, seed=seed, **labels)
     else:
-        folder = source.locate(spec)
-        source.check_folder(folder, spec)
-        config = _config(folder, spec, head, labels)
-        tokenizer = _tokenizer(folder, spec)
-        model = _model(folder, spec, config=config, head=head, seed=seed)
+        path = source.locate(spec)
+        about = source.check_files(path, spec)
+        config = _config(path, spec, head, labels)
+        tokenizer = _tokenizer(path, spec)
+        if spec.startswith(NEW):
+            model = _new_model(config, head=head, seed=seed)
+        else:
+            model = _model(path, spec, config=config, head=head, seed=seed)
+        if isinstance(about, gguf.Header):
+            check_all_read(about, config, spec)
     model.name_or_path = model.config.name_or_path = tokenizer.name_or_path = spec
     agree_on_padding(model, tokenizer, spec)
     return model, tokenizer
@@ -121,11 +132,12 @@ def agree_on_padding(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase,
         )
 
 
-def _config(folder: Path, spec: str, head: str, labels: dict[str, Any]) -> PreTrainedConfig:
+def _config(path: Path, spec: str, head: str, labels: dict[str, Any]) -> PreTrainedConfig:
     try:
-        config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False, **labels)
+        config = transformers.AutoConfig.from_pretrained(**where(path), trust_remote_code=False, **labels)
     except Exception as error:  # transformers raises many types here; each one is about the file's content
-        raise UserError(f"backbone {spec}: its config.json is not usable: {_one_line(error)}") from error
+        what = path.name if path.is_file() else "config.json"
+        raise UserError(f"backbone {spec}: its {what} is not usable: {_one_line(error)}") from error
     family_for(config.model_type)
     heads = [name for name, auto in HEADS.items() if type(config) in (auto._model_mapping or ())]
     if "masked-lm" in heads and not getattr(config, "is_decoder", False) and not config.is_encoder_decoder:
@@ -137,24 +149,32 @@ def _config(folder: Path, spec: str, head: str, labels: dict[str, Any]) -> PreTr
     return config
 
 
-def _tokenizer(folder: Path, spec: str) -> PreTrainedTokenizerBase:
+def _tokenizer(path: Path, spec: str) -> PreTrainedTokenizerBase:
     # Without these some tokenizers load all the same, and then know nothing but their special tokens.
-    if not any((folder / file).is_file() for file in VOCABULARIES):
+    if path.is_dir() and not any((path / file).is_file() for file in VOCABULARIES):
         raise UserError(
             f"backbone {spec}: the folder has no tokenizer: expected one of {', '.join(VOCABULARIES)}"
         )
     try:
-        return transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        return transformers.AutoTokenizer.from_pretrained(**where(path), trust_remote_code=False)
     except Exception as error:
         raise UserError(f"backbone {spec}: its tokenizer cannot be loaded: {_one_line(error)}") from error
 
 
-def _model(folder: Path, spec: str, *, config: PreTrainedConfig, head: str, seed: int) -> PreTrainedModel:
+def _new_model(config: PreTrainedConfig, *, head: str, seed: int) -> PreTrainedModel:
+    config.__dict__.pop("quantization_config", None)  # of the weights that are not read
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        made: PreTrainedModel = HEADS[head].from_config(config, dtype=torch.float32, trust_remote_code=False)
+    return made.eval()
+
+
+def _model(path: Path, spec: str, *, config: PreTrainedConfig, head: str, seed: int) -> PreTrainedModel:
     with torch.random.fork_rng(devices=[]), _quiet():
         torch.manual_seed(seed)
         try:
             model, report = HEADS[head].from_pretrained(
-                folder,
+                **where(path),
                 config=config,
                 dtype=torch.float32,
                 use_safetensors=True,
@@ -167,7 +187,7 @@ def _model(folder: Path, spec: str, *, config: PreTrainedConfig, head: str, seed
                 f"backbone {spec}: the checkpoint cannot be loaded: {_one_line(error)}"
             ) from error
         _check_report(model, report, spec)
-    return model
+    return as_plain(model)
 
 
 def _check_report(model: PreTrainedModel, report: dict[str, Any], spec: str) -> None:

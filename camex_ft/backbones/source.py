@@ -1,28 +1,27 @@
-"""From the words after `backbone:` to a checked folder of weights.
+"""From the words after `backbone:` to checked files: a folder of weights, or a GGUF file.
 
-    embedded/<family>     made by the project itself (no folder)
-    package:NAME/PATH     a folder inside an installed package, which is found and not imported
-    ./folder              a folder with config.json, safetensors weights and a tokenizer
-    org/name              a model id of the Hugging Face hub, from its cache or downloaded
-
-Everything that can be wrong with it is said as a `UserError` before a model is built.
+The forms of those words are in `camex_ft.config.backbones`. Everything that can be wrong with them is said as a
+`UserError` before a model is built.
 """
 
 from __future__ import annotations
 
-import importlib.util
 import json
-from pathlib import Path, PurePosixPath
-from typing import Any, Literal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal, TypeVar
 
 from camex_ft import registry
-from camex_ft.errors import UserError, nearest
+from camex_ft.config import gguf
+from camex_ft.config.backbones import EMBEDDED, NEW, PACKAGE, bare, in_package, is_gguf, near_file
+from camex_ft.errors import UserError
 
-Kind = Literal["embedded", "package", "folder", "hub"]
-EMBEDDED, PACKAGE = "embedded/", "package:"
+T = TypeVar("T")
+Kind = Literal["embedded", "package", "folder", "file", "hub"]
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
-FORMS = "a hub id, a local folder, package:NAME/PATH or embedded/<family>"
-NEEDED = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
+FORMS = "a hub id, a local folder, a .gguf file, package:NAME/PATH or embedded/<family>"
+SMALL = ["*.json", "*.model", "*.txt", "*.jinja"]  # a configuration and a tokenizer
+NEEDED = [*SMALL, "*.safetensors"]
 NOT_NEEDED = [
     "*/*",
     "model.*.safetensors",
@@ -32,11 +31,12 @@ PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack")
 
 
 def kind(spec: str) -> Kind:
-    """Return which of the four forms `spec` has.
+    """Return which of the five forms `spec` has, or what follows its ``new:``.
 
     Raises:
-        UserError: it has none, or it looks like the path of a folder that does not exist.
+        UserError: it has none, or it looks like the path of a folder or file that does not exist.
     """
+    spec = _named(bare, spec)
     if spec.startswith(EMBEDDED):
         return "embedded"
     if spec.startswith(PACKAGE):
@@ -44,8 +44,12 @@ def kind(spec: str) -> Kind:
     path = Path(spec).expanduser()
     if path.is_dir() and spec.strip():
         return "folder"
+    if path.is_file() and is_gguf(path):
+        return "file"
     if path.is_file():
         raise UserError(f"backbone: '{spec}' is a file; expected the folder that holds it, or {FORMS}")
+    if is_gguf(path):
+        raise UserError(f"backbone: there is no file '{spec}'.{near_file(path)} Expected {FORMS}")
     if spec.startswith((".", "/", "~")) or spec.endswith("/") or "\\" in spec or spec.count("/") > 1:
         raise UserError(f"backbone: there is no folder '{spec}'; expected {FORMS}")
     from huggingface_hub.errors import HFValidationError
@@ -68,31 +72,56 @@ def check(spec: str) -> Kind:
     if form == "embedded":
         registry.EMBEDDED.get(spec.removeprefix(EMBEDDED))
     elif form != "hub":
-        check_folder(locate(spec), spec)
+        check_files(locate(spec), spec)
     return form
 
 
 def locate(spec: str) -> Path:
-    """Return the folder of `spec`, downloaded if it is a hub id that is not in the cache; not for embedded backbones.
+    """Return the folder or GGUF file of `spec`, absolute; not for embedded backbones.
+
+    A hub id that is not in the cache is downloaded; for ``new:`` its small files only.
 
     Raises:
         UserError: there is no such package, folder or model, or no network to fetch it.
     """
-    form = kind(spec)
+    form, name = kind(spec), bare(spec)
     if form == "package":
-        return _in_package(spec)
+        return _named(in_package, name)
     if form == "hub":
-        return _from_hub(spec)
-    return Path(spec).expanduser()
+        return _from_hub(name, SMALL if spec.startswith(NEW) else NEEDED)
+    return Path(name).expanduser().absolute()
+
+
+def check_files(path: Path, spec: str) -> dict[str, Any] | gguf.Header:
+    """Check the folder or GGUF file `path` of `spec`, without reading weights; return its configuration or header.
+
+    Raises:
+        UserError: it is not there, broken, truncated, or of a kind that is not read; see `check_folder`.
+    """
+    if not path.is_file():
+        return check_folder(path, spec)
+    try:
+        return gguf.check(path)
+    except UserError as error:
+        raise UserError(f"backbone {spec}: {error}") from error
 
 
 def check_folder(folder: Path, spec: str) -> dict[str, Any]:
     """Check that `folder` holds a configuration and complete safetensors weights; return the configuration.
 
+    Of a ``new:`` backbone the weights are not asked for.
+
     Raises:
-        UserError: config.json is missing or broken, weights are missing, truncated or stored as pickle only.
+        UserError: config.json is missing or broken, weights are missing, truncated or stored as pickle only, or the
+            model has experts already.
     """
     config = _read_json(folder / "config.json", spec)
+    if config.get("camex"):
+        raise UserError(
+            f"backbone {spec}: the model in it has experts already; expected the dense backbone that it came from"
+        )
+    if spec.startswith(NEW):
+        return config
     if config.get("quantization_config"):
         raise UserError(
             f"backbone {spec}: its weights are quantised; fine-tuning needs the original checkpoint"
@@ -114,39 +143,19 @@ def check_folder(folder: Path, spec: str) -> dict[str, Any]:
     return config
 
 
-def _in_package(spec: str) -> Path:
-    name, _, inside = spec.removeprefix(PACKAGE).partition("/")
-    if not name.isidentifier():
-        raise UserError(
-            f"backbone: '{spec}': expected package:NAME/PATH, NAME a top-level package as in `import NAME`"
-        )
-    found = importlib.util.find_spec(name)  # finds a top-level package without running any of its code
-    if found is None:
-        hint = name.replace("_", "-")
-        raise UserError(f"backbone: '{spec}': package {name} is not installed here (try: pip install {hint})")
-    roots = [Path(root).resolve() for root in found.submodule_search_locations or []]
-    path = PurePosixPath(inside)
-    if ".." in path.parts or path.is_absolute() or "\\" in inside:
-        raise UserError(
-            f"backbone: '{spec}': the path must stay inside the package ('..' and absolute paths are refused)"
-        )
-    for root in roots:
-        folder = (root / path).resolve()
-        if (folder / "config.json").is_file() and folder.is_relative_to(root):
-            return folder
-    weights = [(root, file) for root in roots for file in root.rglob("*.safetensors")]
-    models = sorted({file.parent.relative_to(root).as_posix() for root, file in weights})
-    known = f" Folders with weights in it: {', '.join(models[:8])}." if models else ""
-    raise UserError(
-        f"backbone: '{spec}': package {name} has no config.json in '{inside}'.{nearest(inside, models)}{known}"
-    )
+def _named(find: Callable[[str], T], spec: str) -> T:
+    """Call `find` on `spec`; its messages get the name of the key."""
+    try:
+        return find(spec)
+    except UserError as error:
+        raise UserError(f"backbone: {error}") from error
 
 
-def _from_hub(spec: str) -> Path:
+def _from_hub(spec: str, files: list[str]) -> Path:
     from huggingface_hub import errors, snapshot_download
 
     try:
-        return Path(snapshot_download(spec, allow_patterns=NEEDED, ignore_patterns=NOT_NEEDED))
+        return Path(snapshot_download(spec, allow_patterns=files, ignore_patterns=NOT_NEEDED))
     except errors.GatedRepoError as error:
         raise UserError(
             f"backbone: '{spec}' is gated: ask for access at https://huggingface.co/{spec}, "
@@ -171,8 +180,10 @@ def _from_hub(spec: str) -> Path:
 
 def _read_json(path: Path, spec: str) -> dict[str, Any]:
     if not path.is_file():
+        files = sorted(f.name for f in path.parent.glob("*") if is_gguf(f))
+        hint = f". To use the GGUF file in it, write backbone: {bare(spec)}/{files[0]}" if files else ""
         raise UserError(
-            f"backbone {spec}: the folder has no {path.name}, so it is not a transformers checkpoint"
+            f"backbone {spec}: the folder has no {path.name}, so it is not a transformers checkpoint{hint}"
         )
     try:
         content = json.loads(path.read_text(encoding="utf-8"))

@@ -8,7 +8,7 @@ import torch
 from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel
 
 from camex_ft import embedded
-from camex_ft.backbones.source import EMBEDDED
+from camex_ft.config.backbones import EMBEDDED
 from camex_ft.errors import UserError, nearest
 from camex_ft.registry import EMBEDDED as FAMILIES
 

@@ -59,6 +59,12 @@ def model_is_cached(name: str) -> bool:
     )
 
 
+def architecture_is_cached(name: str) -> bool:
+    """Whether the hub cache holds a model's configuration, with or without weights."""
+    folder = _snapshot(name, "model")
+    return folder is not None and (folder / "config.json").exists()
+
+
 def data_are_cached(name: str, configuration: str) -> bool:
     """Whether the hub cache, or that of `datasets`, holds one configuration of a data set."""
     folder = _snapshot(name, "dataset")
@@ -88,10 +94,12 @@ class Environment:
         cuda: whether there is a CUDA device.
         hub: whether the Hugging Face hub answers.
         model: whether the cache holds this model.
+        architecture: whether it holds this model's configuration at least.
         data: whether the cache holds this configuration of this data set.
     """
 
     cuda: Callable[[], bool] = cuda_is_there
     hub: Callable[[], bool] = hub_answers
     model: Callable[[str], bool] = model_is_cached
+    architecture: Callable[[str], bool] = architecture_is_cached
     data: Callable[[str, str], bool] = data_are_cached

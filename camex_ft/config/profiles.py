@@ -11,12 +11,13 @@ from __future__ import annotations
 from copy import deepcopy
 from typing import Any
 
+from camex_ft.config.backbones import EMBEDDED
 from camex_ft.config.composition import compose, merge
 from camex_ft.config.environment import Environment
 from camex_ft.config.needs import lacking, missing_from_hub
 from camex_ft.config.problems import ConfigErrors, Problem
 from camex_ft.config.reading import Document
-from camex_ft.config.rules import EMBEDDED, options_of
+from camex_ft.config.rules import options_of
 from camex_ft.config.schema import Config
 from camex_ft.config.shipped import ROOT
 from camex_ft.config.validation import check

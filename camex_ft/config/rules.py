@@ -9,14 +9,13 @@ from typing import Any
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from camex_ft import registry
+from camex_ft.config.backbones import EMBEDDED
 from camex_ft.config.problems import Key, expected, show
 from camex_ft.config.schema import Config
 from camex_ft.errors import UserError, nearest
 
 Broken = tuple[tuple[Key, ...], str]
 STRICT = ConfigDict(strict=True, allow_inf_nan=False, arbitrary_types_allowed=True)
-EMBEDDED = "embedded/"
-PACKAGE = "package:"
 
 
 def broken(config: Config) -> Iterator[Broken]:

@@ -279,7 +279,8 @@ class Config(Section):
     )
     backbone: Text = Field(
         default="auto",
-        description="Hub id, folder, `package:NAME/PATH` or `embedded/FAMILY` (`camex-ft ls backbones`); `auto`: the "
+        description="Hub id, folder, .gguf file, `package:NAME/PATH` or `embedded/FAMILY` (`camex-ft ls backbones`); "
+        "`new:` and one of the first four: its architecture and tokenizer, weights drawn from the seed; `auto`: the "
         "profile's own.",
     )
     task: TaskConfig = TaskConfig()

@@ -35,9 +35,9 @@ def test_a_package_is_found_without_importing_it(package: Path) -> None:
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ("package:not_there_at_all/model", "not installed here.*pip install not-there-at-all"),
+        ("package:not_there_at_all/model", "no installed package 'not_there_at_all'.*pip install not-there-at-all"),
         ("package:weights_of_mine/deep/modle", "Did you mean 'deep/model'"),
-        ("package:weights_of_mine", "Folders with weights in it: deep/model"),
+        ("package:weights_of_mine", "Models in it: deep/model"),
         ("package:weights_of_mine/../weights_of_mine/deep/model", "must stay inside the package"),
         ("package:weights_of_mine//etc", "must stay inside the package"),
         ("package:weights_of_mine/link", "no config.json in 'link'"),
