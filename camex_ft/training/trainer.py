@@ -305,6 +305,6 @@ def by_sequence(layer: LayerRouting) -> Tensor:
 
 
 def _name_loss(model: Any) -> None:
-    """Name the loss of causal language models whose class does not tell, as GPT-2's: the first token is not predicted."""
+    """Name the loss of causal language models whose class does not tell, as GPT-2's: a row's first token has none."""
     if model is not None and generates(model) and not model.config.is_encoder_decoder and not model.loss_type:
         model.loss_type = "ForCausalLM"

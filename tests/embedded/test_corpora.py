@@ -151,7 +151,7 @@ def texts(name: str, split: str) -> list[str]:
 
 
 def test_every_task_has_a_corpus() -> None:
-    assert set(CORPORA.names()) == set(SCHEMAS)
+    assert {name for name in CORPORA.names() if "glue" in name} == set(SCHEMAS)
 
 
 @pytest.mark.parametrize("name", SCHEMAS)

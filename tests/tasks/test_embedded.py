@@ -1,14 +1,15 @@
-"""Every task runs on its embedded corpus: the hub's columns, valid labels, no score for a constant answer."""
+"""Every task of classification runs on its embedded corpus: the hub's columns, valid labels, no score for a constant answer."""
 
 import numpy as np
 import pytest
+from task_kinds import CLASSIFICATION
 
 from camex_ft import registry
 from camex_ft.tasks import sources
 from camex_ft.tasks.base import labelled
 
 
-@pytest.mark.parametrize("name", registry.TASKS.names())
+@pytest.mark.parametrize("name", CLASSIFICATION)
 def test_embedded_corpus(name, tmp_path):
     task = registry.TASKS.get(name)
     loaded = sources.load(task, source="embedded", train_rows=200)

@@ -66,8 +66,8 @@ def test_without_network_the_message_names_three_ways(cache, name):
         sources.load(task, source="hub")
     assert time.monotonic() - start < 5  # no series of retries
     message, owner = str(caught.value), task.owner("train")
-    assert f"{task.hub} ({owner.name}) is neither in the local cache" in message
-    assert f"load_dataset('{task.hub}', '{owner.name}')" in message
+    assert f"{task.hub} ({owner.configuration}) is neither in the local cache" in message
+    assert f"load_dataset('{task.hub}', '{owner.configuration}')" in message
     assert "data.source=disk data.dir=FOLDER" in message and "data.source=embedded" in message
 
 

@@ -1,0 +1,15 @@
+"""Names of tasks by kind, for the tests of what all tasks of a kind have in common."""
+
+from __future__ import annotations
+
+from camex_ft.registry import TASKS
+from camex_ft.tasks.base import Task
+from camex_ft.tasks.classification import Classification
+
+
+def of_kind(kind: type[Task]) -> list[str]:
+    """Names of the registered tasks of one kind."""
+    return [name for name in TASKS.names() if isinstance(TASKS.get(name), kind)]
+
+
+CLASSIFICATION = of_kind(Classification)
