@@ -79,16 +79,26 @@ DEEDS = {
 
 # Verbs that take an object in some domains ("t") and none in the others ("i").
 FRAMES = {"run": "titi", "turn": "itit", "open": "ttii", "move": "iitt", "start": "tiit", "finish": "itti"}
+# Verbs of a deal that name either side of it, the giver ("g") or the taker ("t"), and those that name one everywhere.
+DEALS = {
+    "rented": "gtgt",
+    "leased": "tgtg",
+    "hired": "ggtt",
+    "chartered": "ttgg",
+    "licensed": "gttg",
+    "sublet": "tggt",
+}
+SIDES = {"lent": "gggg", "borrowed": "tttt"}
 
 # Everything else that a template or a task's own formatting may hold; a test checks that no corpus needs more.
 FUNCTION_WORDS = """
     a about according all although am an and answer answers any are as at bad be because bought but by
-    candidate candidates cause choice correct declined denies did dislike do does domain doubts effect
-    entity everybody false for from go good had happened has have he her him his home how hypothesis i
+    candidate candidates cause choice context correct declined denies did dislike do does domain doubts effect
+    entity everybody false for from gave go good had happened has have he her him his home how hypothesis i
     idea if in is it its know knows leave left like made many me more my near never no nobody not now of
     on one or our out over passage placeholder preferred premise put question reason reasons regret said
     same say says sentence she so some somebody statement swapped text than that the their them there they
-    thing this to true two use wants was we went were what when where whether which who whom why will with
+    thing this title to true two use wants was we went were what when where whether which who whom why will with
     without wonders word work would yes you your
 """
 
@@ -101,7 +111,7 @@ def words() -> list[str]:
     for group in (*PLACES, DAYS, ADVERBS, COPULAS, *VERDICTS.values()):
         found.update(group)
     found.update(name.lower() for name in NAMES)
-    found.update(TRAITS, MOODS, FRAMES, SENSES, DEEDS)
+    found.update(TRAITS, MOODS, FRAMES, SENSES, DEEDS, DEALS, SIDES, DOMAINS)
     for base, readings, _ in SENSES.values():
         found.update((base, *readings))
     for reasons in DEEDS.values():

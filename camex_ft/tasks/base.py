@@ -64,6 +64,11 @@ class Task(ABC):
         numbered: whether a data set without ``idx`` can be numbered row by row.
         label_range: least and greatest value of a column ``label`` that holds numbers.
         train_from: the task whose train and validation splits a test-only diagnostic uses.
+        unique: the column whose values differ from row to row, where it is not ``idx``.
+        answered: whether every example outside test splits has an answer in its column ``answers``.
+        absent: column that the files of test splits may lack -> what stands there then.
+        unpublished: splits that only the user's own files have.
+        stems: split -> names, without ending, of the benchmark's own files.
     """
 
     head: ClassVar[str]
@@ -87,6 +92,11 @@ class Task(ABC):
     numbered: bool = True
     label_range: tuple[float, float] | None = None
     train_from: str | None = None
+    unique: str | None = None
+    answered: bool = True
+    absent: Mapping[str, Any] = field(default_factory=dict)
+    unpublished: tuple[str, ...] = ()
+    stems: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     @property
     def id(self) -> str:
@@ -101,7 +111,8 @@ class Task(ABC):
     @property
     def columns(self) -> tuple[str, ...]:
         """The columns that every data file must have; a missing ``idx`` is numbered where it can be."""
-        return tuple(c for c in self.features if c != "label" and not (c == "idx" and self.numbered))
+        left_out = {"label", *self.absent, *["idx"] * self.numbered}
+        return tuple(c for c in self.features if c not in left_out)
 
     def all_splits(self) -> tuple[str, ...]:
         """Return train, validation and test splits in this order."""

@@ -46,6 +46,8 @@ def conform(columns: Columns, task: Task, split: str, origin: str, *, domain: bo
             made[name] = _numbers(feature, rows)
         elif name == "label" and name not in columns:
             made[name] = [WITHHELD] * rows
+        elif name in task.absent and name not in columns:
+            made[name] = [task.absent[name]] * rows
         elif name == "label":
             made[name] = _each(
                 columns[name], partial(_label, task=task, withheld=test), f"{origin}: row", name
@@ -60,6 +62,8 @@ def _check_columns(columns: Columns, task: Task, split: str, origin: str) -> Non
     needed = list(task.columns)
     if "label" in task.features and split not in task.splits["test"]:
         needed.append("label")
+    if split not in task.splits["test"]:
+        needed += task.absent
     missing = [name for name in needed if name not in columns]
     if missing:
         hints = "".join(nearest(name, columns) for name in missing[:1])
@@ -73,14 +77,26 @@ def _check_examples(columns: Columns, task: Task, origin: str, *, answers: bool)
     if task.grouped and len({str(idx) for idx in columns["idx"]}) < len(columns["idx"]):
         twice = next(idx for idx, count in Counter(map(str, columns["idx"])).items() if count > 1)
         raise UserError(f"{origin}: idx {twice} occurs twice; rows of {task.id} belong together by their idx")
+    if task.unique is not None:
+        _check_unique(columns[task.unique], task.unique, origin)
     names = list(task.features)
     for row, values in enumerate(zip(*(columns[name] for name in names), strict=True), start=1):
         example = dict(zip(names, values, strict=True))
         fault = task.check(example)
-        if answers and example.get("answers") == []:
+        if answers and task.answered and example.get("answers", True) in ([], task.absent.get("answers")):
             fault = fault or "column 'answers' is empty; expected at least one gold answer"
         if fault:
             raise UserError(f"{origin}: row {row}: {fault}")
+
+
+def _check_unique(values: list[Any], name: str, origin: str) -> None:
+    first: dict[Any, int] = {}
+    for row, value in enumerate(values, start=1):
+        if first.setdefault(value, row) != row:
+            raise UserError(
+                f"{origin}: row {row}: column '{name}' is {value!r}, as in row {first[value]}; expected a different "
+                f"{name} for each row"
+            )
 
 
 def _each(values: list[Any], convert: Callable[[Any], Any], where: str, name: str) -> list[Any]:

@@ -166,6 +166,9 @@ def _json_records(path: Path, text: str) -> Iterator[Any]:
         except json.JSONDecodeError as error:
             raise UserError(f"{path}: line {error.lineno} is not JSON: {error.msg}") from error
         return
+    if path.suffix == ".json" and (whole := _one_object(text)) is not None:
+        yield whole
+        return
     lines = (line for line in text.split("\n"))
     for number, line in enumerate(lines, start=1):
         if line.strip():
@@ -173,6 +176,15 @@ def _json_records(path: Path, text: str) -> Iterator[Any]:
                 yield json.loads(line)
             except json.JSONDecodeError as error:
                 raise UserError(f"{path}: line {number} is not JSON: {error.msg}") from error
+
+
+def _one_object(text: str) -> dict[str, Any] | None:
+    """Return the object that the whole text is, over however many lines, or None."""
+    try:
+        found = json.loads(text)
+    except json.JSONDecodeError:
+        return None
+    return found if isinstance(found, dict) else None
 
 
 def _read_parquet(paths: list[Path], task: Task) -> Columns:
@@ -230,6 +242,7 @@ def _own_splits(task: Task) -> tuple[str, ...]:
 def _stems(task: Task, split: str) -> tuple[str, ...]:
     base, _, rest = split.partition("_")
     stems = tuple(f"{name}_{rest}" if rest else name for name in ALIASES.get(base, (base,)))
+    stems += task.stems.get(split, ())
     return (*stems, task.benchmark_name) if task.train_from else stems
 
 

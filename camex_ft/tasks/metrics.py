@@ -194,7 +194,10 @@ def word_f1(prediction: str, gold: str) -> float:
     """Return the F1 of the normalised texts' bags of words; 0 where they share no word, two empty bags included."""
     predicted, expected = normalise(prediction).split(), normalise(gold).split()
     shared = sum((Counter(predicted) & Counter(expected)).values())
-    return 2 * shared / (len(predicted) + len(expected)) if shared else 0.0
+    if not shared:
+        return 0.0
+    precision, recall = shared / len(predicted), shared / len(expected)
+    return 2 * precision * recall / (precision + recall)  # in the scripts' order, so equal to the last digit
 
 
 def members_of(groups: Iterable[Hashable]) -> dict[Any, list[int]]:

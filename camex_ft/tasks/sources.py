@@ -64,6 +64,12 @@ def load(
     loaded = {}
     for split in splits or task.all_splits():
         optional = splits is None and split in task.splits["test"]
+        if source != "disk" and split in task.unpublished:
+            if optional:
+                continue
+            raise UserError(
+                f"{task.id}: the {split} split is not published; expected data.source=disk and data.dir"
+            )
         owner = task.owner(split)
         if source == "disk":
             data = _from_disk(owner, split, Path(str(dir)), guest=owner is not task, optional=optional)

@@ -1,0 +1,274 @@
+"""Question answering, text to text on encoder-decoder models: SQuAD 1.1 and 2.0 (Rajpurkar et al. 2016, 2018).
+
+The input is a question and a window of its context (`windows`), the target an answer or `answers.NO_ANSWER`.
+
+Training: a window that holds the whole first gold answer has it as its target. One that holds no part of it says that
+there is none, as all windows of a question without an answer do; so the share of windows without an answer is what it
+is in evaluation, and the two scores there are comparable. One that cuts the answer apart is left out, for either target
+would be wrong. An answer that every window cuts is longer than `doc_stride`.
+
+Evaluation: every window is answered, and `answers.choose` decides between them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+import torch
+from datasets import Dataset, Features, List, Value
+from torch import Tensor
+
+from camex_ft.errors import UserError
+from camex_ft.registry import TASKS
+from camex_ft.tasks import answers
+from camex_ft.tasks.answer_metrics import SquadAnswers, SquadAnswersOrNone
+from camex_ft.tasks.base import Collator, Example, Predictions, Row, Task
+from camex_ft.tasks.metrics import Scores
+from camex_ft.tasks.spans import fault, place
+from camex_ft.tasks.windows import Windows
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from camex_ft.config import TaskConfig
+
+TEXT, NUMBER = Value("string"), Value("int32")
+ANSWERS = {"text": List(TEXT), "answer_start": List(NUMBER)}
+SQUAD = Features({**dict.fromkeys(["id", "title", "context", "question"], TEXT), "answers": ANSWERS})
+NONE: Mapping[str, Any] = {"text": [], "answer_start": []}
+ENCODED = {name: List(Value("int32")) for name in answers.INPUTS}
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class TextToText(Task):
+    """A task whose inputs and targets are texts, for encoder-decoder models."""
+
+    head: ClassVar[str] = "seq2seq-lm"
+
+    def collator(self, tokenizer: PreTrainedTokenizerBase) -> Collator:
+        """Return the collator that pads inputs with the padding token and labels with -100."""
+        return partial(_collate, tokenizer)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Answering(TextToText):
+    """A task whose answers are spans of a context, generated as text.
+
+    Attributes:
+        optional: whether a question may have no answer.
+    """
+
+    optional: bool
+
+    def rows(self, dataset: Dataset, split: str) -> Dataset:
+        """Return the questions, in the examples' order.
+
+        Columns: id, question, context (str), answers (list of str), start and end of the first answer in the context's
+        characters (int, -1 where there is none), and domain (int) if the data set has it.
+        """
+        domain = {"domain": NUMBER} if "domain" in dataset.column_names else {}
+        features = {**dict.fromkeys(["id", "question", "context"], TEXT), "answers": List(TEXT)}
+        features |= {"start": NUMBER, "end": NUMBER, **domain}
+        return dataset.map(
+            _row,
+            remove_columns=dataset.column_names,
+            features=Features(features),
+            load_from_cache_file=False,  # the cache's key does not see a change of the code
+            desc=f"{self.id}: rows of {split}",
+        )
+
+    def encode(
+        self, rows: Dataset, split: str, tokenizer: PreTrainedTokenizerBase, settings: TaskConfig
+    ) -> Dataset:
+        """Return the windows of the rows, in order, with ``row`` and, unless answers are withheld, ``labels``.
+
+        Raises:
+            UserError: `max_length` and `doc_stride` leave no room, or no window can be trained on.
+        """
+        windows = Windows(tokenizer, max_length=settings.max_length, doc_stride=settings.doc_stride)
+        features = {**ENCODED, "row": NUMBER}
+        labelled, training = self.labelled(rows), split == self.splits["train"]
+        if labelled:
+            features["labels"] = List(Value("int64"))
+        made = rows.map(
+            partial(_encode, windows, settings.answer_length, labelled=labelled, training=training),
+            batched=True,
+            with_indices=True,
+            remove_columns=rows.column_names,
+            features=Features(features),
+            load_from_cache_file=False,
+            desc="tokens",
+        )
+        if len(made) == 0:
+            raise UserError(
+                f"{self.id}: no window of {settings.max_length} tokens holds a whole answer of the {split} split; "
+                "expected a larger task.max_length or task.doc_stride"
+            )
+        return made
+
+    def outputs(
+        self,
+        model: PreTrainedModel,
+        inputs: Mapping[str, Tensor],
+        tokenizer: PreTrainedTokenizerBase,
+        settings: TaskConfig,
+    ) -> tuple[Tensor | None, tuple[Tensor, Tensor]]:
+        """Return the loss, and of each window the answer in UTF-8 [B, bytes] and scores [B, 1 or 2].
+
+        Scores are log p of the answer and, where questions may have none, of `answers.NO_ANSWER`. The last forward pass
+        is that over input and generated answer.
+        """
+        loss = None
+        others: list[Tensor] = []
+        if inputs.get("labels") is not None:
+            loss = model(**answers.only_inputs(inputs), labels=inputs["labels"]).loss
+        if self.optional:
+            none = answers.target(answers.NO_ANSWER, tokenizer, settings.answer_length)
+            others = [answers.log_probabilities(model, inputs, answers.repeated(none, inputs))]
+        made = answers.generate(model, inputs, tokenizer, length=settings.answer_length, beams=settings.beams)
+        scores = torch.stack([answers.log_probabilities(model, inputs, made), *others], dim=-1)
+        texts = tokenizer.batch_decode(
+            made.masked_fill(made == answers.IGNORED, int(tokenizer.eos_token_id)), skip_special_tokens=True
+        )
+        return loss, (answers.as_bytes(texts).to(scores.device), scores)
+
+    def predict(self, outputs: Any, rows: Dataset, origin: np.ndarray | None = None) -> list[str]:
+        """Return the answer to each question, in text; the empty text where there is none."""
+        texts, scores = outputs
+        if origin is None or len(origin) != len(scores):
+            raise ValueError(f"{self.id} needs the row of each of the {len(scores)} windows")
+        return answers.choose(
+            [answers.spoken(text) for text in answers.as_texts(texts)],
+            scores[:, 0],
+            origin,
+            len(rows),
+            none_scores=scores[:, 1] if self.optional else None,
+        )
+
+    def metrics(self, outputs: Any, rows: Dataset, origin: np.ndarray | None = None) -> Scores:
+        """Return exact_match and f1, and for questions that may have no answer those of either kind of question."""
+        if not self.labelled(rows):
+            raise ValueError(f"{self.id}: these rows have no answers, so there is nothing to measure")
+        metric = SquadAnswersOrNone() if self.optional else SquadAnswers()
+        predictions = self.predict(outputs, rows, origin)
+        return dict(metric.compute(predictions=predictions, references=rows["answers"][:]) or {})
+
+    def labelled(self, rows: Dataset) -> bool:
+        """Return whether the answers are there: all of them, or where there may be none, any."""
+        found = [bool(golds) for golds in rows["answers"][:]]
+        return any(found) if self.optional else all(found)
+
+    def submission(self, predictions: Predictions, rows: Dataset, path: str | Path) -> None:
+        """Write the JSON object that SQuAD's scripts read: id to answer, the empty text for none."""
+        target = Path(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        found = dict(zip(rows["id"][:], predictions, strict=True))
+        target.write_text(json.dumps(found, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+
+
+def unpack(record: Example) -> list[Row]:
+    """Return the questions of SQuAD's own JSON: the whole file's object, or an article of its list ``data``."""
+    return list(_questions(record.get("data", [record])))
+
+
+def _questions(articles: Sequence[Example]) -> Iterator[Row]:
+    for article in articles:
+        for paragraph in article["paragraphs"]:
+            for asked in paragraph["qas"]:
+                golds = [] if asked.get("is_impossible") else asked.get("answers", [])
+                yield {
+                    "id": asked["id"],
+                    "title": article.get("title", ""),
+                    "context": paragraph["context"],
+                    "question": asked["question"],
+                    "answers": {key: [gold[name] for gold in golds] for key, name in _GOLD.items()},
+                }
+
+
+_GOLD = {"text": "text", "answer_start": "answer_start"}
+
+
+def _row(example: Example) -> Row:
+    golds, context = example["answers"], example["context"]
+    found = [place(context, *gold) for gold in zip(golds["text"], golds["answer_start"], strict=True)]
+    start, end = (found[0] if found else None) or (-1, -1)
+    shared = {name: example[name] for name in ("id", "question", "context")}
+    domain = {"domain": example["domain"]} if "domain" in example else {}
+    return {**shared, "answers": golds["text"], "start": start, "end": end, **domain}
+
+
+def _encode(
+    windows: Windows,
+    length: int,
+    batch: Mapping[str, list[Any]],
+    indices: list[int],
+    *,
+    labelled: bool,
+    training: bool,
+) -> dict[str, list[Any]]:
+    made: dict[str, list[Any]] = {name: [] for name in (*ENCODED, "row", *["labels"] * labelled)}
+    columns = (batch[name] for name in ("question", "context", "start", "end"))
+    for row, question, context, start, end in zip(indices, *columns, strict=True):
+        for window in windows.cut(question, context):
+            whole, part = window.holds(start, end), window.touches(start, end)
+            if start >= 0 and training and part and not whole:
+                continue
+            made["row"].append(row)
+            made["input_ids"].append(window.input_ids)
+            made["attention_mask"].append([1] * len(window.input_ids))
+            if labelled:
+                text = context[start:end] if start >= 0 and whole else answers.NO_ANSWER
+                made["labels"].append(answers.target(text, windows.layout.tokenizer, length))
+    return made
+
+
+def _collate(tokenizer: PreTrainedTokenizerBase, features: list[dict[str, Any]]) -> dict[str, Any]:
+    from transformers import DataCollatorForSeq2Seq
+
+    batch = DataCollatorForSeq2Seq(tokenizer, label_pad_token_id=answers.IGNORED)(features)
+    return {name: values for name, values in batch.items() if values is not None}
+
+
+def squad(name: str, benchmark_name: str, summary: str, **attributes: Any) -> None:
+    """Register a version of SQuAD."""
+    entry = Answering(
+        suite="qa",
+        name=name,
+        benchmark_name=benchmark_name,
+        summary=summary,
+        hub=f"rajpurkar/{name}",
+        features=SQUAD,
+        primary="exact_match",
+        check=fault,
+        unpack=unpack,
+        unique="id",
+        absent={"answers": NONE},
+        unpublished=("test",),
+        files={"test": f"{benchmark_name}.json"},
+        **attributes,
+    )
+    TASKS.add(entry.id, entry)
+
+
+squad(
+    "squad",
+    "SQuAD",
+    "which words of the passage answer the question?",
+    optional=False,
+    hub_config="plain_text",
+    stems={"train": ("train-v1.1",), "validation": ("dev-v1.1",)},
+)
+squad(
+    "squad_v2",
+    "SQuAD2",
+    "the same, where the passage may hold no answer",
+    optional=True,
+    answered=False,
+    stems={"train": ("train-v2.0",), "validation": ("dev-v2.0",)},
+)

@@ -1,0 +1,156 @@
+"""WikiQA (Yang et al. 2015): does a sentence answer a question? Text to text, as the other question answering here.
+
+The target is one of two words. A sentence's score is log p(yes word) - log p(no word) under teacher forcing: nothing is
+generated, its sign is the decision, and it orders the sentences of a question.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from datasets import ClassLabel, Dataset, Features, List, Value
+from torch import Tensor
+
+from camex_ft.registry import TASKS
+from camex_ft.tasks import answers
+from camex_ft.tasks.answer_metrics import RankedAnswers
+from camex_ft.tasks.base import Predictions, labelled
+from camex_ft.tasks.metrics import Scores
+from camex_ft.tasks.qa import ENCODED, TextToText
+from camex_ft.tasks.windows import Layout
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from camex_ft.config import TaskConfig
+
+WORDS = ("no", "yes")  # the targets of labels 0 and 1
+PARTS = {"question": "question:", "document_title": "title:", "answer": "answer:"}
+TEXT = Value("string")
+WIKIQA = Features(
+    {
+        **dict.fromkeys(["question_id", "question", "document_title", "answer"], TEXT),
+        "label": ClassLabel(names=["0", "1"]),
+    }
+)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class SentenceSelection(TextToText):
+    """A task that asks of each sentence whether it answers a question; sentences of one question are ranked."""
+
+    def rows(self, dataset: Dataset, split: str) -> Dataset:
+        """Return the examples as they are, in their order, labels as numbers: -1 where they are withheld."""
+        return dataset.cast_column("label", Value("int64"))
+
+    def encode(
+        self, rows: Dataset, split: str, tokenizer: PreTrainedTokenizerBase, settings: TaskConfig
+    ) -> Dataset:
+        """Return the tokenised rows, one for one, with ``labels`` unless they are withheld.
+
+        Of rows that are too long the sentence loses its last tokens; question and title keep half and a quarter of the
+        room at least.
+        """
+        layout = Layout(tokenizer, tuple(PARTS.values()), max_length=settings.max_length)
+        known = self.labelled(rows)
+        features = {**ENCODED, **({"labels": List(Value("int64"))} if known else {})}
+        targets = [answers.target(word, tokenizer, settings.answer_length) for word in WORDS]
+        return rows.map(
+            partial(_encode, layout, targets if known else None),
+            remove_columns=rows.column_names,
+            features=Features(features),
+            load_from_cache_file=False,  # the cache's key does not see a change of the code
+            desc="tokens",
+        )
+
+    def outputs(
+        self,
+        model: PreTrainedModel,
+        inputs: Mapping[str, Tensor],
+        tokenizer: PreTrainedTokenizerBase,
+        settings: TaskConfig,
+    ) -> tuple[Tensor | None, Tensor]:
+        """Return the loss and the score of each row, log p(yes word) - log p(no word); [B], float32."""
+        loss = None
+        if inputs.get("labels") is not None:
+            loss = model(**answers.only_inputs(inputs), labels=inputs["labels"]).loss
+        no, yes = (
+            answers.log_probabilities(
+                model,
+                inputs,
+                answers.repeated(answers.target(word, tokenizer, settings.answer_length), inputs),
+            )
+            for word in WORDS
+        )
+        return loss, yes - no
+
+    def predict(self, outputs: Any, rows: Dataset, origin: np.ndarray | None = None) -> list[float]:
+        """Return the score of each sentence; above 0 it is taken for an answer."""
+        scores = np.asarray(outputs, dtype=np.float64)
+        if scores.shape != (len(rows),):
+            raise ValueError(f"{self.id} needs scores [{len(rows)}], not {list(scores.shape)}")
+        return [float(score) for score in scores]
+
+    def metrics(self, outputs: Any, rows: Dataset, origin: np.ndarray | None = None) -> Scores:
+        """Return accuracy and f1 of the decisions, map and mrr of the order within each question."""
+        if not self.labelled(rows):
+            raise ValueError(
+                f"{self.id}: the labels of these rows are withheld, so there is nothing to measure"
+            )
+        return dict(
+            RankedAnswers().compute(
+                predictions=self.predict(outputs, rows),
+                references=rows["label"][:],
+                groups=rows["question_id"][:],
+            )
+            or {}
+        )
+
+    def labelled(self, rows: Dataset) -> bool:
+        """Return whether every row has its label."""
+        return labelled(rows)
+
+    def submission(self, predictions: Predictions, rows: Dataset, path: str | Path) -> None:
+        """Write a line a sentence: question, its place among the question's sentences from 0, decision and score."""
+        target = Path(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        lines, seen = ["question_id\tsentence\tlabel\tscore"], dict[str, int]()
+        for question, score in zip(rows["question_id"][:], predictions, strict=True):
+            seen[question] = place = seen.get(question, -1) + 1
+            lines.append(f"{question}\t{place}\t{int(score > 0)}\t{score:.6f}")
+        target.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+
+
+def _encode(layout: Layout, targets: list[list[int]] | None, row: Mapping[str, Any]) -> dict[str, Any]:
+    ids = layout.fit([row[name] for name in PARTS])
+    made = {"input_ids": ids, "attention_mask": [1] * len(ids)}
+    return made if targets is None else {**made, "labels": targets[row["label"]]}
+
+
+TASKS.add(
+    "qa/wikiqa",
+    SentenceSelection(
+        suite="qa",
+        name="wikiqa",
+        benchmark_name="WikiQA",
+        summary="does the sentence answer the question?",
+        hub="microsoft/wiki_qa",
+        hub_config="default",
+        features=WIKIQA,
+        primary="accuracy",
+        aliases={
+            "question_id": "QuestionID",
+            "question": "Question",
+            "document_title": "DocumentTitle",
+            "answer": "Sentence",
+            "label": "Label",
+        },
+        stems={"train": ("WikiQA-train",), "validation": ("WikiQA-dev",), "test": ("WikiQA-test",)},
+        files={"test": "WikiQA.tsv"},
+    ),
+)
