@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from tokenizers import Tokenizer
 
 from camex_ft.config import gguf
 from camex_ft.embedded import HEADS
 from camex_ft.errors import UserError
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedConfig, PreTrainedModel
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 
 def where(path: Path) -> dict[str, Any]:
@@ -32,6 +34,19 @@ def as_plain(model: PreTrainedModel) -> PreTrainedModel:
         for module in model.modules():
             getattr(module, "config", model.config).__dict__.pop("_is_quantized", None)
     return model
+
+
+def only_its_own(tokenizer: PreTrainedTokenizerFast, header: gguf.Header) -> None:
+    """Take away, in place, tokens beyond the file's vocabulary.
+
+    For a byte-level vocabulary transformers starts from GPT-2's class, which adds its own end token to one without it:
+    a token more than the model embeds.
+    """
+    count = header.values["tokenizer.ggml.tokens"]
+    if len(tokenizer) > count:
+        core = json.loads(tokenizer.backend_tokenizer.to_str())
+        core["added_tokens"] = [token for token in core["added_tokens"] if token["id"] < count]
+        tokenizer._tokenizer = Tokenizer.from_str(json.dumps(core))
 
 
 def check_all_read(header: gguf.Header, config: PreTrainedConfig, spec: str) -> None:

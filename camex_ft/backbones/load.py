@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import logging
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 import transformers
@@ -15,14 +15,19 @@ import transformers
 from camex_ft import embedded
 from camex_ft.backbones import source
 from camex_ft.backbones.base import family_for, generates
-from camex_ft.backbones.dequantised import as_plain, check_all_read, where
+from camex_ft.backbones.dequantised import as_plain, check_all_read, only_its_own, where
 from camex_ft.config import gguf
 from camex_ft.config.backbones import EMBEDDED, NEW
 from camex_ft.embedded import HEADS
 from camex_ft.errors import UserError, nearest
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import (
+        PreTrainedConfig,
+        PreTrainedModel,
+        PreTrainedTokenizerBase,
+        PreTrainedTokenizerFast,
+    )
 
 CLASSIFIERS = ("sequence-classification", "token-classification")
 VOCABULARIES = (
@@ -40,6 +45,7 @@ def load(
     num_labels: int | None = None,
     regression: bool = False,
     seed: int = 0,
+    texts: Iterable[str] | None = None,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Return the backbone `spec` under `head`, in float32 on the CPU, in evaluation mode, and its tokenizer.
 
@@ -55,6 +61,7 @@ def load(
         num_labels: number of classes that have no names. With neither, the checkpoint's own labels stay.
         regression: one output and a squared-error loss; excludes the two above.
         seed: of the new weights, and of all weights of an embedded or ``new:`` backbone.
+        texts: what an embedded backbone's tokenizer is trained on; None: it knows the words of embedded corpora.
 
     Raises:
         UserError: `spec` or the checkpoint is at fault: unknown, incomplete, corrupt, of a family that is not
@@ -69,7 +76,7 @@ def load(
     if source.kind(spec) == "embedded":
         source.check(spec)
         family = spec.removeprefix(EMBEDDED)
-        model, tokenizer = embedded.backbone(family, head=head, seed=seed, **labels)
+        model, tokenizer = embedded.backbone(family, head=head, seed=seed, texts=texts, **labels)
     else:
         path = source.locate(spec)
         about = source.check_files(path, spec)
@@ -80,6 +87,7 @@ def load(
         else:
             model = _model(path, spec, config=config, head=head, seed=seed)
         if isinstance(about, gguf.Header):
+            only_its_own(cast("PreTrainedTokenizerFast", tokenizer), about)
             check_all_read(about, config, spec)
     model.name_or_path = model.config.name_or_path = tokenizer.name_or_path = spec
     agree_on_padding(model, tokenizer, spec)
