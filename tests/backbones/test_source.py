@@ -35,7 +35,10 @@ def test_a_package_is_found_without_importing_it(package: Path) -> None:
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ("package:not_there_at_all/model", "no installed package 'not_there_at_all'.*pip install not-there-at-all"),
+        (
+            "package:not_there_at_all/model",
+            "no installed package 'not_there_at_all'.*pip install not-there-at-all",
+        ),
         ("package:weights_of_mine/deep/modle", "Did you mean 'deep/model'"),
         ("package:weights_of_mine", "Models in it: deep/model"),
         ("package:weights_of_mine/../weights_of_mine/deep/model", "must stay inside the package"),
@@ -64,6 +67,9 @@ def test_a_package_that_does_not_serve(spec: str, message: str, package: Path, t
         ("package:x/y", "package"),
         ("models/mine", "folder"),
         ("models", "folder"),
+        ("new:models", "folder"),
+        ("new:google-t5/t5-base", "hub"),
+        ("new:package:x/y", "package"),
     ],
 )
 def test_forms(spec: str, form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -82,6 +88,12 @@ def test_forms(spec: str, form: str, tmp_path: Path, monkeypatch: pytest.MonkeyP
         ("file", "is a file"),
         ("two words", "neither a folder nor a hub id"),
         ("", "neither a folder nor a hub id"),
+        ("x.gguf", "there is no file 'x.gguf'"),
+        ("org/name/x.gguf", "there is no file 'org/name/x.gguf'"),
+        ("new:", "expected new: and one folder"),
+        ("new:new:gpt2", "expected new: and one folder"),
+        ("new:./models", "there is no folder './models'"),
+        ("new:embedded/t5", "drawn from the seed already: write embedded/t5"),
     ],
 )
 def test_no_form(spec: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

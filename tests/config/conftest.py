@@ -29,11 +29,14 @@ def write(folder):
     return write
 
 
-def _machine(*, cuda: bool = False, hub: bool = False, cached: tuple[str, ...] = ()) -> Environment:
+def _machine(
+    *, cuda: bool = False, hub: bool = False, cached: tuple[str, ...] = (), configured: tuple[str, ...] = ()
+) -> Environment:
     return Environment(
         cuda=lambda: cuda,
         hub=lambda: hub,
         model=lambda name: name in cached,
+        architecture=lambda name: name in (*cached, *configured),
         data=lambda name, configuration: f"{name}:{configuration}" in cached,
     )
 
