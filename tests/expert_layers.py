@@ -17,7 +17,7 @@ from camex_ft.registry import PROTOCOLS
 HIDDEN, INNER, EXPERTS = 6, 8, 3
 
 
-def read(module: nn.Module, arguments: Mapping[str, Any]) -> Pass:
+def read(context: RoutingContext, module: nn.Module, arguments: Mapping[str, Any]) -> Pass:
     """Take the mask from the call's arguments, as a backbone's family does."""
     return Pass(masks={"encoder": arguments.get("mask")}, cached=arguments.get("cached", 0))
 

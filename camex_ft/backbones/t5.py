@@ -19,9 +19,10 @@ def masks(model: nn.Module, inputs: Mapping[str, Any]) -> Masks:
     """Return the masks of both stacks.
 
     The first of these says which of the decoder's positions are real: `decoder_attention_mask`; under a
-    language-modelling head the `labels` that they predict; `decoder_input_ids`, less padding tokens after the first
-    (with a cache: all). A head that is given none of them feeds `input_ids` shifted to the right and passes no mask:
-    then it is the encoder's, so that start token + real tokens without the last are pooled, whatever the padding.
+    language-modelling head the `labels` that they predict, or else all, as its attention takes them; without that head
+    `decoder_input_ids`, less padding tokens after the first (with a cache: all). A head that is given none of them
+    feeds `input_ids` shifted to the right and passes no mask: then it is the encoder's, so that start token + real
+    tokens without the last are pooled, whatever the padding.
     """
     encoder = two_dimensional(inputs, "attention_mask")
     return {"encoder": encoder, "decoder": _decoder_mask(model, inputs, encoder)}
@@ -33,14 +34,14 @@ def _decoder_mask(model: nn.Module, inputs: Mapping[str, Any], encoder: Tensor |
         return given
     pad = getattr(model.config, "pad_token_id", None)
     ids, embeds = inputs.get("decoder_input_ids"), inputs.get("decoder_inputs_embeds")
-    labels = inputs.get("labels") if generates(model) else None
-    if labels is not None:
-        return (labels != -100) & (labels != pad)
+    if generates(model):
+        labels = inputs.get("labels")
+        return None if labels is None else (labels != -100) & (labels != pad)
     if ids is not None and inputs.get("past_key_values") is None:
         real = ids != pad
         real[:, 0] = True  # the start token is the padding token
         return real
-    return None if ids is not None or embeds is not None or generates(model) else encoder
+    return None if ids is not None or embeds is not None else encoder
 
 
 def _stack(model: nn.Module, path: str) -> Stack:

@@ -23,8 +23,11 @@ from torch import Tensor, nn
 
 from camex_ft.moe.reuse import Accumulation, Micro
 from camex_ft.moe.routing import masked_mean
+from camex_ft.moe.segments import Layout
+from camex_ft.moe.state import LayerState, RoutingState
 
-ReadPass = Callable[[nn.Module, Mapping[str, Any]], "Pass"]
+ReadPass = Callable[["RoutingContext", nn.Module, Mapping[str, Any]], "Pass"]
+WriteState = Callable[["Pass", Any, RoutingState], None]
 
 
 class LayerRouting(NamedTuple):
@@ -47,17 +50,53 @@ class Pass:
 
     Attributes:
         masks: goes in: mask [B, L] by stack, 1 for tokens that count; None where all do.
+        documents: goes in: packed documents of the decoder's rows, numbered within each; [B, L]; None without packing.
         cached: goes in: how many earlier positions a key-value cache stands for.
+        cache: goes in: the key-value cache itself, whatever it is.
+        caching: goes in: whether there may be a later pass that goes on from this one.
+        state: goes in: what routing remembers with the cache.
         encoded: goes in, or comes from the encoder on the way: its output, pooled over the tokens that count; [B, d].
         micro: goes in: which micro-batch of an optimizer step this is, where it has several.
         layers: comes out: routing by layer name.
+        remembered: comes out: what each layer remembers from now on.
     """
 
     masks: Mapping[str, Tensor | None] = field(default_factory=dict)
+    documents: Tensor | None = None
     cached: int = 0
+    cache: Any = None
+    caching: bool = False
+    state: RoutingState | None = None
     encoded: Tensor | None = None
     micro: Micro | None = None
     layers: dict[str, LayerRouting] = field(default_factory=dict)
+    remembered: dict[str, LayerState] = field(default_factory=dict)
+    _layouts: dict[str, Layout] = field(default_factory=dict)
+
+    def layout(self, stack: str, hidden: Tensor) -> Layout:
+        """Return where the tokens of a stack's hidden states [B, L, d] stand; the same for all of its layers.
+
+        Raises:
+            ValueError: the mask has fewer positions than there are tokens.
+        """
+        known = self._layouts.get(stack)
+        if known is None:
+            known = self._layouts[stack] = self._lay_out(stack, hidden)
+        return known
+
+    def _lay_out(self, stack: str, hidden: Tensor) -> Layout:
+        mask, (batch, length) = self.masks.get(stack), hidden.shape[:2]
+        if mask is not None and mask.shape[1] < length:
+            raise ValueError(f"the mask of the {stack} has {mask.shape[1]} positions for {length} tokens")
+        if stack != "decoder":
+            return Layout.of((batch, length), None if mask is None else mask[:, -length:])
+        chunk = mask
+        if mask is not None:  # of all positions of the cache, of those up to here, or of the new ones alone
+            start = min(self.cached, mask.shape[1] - length)
+            chunk = mask[:, start : start + length]
+        return Layout.of(
+            (batch, length), chunk, state=self.state, keep=self.caching, documents=self.documents
+        )
 
     def balance_loss(self) -> Tensor | None:
         """Return the sum of the layers' balance losses, a scalar, or None where no layer ran."""
@@ -74,19 +113,25 @@ class _Local(threading.local):
 
 
 class RoutingContext:
-    """Carries one model's passes. `read(module, arguments)` makes the pass of a call from its bound arguments."""
+    """Carries one model's passes.
 
-    def __init__(self, read: ReadPass) -> None:
-        self.read = read
+    Args:
+        read: (context, module, arguments of its call) -> the pass.
+        write: (pass, output of the module, what routing remembers from now on) -> None; puts the last beside the
+            key-value cache, which is among the arguments or in the output.
+    """
+
+    def __init__(self, read: ReadPass, write: WriteState | None = None) -> None:
+        self.read, self.write = read, write
         self._local = _Local()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> RoutingContext:
         """A copied model starts with a context of its own, without passes."""
-        memo[id(self)] = copy = RoutingContext(self.read)
+        memo[id(self)] = copy = RoutingContext(self.read, self.write)
         return copy
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return RoutingContext, (self.read,)
+        return RoutingContext, (self.read, self.write)
 
     @property
     def active(self) -> Pass | None:
@@ -134,15 +179,28 @@ class RoutingContext:
             self._local.stack.append(Pass())  # for `_after`, which also runs where reading fails
             arguments = inspect.signature(module.forward).bind_partial(*args, **kwargs).arguments
             arguments.update(arguments.pop("kwargs", {}))
-            self._local.stack[-1] = self.read(module, arguments)
+            self._local.stack[-1] = self.read(self, module, arguments)
             self._local.stack[-1].micro = self._local.accumulation.now
             if module.training:
                 self._wrap_checkpointing(module)
 
-    def _after(self, *_: Any) -> None:
+    def _after(self, module: nn.Module, args: Any, output: Any) -> None:
         self._local.entered.pop()
-        if not self._local.entered:
-            self._local.last = self._local.stack.pop()
+        if self._local.entered:
+            return
+        ended = self._local.last = self._local.stack.pop()
+        try:
+            if output is not None and ended.remembered and self.write is not None:
+                self.write(ended, output, self._state(ended))
+        finally:  # what `last` is read for needs neither caches nor hidden states
+            ended.cache = ended.state = ended.encoded = None
+            ended.remembered, ended._layouts = {}, {}
+
+    def _state(self, ended: Pass) -> RoutingState:
+        layout, (first, *_) = ended._layouts["decoder"], ended.remembered.values()
+        state = ended.state or RoutingState(self)
+        state.advance(layout.flags(first.weights.device), layout.after, ended.remembered)
+        return state
 
     def _encoded(self, module: nn.Module, args: Any, output: Any) -> None:
         if self.active is not None:
@@ -169,7 +227,7 @@ class RoutingContext:
                         "activation_checkpointing_kwargs={'use_reentrant': False}"
                     )
                 return run(*inputs)
-            with self.open(replace(outer, layers={})):
+            with self.open(replace(outer, layers={}, remembered={})):
                 return run(*inputs)
 
         return checkpoint(run_in_pass, *args)

@@ -12,7 +12,7 @@ from camex_ft.moe.curvature import Curvature
 from camex_ft.moe.granularity import Grouping
 from camex_ft.moe.linear import merged_linear
 from camex_ft.moe.reuse import Micro, Reuse, Shared
-from camex_ft.moe.vectors import Keep, Recipe
+from camex_ft.moe.vectors import Keep, Recipe, transform
 
 
 class Rule(Protocol):
@@ -112,6 +112,20 @@ class ExpertLinear(nn.Module):
         )
         bias = self.merged_bias(weights, seed)
         return y if bias is None else y + bias.to(y.dtype)
+
+    @torch.no_grad()
+    def merged(self, weights: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return E_hat [out, in] and b_hat [out] or None for one row of routing weights [1, N], without a graph.
+
+        Its domain vectors are those of evaluation.
+        """
+        recipe = self._recipe(0)
+        shared = self._shared(recipe, 0, None)
+        vectors = transform(recipe) if shared is None else shared.vectors  # [N, out, in]
+        with torch.autocast(device_type=vectors.device.type, enabled=False):
+            mixed = self.alpha * (weights.to(vectors.dtype) @ vectors.flatten(1)).view(vectors.shape[1:])
+        bias = self.merged_bias(weights)
+        return mixed if self.base is None else mixed + self.base, None if bias is None else bias.flatten()
 
     def train(self, mode: bool = True) -> ExpertLinear:
         """Choose training or evaluation; forget what was kept, but not between two micro-batches in training."""

@@ -10,6 +10,8 @@ Both are [B, L, d] -> [B, L, d], read their mask from the model's `RoutingContex
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +19,8 @@ from torch import Tensor, nn
 from camex_ft.moe.balance import balance_loss
 from camex_ft.moe.context import LayerRouting, Pass, RoutingContext
 from camex_ft.moe.experts import ExpertLinear, LayerSettings
-from camex_ft.moe.granularity import Groups, group
+from camex_ft.moe.granularity import Flow, Groups, group
+from camex_ft.moe.kept import Kept, Map, keep
 from camex_ft.moe.routing import Router
 
 Activation = Callable[[Tensor], Tensor]
@@ -75,30 +78,40 @@ class ExpertFFN(nn.Module):
         s = self.settings
         return f"experts={s.experts}, top_k={s.top_k}, rank={s.rank}, granularity={s.grouping.granularity}"
 
-    def _mask(self, hidden: Tensor, current: Pass) -> Tensor | None:
-        mask = current.masks.get(self.stack)
-        length, granularity = hidden.shape[1], self.settings.grouping.granularity
-        if current.cached and self.stack == "decoder" and granularity in ("sequence", "segment"):
+    def _flow(self, hidden: Tensor, current: Pass) -> Flow:
+        """Return where these tokens stand among those that went before.
+
+        Raises:
+            RuntimeError: a key-value cache holds earlier tokens and routing needs what is not known of them.
+        """
+        granularity = self.settings.grouping.granularity
+        layout = current.layout(self.stack, hidden)
+        if self.stack != "decoder":
+            return Flow(layout)
+        state = None if current.state is None else current.state.layers.get(self.name)
+        if current.cached and granularity == "sequence":
             raise RuntimeError(
-                f"{self.name}: routing by {granularity} needs all tokens at once, but a "
-                "key-value cache holds the earlier ones: call the model or generate with use_cache=False"
+                f"{self.name}: routing by sequence needs all tokens at once, but a key-value cache holds the earlier "
+                "ones: call the model or generate with use_cache=False"
             )
-        if mask is not None and mask.shape[1] < length:
-            raise ValueError(f"{self.name}: the mask has {mask.shape[1]} positions for {length} tokens")
-        return None if mask is None else mask[:, -length:]
+        if current.cached and granularity == "segment" and state is None:
+            raise RuntimeError(
+                f"{self.name}: this key-value cache was not filled by this model, so that nothing is known of how its "
+                "tokens were routed: compute the prompt with this model, or pass use_cache=False"
+            )
+        return Flow(layout, state, current.caching, current.encoded)
 
     def _route(self, hidden: Tensor) -> Groups:
         current = self.context.active or Pass()
-        mask = self._mask(hidden, current)
-        encoded = current.encoded if self.stack == "decoder" else None
-        groups = group(hidden, mask, self.router, self.settings.grouping, encoded)
-        current.layers[self.name] = LayerRouting(
-            groups.routing.weights.detach(),
-            groups.mask,
-            balance_loss(
-                groups.routing, top_k=self.settings.top_k, coef=self.settings.balance, mask=groups.mask
-            ),
-        )
+        groups = group(hidden, self._flow(hidden, current), self.router, self.settings.grouping)
+        if groups.state is not None:
+            current.remembered[self.name] = groups.state
+        balance = groups.weights.new_zeros(())
+        if groups.routing is not None:
+            given = self.settings
+            balance = balance_loss(groups.routing, top_k=given.top_k, coef=given.balance, mask=groups.mask)
+        served = groups.weights if groups.routing is None else groups.routing.weights
+        current.layers[self.name] = LayerRouting(served.detach(), groups.mask, balance)
         return groups
 
 
@@ -110,10 +123,44 @@ class MergedFFN(ExpertFFN):
         """Return the layer's output for hidden states; [B, L, d] -> [B, L, d]."""
         groups = self._route(hidden)
         x, s, micro = groups.x, groups.weights, (self.context.active or Pass()).micro
-        inner = self.activation((self.gate or self.up)(x, s, micro))  # [G, L', f]
+        kept = self._kept(groups)
+
+        def mapped(name: str, x: Tensor) -> Tensor:
+            linear: ExpertLinear = getattr(self, name)
+            return linear(x, s, micro) if kept is None else kept.apply(name, x)
+
+        inner = self.activation(mapped("up" if self.gate is None else "gate", x))  # [G, L', f]
         if self.gate is not None:
-            inner = inner * self.up(x, s, micro)
-        return self.outer_dropout(groups.restore(self.down(self.inner_dropout(inner), s, micro)))
+            inner = inner * mapped("up", x)
+        return self.outer_dropout(groups.restore(mapped("down", self.inner_dropout(inner))))
+
+    def _kept(self, groups: Groups) -> Kept | None:
+        """Return merged experts that are kept from token to token, where that pays: while generating."""
+        served, state = groups.served, groups.state
+        if served is None or state is None or self.training or torch.is_grad_enabled():
+            return None
+        dtype, device = self.up.experts.dtype, groups.x.device.type
+        if torch.is_autocast_enabled(device):
+            dtype = torch.get_autocast_dtype(device)
+        kept = served.kept
+        if kept is None or kept.rows is None or kept.dtype != dtype:
+            # from there on, experts and base are fewer matrices than merged ones
+            most = self.settings.experts + 1
+            kept = keep(groups.weights, kept, partial(self._merged, dtype), most=most, dtype=dtype)
+        if (current := self.context.active) is not None:
+            crossed = state.weights is not served.weights  # a segment ended: others serve the next token
+            current.remembered[self.name] = replace(state, kept=kept.stale() if crossed else kept)
+        return kept if kept.maps else None
+
+    def _merged(self, dtype: torch.dtype, weights: Tensor) -> dict[str, Map]:
+        """Return E_hat [out, in] and b_hat [out] or None of every map, for routing weights [1, N]."""
+        made = {}
+        for name in ("up", "gate", "down"):
+            linear = getattr(self, name)
+            if linear is not None:
+                weight, bias = linear.merged(weights)
+                made[name] = (weight.to(dtype), None if bias is None else bias.to(dtype))
+        return made
 
 
 class MixtureFFN(ExpertFFN):

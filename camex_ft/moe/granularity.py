@@ -17,11 +17,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from camex_ft.moe.routing import NOISE_FLOOR, Router, Routing, masked_mean
+from camex_ft.moe.routing import Router, Routing, masked_mean
+from camex_ft.moe.segments import Layout, segments
+from camex_ft.moe.state import LayerState
 
 Granularity = Literal["sequence", "segment", "token", "encoder"]
 FirstSegment = Literal["prior", "self"]
@@ -47,93 +47,69 @@ class Groups(NamedTuple):
     Attributes:
         x: [G, L', in].
         weights: s; [G, N] or [G, L', N].
-        routing: every routing that was computed, for the balance loss and the record; [B, N], [B, S, N] or [B, L, N].
+        routing: every routing that was computed, for the balance loss and the record; [B, N], [B, S, N] or [B, L, N];
+            None where a cache goes on and none was.
         mask: which of those hold a token; as routing without N; None where all do.
         restore: [G, L', out] -> [B, L, out].
+        state: what the layer remembers with a key-value cache, after these tokens.
+        served: what the layer remembered before, where each row is one group that it serves.
     """
 
     x: Tensor
     weights: Tensor
-    routing: Routing
+    routing: Routing | None
     mask: Tensor | None
     restore: Callable[[Tensor], Tensor]
+    state: LayerState | None = None
+    served: LayerState | None = None
 
 
-def group(
-    x: Tensor, mask: Tensor | None, router: Router, grouping: Grouping, encoded: Tensor | None = None
-) -> Groups:
+class Flow(NamedTuple):
+    """How one layer's tokens stand among those that went before.
+
+    Attributes:
+        layout: of the pass.
+        state: what the layer remembers, where a key-value cache goes on.
+        keep: whether a later pass may go on from this one.
+        encoded: the encoder's pooled output, for granularity "encoder"; [B, in].
+    """
+
+    layout: Layout
+    state: LayerState | None = None
+    keep: bool = False
+    encoded: Tensor | None = None
+
+
+def group(x: Tensor, flow: Flow, router: Router, grouping: Grouping) -> Groups:
     """Group and route hidden states.
 
     Args:
         x: hidden states; [B, L, in].
-        mask: 1 for tokens that count; [B, L]; None counts all.
+        flow: where they stand.
         router: of the layer.
         grouping: how.
-        encoded: the encoder's pooled output, for granularity "encoder"; [B, in].
+
+    Raises:
+        RuntimeError: routing by the encoder without its output, or a cache that cannot go on (`segments`).
     """
     if grouping.granularity == "segment":
-        return _segments(x, mask, router, grouping)
+        made = segments(x, flow.layout, router, grouping, flow.state, keep=flow.keep)
+        served = flow.state if made.routing is None else None
+        return Groups(made.x, made.weights, made.routing, made.counts, made.restore, made.state, served)
+    if grouping.granularity == "encoder":
+        return _by_encoder(x, flow, router)
     if grouping.granularity == "token":
         routing = router(x)  # [B, L, N]
-        return Groups(x, routing.weights, routing, mask, lambda y: y)
-    if grouping.granularity == "encoder":
-        if encoded is None:
-            raise RuntimeError("routing by the encoder: this forward pass has no encoder output")
-        routing = router(encoded)  # [B, N]
-    else:
-        routing = router(masked_mean(x, mask))  # [B, N]
+        return Groups(x, routing.weights, routing, flow.layout.mask, lambda y: y)
+    routing = router(masked_mean(x, flow.layout.mask))  # [B, N]
     return Groups(x, routing.weights, routing, None, lambda y: y)
 
 
-def _segments(x: Tensor, mask: Tensor | None, router: Router, grouping: Grouping) -> Groups:
-    batch, length, width = x.shape
-    span = min(grouping.segment, length)
-    count = -(-length // span)  # S, the last segment may be short
-    if mask is None:
-        mask = x.new_ones(batch, length, dtype=torch.bool)
-    order = _from_first_token(mask)  # [B, L]
-    padding = count * span - length
-    tokens = F.pad(x.gather(1, order.unsqueeze(-1).expand_as(x)), (0, 0, 0, padding)).view(
-        batch, count, span, width
-    )
-    real = F.pad(mask.gather(1, order), (0, padding)).view(batch, count, span)  # [B, S, T]
-    routing = router(masked_mean(tokens, real))  # [B, S, N], each segment by its own mean
-    counts = real.any(-1) if real.dtype == torch.bool else real.sum(-1) > 0  # [B, S]
-    if grouping.first_segment == "prior":
-        prior = router.route_prior(batch)
-        first = prior.weights.unsqueeze(1)  # [B, 1, N]
-        routing = _prepend(prior, routing)
-        counts = torch.cat([torch.ones_like(counts[:, :1]), counts], dim=1)
-        own = routing.weights[:, 1:]
-    else:
-        own = routing.weights
-        first = own[:, :1].detach()
-    weights = torch.cat([first.to(own.dtype), own[:, :-1]], dim=1)  # segment j is served by segment j - 1
-
-    def restore(y: Tensor) -> Tensor:
-        flat = y.view(batch, count * span, -1)[:, :length]  # [B, L, out]
-        return torch.zeros_like(flat).scatter(1, order.unsqueeze(-1).expand_as(flat), flat)
-
-    return Groups(tokens.flatten(0, 1), weights.flatten(0, 1), routing, counts, restore)
-
-
-def _from_first_token(mask: Tensor) -> Tensor:
-    """Return positions [B, L] that turn each row so that it begins with its first token: left padding goes last."""
-    length = mask.shape[1]
-    start = mask.to(torch.int8).argmax(dim=1, keepdim=True)  # the first of equal maxima
-    return (torch.arange(length, device=mask.device) + start) % length
-
-
-def _prepend(prior: Routing, routing: Routing) -> Routing:
-    """Put the prior's routing [B, N] before that of the segments [B, S, N]; it is drawn without noise."""
-    first = Routing(prior.weights.unsqueeze(1), prior.logits.unsqueeze(1))
-    noisy = scale = None
-    if routing.noisy is not None and routing.scale is not None:
-        noisy = torch.cat([first.logits, routing.noisy], dim=1)
-        scale = torch.cat([torch.full_like(first.logits, NOISE_FLOOR), routing.scale], dim=1)
-    return Routing(
-        torch.cat([first.weights.to(routing.weights.dtype), routing.weights], dim=1),
-        torch.cat([first.logits.to(routing.logits.dtype), routing.logits], dim=1),
-        noisy,
-        scale,
-    )
+def _by_encoder(x: Tensor, flow: Flow, router: Router) -> Groups:
+    if flow.state is not None:
+        return Groups(x, flow.state.weights[:, 0], None, None, lambda y: y, flow.state, flow.state)
+    if flow.encoded is None:
+        raise RuntimeError("routing by the encoder: this forward pass has no encoder output")
+    routing = router(flow.encoded)  # [B, N]
+    state = LayerState(routing.weights.unsqueeze(1)) if flow.keep else None
+    return Groups(x, routing.weights, routing, None, lambda y: y, state)

@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from camex_ft import registry
-from camex_ft.backbones import generates
+from camex_ft.backbones import family_of, generates
 from camex_ft.registry import PROTOCOLS
 from camex_ft.upcycling import upcycle
 
@@ -82,6 +82,18 @@ def cases(*heads: str) -> list[Case]:
                         for g in _granularities(model_type, head, protocol)
                     ]
     return found
+
+
+def causal_cases() -> list[Case]:
+    """Return the cases with experts in a causal stack under a head that generates."""
+    found = [c for c in cases("causal-lm", "seq2seq-lm") if c.protocol != "dense"]
+    return [c for c in found if _is_causal(c.model_type, c.head)]
+
+
+@cache
+def _is_causal(model_type: str, head: str) -> bool:
+    model = dense(model_type, head)
+    return any(ffn.stack == "decoder" for ffn in family_of(model).ffns(model))
 
 
 def _granularities(model_type: str, head: str, protocol: str) -> list[str]:

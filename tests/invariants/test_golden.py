@@ -15,8 +15,9 @@ from camex_ft.moe.balance import balance_loss
 from camex_ft.moe.context import RoutingContext
 from camex_ft.moe.experts import ExpertLinear, LayerSettings
 from camex_ft.moe.ffn import MixtureFFN
-from camex_ft.moe.granularity import Grouping, group
+from camex_ft.moe.granularity import Flow, Grouping, group
 from camex_ft.moe.routing import Router
+from camex_ft.moe.segments import Layout
 from camex_ft.registry import PROTOCOLS
 
 # float64 sums in another order differ by about 1e-14; the balance loss was summed in float32 (parts in 1e7 of 1e-3)
@@ -42,6 +43,10 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if not files:
         raise pytest.UsageError(f"--golden-dir: no *.safetensors files in {folder}")
     metafunc.parametrize("file", files, ids=[f.stem for f in files])
+
+
+def full_pass(x: Tensor) -> Flow:
+    return Flow(Layout.of((x.shape[0], x.shape[1])))
 
 
 def read(file: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -93,7 +98,7 @@ def test_merged_map(file: Path) -> None:
     linear, router = linear_of(settings, parameters), router_of(settings, parameters["w_gate"])
     x = tensors["x"].clone().requires_grad_()
 
-    groups = group(x, None, router, settings.grouping)
+    groups = group(x, full_pass(x), router, settings.grouping)
     y = groups.restore(linear(groups.x, groups.weights))
     balance = balance_loss(groups.routing, top_k=settings.top_k, coef=settings.balance, mask=groups.mask)
     (y * tensors["grad_y"]).sum().backward()
@@ -128,7 +133,7 @@ def test_mixture(file: Path) -> None:
     layer.router = router_of(settings, tensors["param.w_gate"])
     x = tensors["x"].clone().requires_grad_()
 
-    groups = group(x, None, layer.router, settings.grouping)
+    groups = group(x, full_pass(x), layer.router, settings.grouping)
     y = layer(x)
     (y * tensors["grad_y"]).sum().backward()
 

@@ -126,7 +126,9 @@ def test_an_error_inside_leaves_the_context_clean(error: type[BaseException]) ->
 
 def test_an_error_in_reading_leaves_the_context_clean() -> None:
     made = model()
-    made.context.read = lambda module, arguments: (_ for _ in ()).throw(ValueError("mask of another shape"))
+    made.context.read = lambda context, module, arguments: (_ for _ in ()).throw(
+        ValueError("mask of another shape")
+    )
     with pytest.raises(ValueError, match="mask of another shape"):
         made(X, mask=ONE)
     assert made.context.active is None

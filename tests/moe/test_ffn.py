@@ -215,7 +215,7 @@ def test_experts_start_as_the_dense_layer() -> None:
         nn.GELU(),
         name="layer",
         stack="encoder",
-        context=RoutingContext(lambda module, arguments: Pass()),
+        context=RoutingContext(lambda context, module, arguments: Pass()),
         settings=settings("ties-ca", noise=True),
     )
     for name, (weight, bias) in dense.items():
@@ -249,13 +249,14 @@ def test_a_mask_shorter_than_the_tokens_is_refused() -> None:
     layer = layer_of(settings("domain"))
     with (
         layer.context.open(Pass(masks={"encoder": torch.ones(1, 2)})),
-        pytest.raises(ValueError, match="layer: the mask has 2 positions for 3 tokens"),
+        pytest.raises(ValueError, match="mask of the encoder has 2 positions for 3 tokens"),
     ):
         layer(tokens(1, 3))
 
 
 @pytest.mark.parametrize("granularity", ["sequence", "segment"])
 def test_a_cache_is_refused_where_earlier_tokens_are_needed(granularity: str) -> None:
+    """Routing by sequence never works with a cache, routing by segment only with what this model remembers."""
     layer = layer_of(settings("domain", grouping=Grouping(granularity)))
     layer.stack = "decoder"
     with layer.context.open(Pass(cached=4)), pytest.raises(RuntimeError, match="use_cache=False"):

@@ -2,51 +2,30 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from expert_layers import EXPERTS, HIDDEN, layer_of, settings, tokens
 from hypothesis import given
 from hypothesis import settings as effort
 from hypothesis import strategies as st
+from segment_loop import EXACT, by_loop, router
 from torch import Tensor
 
+from camex_ft.moe import granularity
 from camex_ft.moe.context import Pass
-from camex_ft.moe.granularity import Grouping, Groups, group
+from camex_ft.moe.granularity import Flow, Grouping, Groups
 from camex_ft.moe.routing import Router
+from camex_ft.moe.segments import Layout
 
-EXACT = 1e-12  # float64, means of a dozen tokens
 LONGEST = 13
 
 
-def router(top_k: int = EXPERTS) -> Router:
-    torch.manual_seed(0)
-    made = Router(in_features=HIDDEN, experts=EXPERTS, top_k=top_k, noise=False, prior=True).double()
-    torch.nn.init.normal_(made.prior)
-    return made
-
-
-def by_loop(x: Tensor, mask: list[int], route: Router, grouping: Grouping) -> list[Tensor | None]:
-    """Routing weights of each real token of one row x [L, in]: segments counted from the first real token."""
-    served: list[Tensor | None] = [None] * len(mask)
-    if 1 not in mask:
-        return served
-    start = mask.index(1)
-    prior = route.route_prior(1).weights[0]
-
-    def own(j: int) -> Tensor:
-        positions = range(start + j * grouping.segment, min(start + (j + 1) * grouping.segment, len(mask)))
-        real = [x[t] for t in positions if mask[t]]
-        return (
-            route(torch.stack(real).mean(0)).weights if real else route(torch.zeros(HIDDEN).double()).weights
-        )
-
-    for t in range(start, len(mask)):
-        j = (t - start) // grouping.segment
-        if j > 0:
-            served[t] = own(j - 1)
-        else:
-            served[t] = prior if grouping.first_segment == "prior" else own(0)
-    return [s if m else None for s, m in zip(served, mask, strict=True)]
+def group(x: Tensor, mask: Tensor | None, route: Router, grouping: Grouping, encoded: Any = None) -> Groups:
+    """One full pass."""
+    layout = Layout.of((x.shape[0], x.shape[1]), mask)
+    return granularity.group(x, Flow(layout, encoded=encoded), route, grouping)
 
 
 def weights_by_token(groups: Groups) -> Tensor:

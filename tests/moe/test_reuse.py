@@ -229,7 +229,7 @@ def test_a_layer_must_take_part_in_the_last() -> None:
 
 
 def test_the_context_hands_the_micro_batch_to_the_pass() -> None:
-    context = RoutingContext(lambda module, arguments: Pass())
+    context = RoutingContext(lambda context, module, arguments: Pass())
     layer = torch.nn.Linear(2, 2)
     seen = []
     layer.register_forward_hook(lambda *_: seen.append(context.active.micro if context.active else None))
