@@ -16,12 +16,12 @@ ARGS ?=
 export TASK PROFILE BACKBONE PROTOCOL SEED SET FORCE ARGS
 
 .DEFAULT_GOAL := help
-.PHONY: help install glue superglue qa test test-slow weights bench lint format clean distclean
+.PHONY: help install glue superglue lm qa test test-slow weights bench lint format clean distclean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{printf "%-18s %s\n", $$1, $$2}'
 	@echo
-	@echo "  glue, superglue and qa take TASK= PROFILE=auto|paper|embedded BACKBONE= PROTOCOL= SEED= SET=\"key=value ...\" FORCE=1"
+	@echo "  glue, superglue, lm and qa take TASK= PROFILE=auto|paper|embedded BACKBONE= PROTOCOL= SEED= SET=\"key=value ...\" FORCE=1"
 
 install: $(STAMP) ## make .venv and install (instant once done)
 
@@ -52,6 +52,9 @@ glue: $(STAMP) ## fine-tune and evaluate on a GLUE task: make glue TASK=sst2
 
 superglue: $(STAMP) ## the same on a SuperGLUE task: make superglue TASK=boolq
 	$(call experiment,configs/superglue.yaml)
+
+lm: $(STAMP) ## language modelling, perplexity: make lm TASK=wikitext-2 (wikitext-103, text)
+	$(call experiment,configs/lm.yaml)
 
 qa: $(STAMP) ## question answering with T5: make qa TASK=squad (squad_v2, wikiqa)
 	$(call experiment,configs/qa.yaml)

@@ -116,9 +116,9 @@ def doctor() -> None:
 @app.command()
 def evaluate(run: RunArgument) -> None:
     """Evaluate the best checkpoint of a run on its validation data again, and print the metrics."""
-    from camex_ft import pipeline
+    from camex_ft import trained
 
-    for name, value in pipeline.evaluate(run).items():
+    for name, value in trained.evaluate(run).items():
         typer.echo(f"{name}: {value:.4f}" if isinstance(value, float) else f"{name}: {value}")
 
 
@@ -131,9 +131,24 @@ def predict(
     out: Annotated[Optional[Path], typer.Option("--out", help="Where predictions go.")] = None,  # noqa: UP045
 ) -> None:
     """Predict the rows of a file with the best checkpoint of a run."""
-    from camex_ft import pipeline
+    from camex_ft import trained
 
-    typer.echo(f"wrote {pipeline.predict(run, file, out)}")
+    typer.echo(f"wrote {trained.predict(run, file, out)}")
+
+
+@app.command()
+def generate(
+    run: RunArgument,
+    prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="The text to go on from.")],
+    tokens: Annotated[int, typer.Option(min=1, help="The most tokens that are generated.")] = 50,
+    beams: Annotated[int, typer.Option(min=1, help="Beams; 1 takes the likeliest token each time.")] = 1,
+    sample: Annotated[bool, typer.Option("--sample", help="Draw tokens at random instead.")] = False,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the draws.")] = 0,
+) -> None:
+    """Go on from a text with the best checkpoint of a run, and print what comes."""
+    from camex_ft import trained
+
+    typer.echo(trained.generate(run, prompt, tokens=tokens, beams=beams, sample=sample, seed=seed))
 
 
 app.add_typer(bench)

@@ -2,32 +2,31 @@
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections.abc import Mapping
 from functools import partial
-from pathlib import Path
 from typing import Any, cast
 
 import datasets
 import transformers
 from accelerate import PartialState
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, set_seed
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from camex_ft import config, upcycling
 from camex_ft.backbones.load import load as load_backbone
 from camex_ft.config import Config, Environment
+from camex_ft.config.backbones import EMBEDDED
 from camex_ft.errors import UserError
 from camex_ft.registry import TASKS
 from camex_ft.reporting import Facts, make_record
 from camex_ft.results import Record, RunFolder, find_done, print_summary, run_name
-from camex_ft.tasks import sources
+from camex_ft.tasks import sources, stream
 from camex_ft.tasks.base import Task
 from camex_ft.tasks.prepared import Prepared
 from camex_ft.training.arguments import training_arguments
 from camex_ft.training.checkpoints import choose, state_of
 from camex_ft.training.cost import Speed
-from camex_ft.training.history import HistoryCallback, only_metrics
+from camex_ft.training.history import HistoryCallback
 from camex_ft.training.trainer import CamexTrainer
 
 MODEL = "model"
@@ -69,7 +68,14 @@ def run(given: Config, *, force: bool = False) -> Record:
         folder.remove_if_empty()  # nothing was done yet: leave nothing behind
         raise
     speed = train(trainer, settled, folder, anew=force)
-    facts = Facts(name=folder.path.name, started=started, reason=reason, data_sha256=digest, speed=speed)
+    facts = Facts(
+        name=folder.path.name,
+        started=started,
+        reason=reason,
+        data_sha256=digest,
+        speed=speed,
+        tokenizer=made_tokenizer(settled, task, trainer.processing_class),
+    )
     record = make_record(settled, data, trainer, facts)
     keep(trainer, data, folder, record, predictions=settled.task.predict)
     close(record, folder)
@@ -86,7 +92,10 @@ def prepare(
         raise UserError(f"task.predict: {task.id} has no test split here; expected one beside the others")
     training_arguments(settled.training, output=folder.checkpoints, best=None)  # its faults, before any work
     set_seed(settled.training.seed)
-    model, tokenizer = load_model(settled, task)
+    model, tokenizer = load_model(settled, task, splits)
+    made = made_tokenizer(settled, task, tokenizer)
+    if made is not None:
+        say(f"{settled.backbone} knows the words of the embedded corpora alone; here its tokenizer is {made}")
     data = Prepared.make(task, splits, tokenizer, settled.task)
     return make_trainer(settled, data, model, tokenizer, folder), data
 
@@ -124,50 +133,6 @@ def quieten() -> None:
     datasets.disable_progress_bars()
 
 
-def evaluate(run_folder: Path | str) -> dict[str, float]:
-    """Return the metrics of a finished run's model on its validation splits, measured again.
-
-    Raises:
-        UserError: there is no finished run there, or its data is gone.
-    """
-    quieten()
-    settled, task = read_run(run_folder)
-    model, tokenizer = load_trained(run_folder)
-    data = Prepared.make(task, load_splits(settled, task), tokenizer, settled.task)
-    with tempfile.TemporaryDirectory() as scratch:
-        trainer = make_trainer(settled, data, model, tokenizer, RunFolder(Path(scratch)))
-        found = trainer.evaluate()
-    return only_metrics(found)
-
-
-def predict(run_folder: Path | str, file: Path | str, out: Path | str | None = None) -> Path:
-    """Write a finished run's predictions for the examples of a file, in the benchmark's format; return where.
-
-    Args:
-        run_folder: of the run.
-        file: jsonl, csv, tsv or parquet with the task's columns.
-        out: where predictions go; by default ``predictions/`` in the run's folder, under the file's name.
-
-    Raises:
-        UserError: there is no finished run there, the file is missing or faulty, or the task takes no predictions.
-    """
-    quieten()
-    settled, task = read_run(run_folder)
-    if not task.files:
-        raise task.no_predictions()
-    split = task.splits["test"][0]
-    examples = sources.load_file(task, file)
-    model, tokenizer = load_trained(run_folder)
-    data = Prepared.make(task, {split: examples}, tokenizer, settled.task)
-    suffix = Path(task.files[split]).suffix
-    target = Path(out) if out else Path(run_folder) / PREDICTIONS / f"{Path(file).stem}{suffix}"
-    with tempfile.TemporaryDirectory() as scratch:
-        trainer = make_trainer(settled, data, model, tokenizer, RunFolder(Path(scratch)))
-        decided = data.predict(split, trainer.collect(data.encoded[split]))
-        task.submission(decided, data.rows[split], target)
-    return target
-
-
 def load_splits(settled: Config, task: Task) -> dict[str, datasets.Dataset]:
     """Return the examples of the run, by split."""
     source = settled.data
@@ -178,14 +143,27 @@ def load_splits(settled: Config, task: Task) -> dict[str, datasets.Dataset]:
         seed=source.seed,
         train_rows=source.train_rows,
         eval_rows=source.eval_rows,
+        serves=source.splits,
     )
 
 
-def load_model(settled: Config, task: Task) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Return the upcycled backbone under the task's head, with its tokenizer."""
+def load_model(
+    settled: Config, task: Task, splits: Mapping[str, datasets.Dataset] | None = None
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Return the upcycled backbone under the task's head, with its tokenizer.
+
+    Args:
+        settled: the resolved configuration.
+        task: its task.
+        splits: the examples, for an embedded backbone whose tokenizer must be made for them (`needs_tokenizer`).
+    """
+    texts = None
+    if splits is not None and needs_tokenizer(settled, task):
+        texts = map(stream.line, splits[task.splits["train"]]["text"])
     dense, tokenizer = load_backbone(
-        settled.backbone, head=task.head, seed=settled.training.seed, **task.backbone_options()
+        settled.backbone, head=task.head, seed=settled.training.seed, texts=texts, **task.backbone_options()
     )
+    task.check_backbone(dense.config, settled.task)
     model = upcycling.upcycle(
         dense,
         merging=settled.merging,
@@ -197,21 +175,15 @@ def load_model(settled: Config, task: Task) -> tuple[PreTrainedModel, PreTrained
     return model, tokenizer
 
 
-def read_run(run_folder: Path | str) -> tuple[Config, Task]:
-    """Return a finished run's configuration and task; `UserError` if there is none."""
-    folder = RunFolder(Path(run_folder))
-    if find_done(folder) is None:
-        raise UserError(
-            f"{run_folder} holds no finished run; runs are in results/runs, each with a record.json"
-        )
-    settled = config.load_config(str(folder.config), [])
-    return settled, TASKS.get(settled.task.id)
+def needs_tokenizer(settled: Config, task: Task) -> bool:
+    """Return whether an embedded backbone meets text that its words do not make up."""
+    return task.plain_text and settled.data.source != "embedded" and settled.backbone.startswith(EMBEDDED)
 
 
-def load_trained(run_folder: Path | str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Return a finished run's model, at its best epoch, and tokenizer."""
-    folder = Path(run_folder) / MODEL
-    return upcycling.load(folder), AutoTokenizer.from_pretrained(folder)
+def made_tokenizer(settled: Config, task: Task, tokenizer: Any) -> str | None:
+    """Return what was made where `needs_tokenizer`, in words for the terminal and the record, or None."""
+    made = f"a byte-level BPE of {len(tokenizer):,} tokens, trained on the train split"
+    return made if needs_tokenizer(settled, task) else None
 
 
 def make_trainer(

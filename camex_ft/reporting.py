@@ -32,6 +32,7 @@ class Facts:
         reason: which profile, and why, as `config.resolve` says it.
         data_sha256: fingerprint of its data.
         speed: of training; None where there was nothing left to train.
+        tokenizer: what was made for this text; None where the backbone's own serves.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Facts:
     reason: str
     data_sha256: str
     speed: Speed | None
+    tokenizer: str | None = None
 
 
 def make_record(config: Config, data: Prepared, trainer: CamexTrainer, facts: Facts) -> Record:
@@ -78,7 +80,7 @@ def make_record(config: Config, data: Prepared, trainer: CamexTrainer, facts: Fa
         ),
         routing=routing,
         curvature={name: LayerCurvature.model_validate(entry) for name, entry in curvature.items()},
-        model=Model(**describe(model)),
+        model=Model(**describe(model), tokenizer=facts.tokenizer),
         cost=Cost(
             samples_per_second=facts.speed.samples if facts.speed else None,
             tokens_per_second=facts.speed.tokens if facts.speed else None,

@@ -31,22 +31,24 @@ def process(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[st
 
 @pytest.fixture
 def pipeline(monkeypatch):
-    """A pipeline that notes its calls; what it does itself is tested with it."""
+    """A pipeline that notes its calls, and stands for `trained` too; what they do themselves is tested with them."""
     calls: list[tuple] = []
     fake = SimpleNamespace(
         calls=calls,
         run=lambda config, **options: calls.append(("run", config, options)),
         evaluate=lambda run: calls.append(("evaluate", run)) or {"accuracy": 0.51234567, "rows": 12},
         predict=lambda run, file, out: calls.append(("predict", run, file, out)) or "predictions.jsonl",
+        generate=lambda run, prompt, **how: calls.append(("generate", run, prompt, how)) or "and so on",
     )
-    monkeypatch.setattr(camex_ft, "pipeline", fake, raising=False)
-    monkeypatch.setitem(sys.modules, "camex_ft.pipeline", fake)
+    for module in ("pipeline", "trained"):
+        monkeypatch.setattr(camex_ft, module, fake, raising=False)
+        monkeypatch.setitem(sys.modules, f"camex_ft.{module}", fake)
     return fake
 
 
 def test_no_arguments_show_help():
     shown = invoke()
-    for command in ("run", "validate", "ls", "cp", "doctor", "evaluate", "predict"):
+    for command in ("run", "validate", "ls", "cp", "doctor", "evaluate", "predict", "generate"):
         assert f" {command} " in shown.output
 
 
@@ -86,6 +88,17 @@ def test_predict_hands_over_its_files(pipeline):
         ("predict", Path("r"), Path("f.csv"), None),
         ("predict", Path("r"), Path("f.csv"), Path("o.jsonl")),
     ]
+
+
+def test_generate_hands_over_how(pipeline):
+    assert invoke("generate", "r", "it was").output == "and so on\n"
+    many = ("--tokens", "5", "--beams", "3", "--sample", "--seed", "7")
+    assert invoke("generate", "r", "it was", *many).exit_code == 0
+    assert pipeline.calls == [
+        ("generate", Path("r"), "it was", {"tokens": 50, "beams": 1, "sample": False, "seed": 0}),
+        ("generate", Path("r"), "it was", {"tokens": 5, "beams": 3, "sample": True, "seed": 7}),
+    ]
+    assert invoke("generate", "r", "it was", "--tokens", "0").exit_code == 2
 
 
 def test_validate_prints_yaml_that_begins_with_the_profile_and_its_reason():

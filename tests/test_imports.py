@@ -28,6 +28,7 @@ LAYERS = (
     ("results",),
     ("reporting",),
     ("pipeline",),
+    ("trained",),
     ("listing", "doctor", "document_protocols"),
     ("bench",),
     ("cli",),

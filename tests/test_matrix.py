@@ -1,4 +1,4 @@
-"""Every task with every embedded backbone that has its head: a few rows, two steps, an evaluation, predictions of the test split."""
+"""Every task with every embedded backbone that has its head: a few rows, two steps, an evaluation, predictions."""
 
 from __future__ import annotations
 

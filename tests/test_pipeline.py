@@ -11,7 +11,7 @@ import pytest
 import yaml
 from transformers import TrainerCallback
 
-from camex_ft import pipeline
+from camex_ft import pipeline, trained
 from camex_ft.config import Config, load_config
 from camex_ft.errors import UserError
 from camex_ft.results import Record, load_record
@@ -159,7 +159,7 @@ def test_the_configuration_left_behind_runs_again(whole: Run) -> None:
 
 
 def test_evaluate_measures_the_same(whole: Run) -> None:
-    found = pipeline.evaluate(whole.folder)
+    found = trained.evaluate(whole.folder)
     expected = whole.record.metrics.all
     assert found["validation_accuracy"] == expected["accuracy"]
     assert found["validation_loss"] == pytest.approx(expected["loss"], rel=1e-6)
@@ -168,25 +168,25 @@ def test_evaluate_measures_the_same(whole: Run) -> None:
 def test_predict_predicts_the_same(whole: Run, tmp_path: Path) -> None:
     """The submission of the run's own test split, and predictions for the same rows from a file."""
     submission = whole.folder / "predictions" / "RTE.tsv"
-    settled, task = pipeline.read_run(whole.folder)
+    settled, task = trained.read_run(whole.folder)
     examples = pipeline.load_splits(settled, task)["test"]
     file = tmp_path / "mine.jsonl"
     file.write_text("".join(json.dumps({c: row[c] for c in task.columns}) + "\n" for row in examples))
-    assert pipeline.predict(whole.folder, file, tmp_path / "out.tsv") == tmp_path / "out.tsv"
+    assert trained.predict(whole.folder, file, tmp_path / "out.tsv") == tmp_path / "out.tsv"
     lines = submission.read_text().splitlines()
     assert (tmp_path / "out.tsv").read_text().splitlines() == lines
     assert lines[0] == "index\tprediction" and len(lines) == len(examples) + 1
 
 
 def test_predictions_go_into_the_run_s_folder(done: Run, tmp_path: Path) -> None:
-    settled, task = pipeline.read_run(done.folder)
+    settled, task = trained.read_run(done.folder)
     row = pipeline.load_splits(settled, task)["test"][0]
     file = tmp_path / "mine.jsonl"
     file.write_text(json.dumps({c: row[c] for c in task.columns}) + "\n")
-    assert pipeline.predict(done.folder, file) == done.folder / "predictions" / "mine.tsv"
+    assert trained.predict(done.folder, file) == done.folder / "predictions" / "mine.tsv"
 
 
-@pytest.mark.parametrize("call", [pipeline.evaluate, lambda folder: pipeline.predict(folder, "x.jsonl")])
+@pytest.mark.parametrize("call", [trained.evaluate, lambda folder: trained.predict(folder, "x.jsonl")])
 def test_there_must_be_a_finished_run(call: Any, done: Run) -> None:
     (done.folder / "record.json").unlink()
     with pytest.raises(UserError, match="holds no finished run"):
@@ -196,9 +196,9 @@ def test_there_must_be_a_finished_run(call: Any, done: Run) -> None:
 def test_a_file_that_is_not_there_is_named_before_a_model_is_loaded(
     whole: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pipeline, "load_trained", lambda folder: pytest.fail("loaded"))
+    monkeypatch.setattr(trained, "load_trained", lambda folder: pytest.fail("loaded"))
     with pytest.raises(UserError, match=r"nowhere\.jsonl"):
-        pipeline.predict(whole.folder, "nowhere.jsonl")
+        trained.predict(whole.folder, "nowhere.jsonl")
 
 
 # -- what is not done twice

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -76,6 +77,11 @@ SUITES: dict[str, Callable[[str], bool]] = {
 }
 
 
+def idle_task_keys(suite: str) -> list[str]:
+    """Return the keys of `task` that have no effect in a suite."""
+    return [key for key, has_effect in SUITES.items() if not has_effect(suite)]
+
+
 def to_yaml(config: Config) -> str:
     """Return every key of `config` in YAML, in the order of the schema; `load_config` reads the same back."""
     return yaml.dump(config.model_dump(mode="json"), Dumper=Dumper, sort_keys=False, allow_unicode=True)
@@ -84,8 +90,9 @@ def to_yaml(config: Config) -> str:
 def config_hash(config: Config, *, data: str = "") -> str:
     """Return 8 hexadecimal digits that are the same for the same experiment.
 
-    Left out are paths (of a local backbone and of a data folder the last name stays) and keys without effect on the
-    result: curvature for a protocol that has none, everything about experts for `dense`, logging, and the like.
+    Left out are paths (of a local backbone and of a data folder the last name stays, of a run's model the run's hash)
+    and keys without effect on the result: curvature for a protocol that has none, everything about experts for `dense`,
+    logging, and the like.
 
     Args:
         config: a resolved configuration.
@@ -98,6 +105,13 @@ def config_hash(config: Config, *, data: str = "") -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:8]
 
 
+def folder_label(path: Path | str) -> str:
+    """Return what a local backbone is called: its folder's name, or of a run's model, ``run-`` and the run's hash."""
+    folder = Path(path)
+    run = re.search(r"--([0-9a-f]{8})$", folder.parent.name)
+    return f"run-{run.group(1)}" if run and folder.name == "model" else folder.name
+
+
 def _drop_paths(values: dict[str, Any], config: Config, data: str) -> None:
     del values["output"]
     folder = config.data.path if config.data.source == "disk" else None
@@ -105,15 +119,14 @@ def _drop_paths(values: dict[str, Any], config: Config, data: str) -> None:
     backbone = local_backbone(config.backbone)
     if backbone is not None:
         new = NEW if config.backbone.startswith(NEW) else ""
-        values["backbone"] = new + Path(backbone).name
+        values["backbone"] = new + folder_label(backbone)
 
 
 def _drop_idle_keys(values: dict[str, Any], config: Config) -> None:
     protocol = PROTOCOLS.get(config.merging.protocol)
     del values["task"]["predict"]
-    for key, has_effect in SUITES.items():
-        if not has_effect(config.task.suite):
-            del values["task"][key]
+    for key in idle_task_keys(config.task.suite):
+        del values["task"][key]
     if "stride" in values["task"]:
         values["task"]["stride"] = config.task.step
     values["data"]["splits"] = {split: name for split, name in config.data.splits.items() if split != name}

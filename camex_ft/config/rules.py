@@ -15,12 +15,14 @@ from camex_ft.config.schema import Config
 from camex_ft.errors import UserError, nearest
 
 Broken = tuple[tuple[Key, ...], str]
+LM = "lm"
 STRICT = ConfigDict(strict=True, allow_inf_nan=False, arbitrary_types_allowed=True)
 
 
 def broken(config: Config) -> Iterator[Broken]:
     """Yield each broken rule: the keys that it is about, the one to show first, and the message."""
     yield from _task(config)
+    yield from _language(config)
     yield from _backbone(config)
     yield from _merging(config)
     yield from _training(config)
@@ -42,6 +44,31 @@ def _task(config: Config) -> Iterator[Broken]:
         hint = f" It belongs to suite {others[0]}." if others else nearest(config.task.name.lower(), within)
         message = f"unknown task '{config.task.name}' of suite {config.task.suite}.{hint} Known: {', '.join(within)}"
         yield (name, suite), message
+
+
+def _language(config: Config) -> Iterator[Broken]:
+    """Check what only language modelling asks of a configuration."""
+    task, size, stride = config.task, ("task", "block_size"), ("task", "stride")
+    if task.suite != LM:
+        return
+    if task.block_size < 2:
+        yield (size,), "expected at least 2: a token is predicted from those before it"
+    elif task.step >= task.block_size:
+        yield (
+            (stride, size),
+            f"expected less than task.block_size, which is {task.block_size}, got {task.stride}: a token that a window "
+            "scores needs one before it",
+        )
+    if (
+        task.id in registry.TASKS.names()
+        and config.data.source == "hub"
+        and not registry.TASKS.get(task.id).hub
+    ):
+        yield (
+            (("data", "source"), ("task", "name"), ("data", "dir")),
+            f"{task.id} is not on the hub: expected data.dir=FOLDER with train.txt and validation.txt, or "
+            "profile=embedded",
+        )
 
 
 def _backbone(config: Config) -> Iterator[Broken]:

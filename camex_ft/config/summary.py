@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from camex_ft.config.rules import LM
 from camex_ft.config.schema import Config
 from camex_ft.registry import PROTOCOLS
 
@@ -13,7 +14,7 @@ def summary(config: Config) -> dict[str, str]:
         f"{training.max_steps} steps" if training.max_steps > 0 else f"{training.num_train_epochs:g} epochs"
     )
     lines = {
-        "task": f"{config.task.id}, up to {config.task.max_length} tokens",
+        "task": f"{config.task.id}, {_length(config)}",
         "data": f"{config.data.source} {config.data.dir}"
         if config.data.source == "disk"
         else config.data.source,
@@ -30,6 +31,11 @@ def summary(config: Config) -> dict[str, str]:
     if protocol.form == "dense":
         lines["experts"] = ""
     return {heading: text for heading, text in lines.items() if text}
+
+
+def _length(config: Config) -> str:
+    task = config.task
+    return f"blocks of {task.block_size} tokens" if task.suite == LM else f"up to {task.max_length} tokens"
 
 
 def _layers(config: Config) -> str:

@@ -6,6 +6,7 @@ layers and four heads, and learn the embedded tasks from scratch in a minute or 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,7 +14,7 @@ import torch
 import transformers
 from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerFast
 
-from camex_ft.embedded.tokenizer import MAX_LENGTH, Layout, build_tokenizer
+from camex_ft.embedded.tokenizer import MAX_LENGTH, Layout, build_tokenizer, train_tokenizer
 from camex_ft.errors import UserError, nearest
 from camex_ft.registry import EMBEDDED
 
@@ -189,6 +190,7 @@ def backbone(
     head: str = "sequence-classification",
     num_labels: int = 2,
     seed: int = 0,
+    texts: Iterable[str] | None = None,
     **label_info: Any,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
     """Return a tiny model with random weights, in evaluation mode, and its tokenizer.
@@ -198,6 +200,7 @@ def backbone(
         head: a key of `HEADS`.
         num_labels: outputs of a classifier, where no ``id2label`` is given; 1 is a regression.
         seed: of the weights. The global random state is left as it was.
+        texts: what the tokenizer is trained on, in pieces; None gives the one that knows the project's own words.
         label_info: further configuration fields, such as ``id2label``, ``label2id``, ``problem_type``.
 
     Raises:
@@ -209,7 +212,7 @@ def backbone(
             f"backbone 'embedded/{family}' has no head '{head}'.{nearest(head, HEADS)} "
             f"It has: {', '.join(heads(family))}."
         )
-    tokenizer = build_tokenizer(entry.layout)
+    tokenizer = build_tokenizer(entry.layout) if texts is None else train_tokenizer(entry.layout, texts)
     tokens = {f"{role}_token_id": getattr(tokenizer, f"{role}_token_id") for role in ("pad", "bos", "eos")}
     if entry.model_type == "t5":
         tokens["decoder_start_token_id"] = tokenizer.pad_token_id

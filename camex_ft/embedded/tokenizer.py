@@ -1,21 +1,24 @@
-"""A word-level tokenizer over the project's own vocabulary, laid out as each family needs it.
+"""A word-level tokenizer over the project's own vocabulary, laid out as each family needs it; or one made for a text.
 
-It is a WordPiece model whose whole words are `lexicon.words` and whose only pieces are single characters,
+The first is a WordPiece model whose whole words are `lexicon.words` and whose only pieces are single characters,
 so that a word which no generator emits falls apart into a known beginning and letters, and is not lost.
 """
 
 from __future__ import annotations
 
+import json
 import string
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast, Qwen2Tokenizer
 
 from camex_ft.embedded.lexicon import words
 
 MAX_LENGTH = 512
+TRAINED_SIZE = 4096  # tokens of a tokenizer that is made for a text
 SPACE = "Ġ"  # how byte-level tokenizers write a word's leading space
 
 
@@ -40,12 +43,7 @@ class Layout:
 
 def build_tokenizer(layout: Layout) -> PreTrainedTokenizerFast:
     """Return the tokenizer of a family, which saves, and loads with `AutoTokenizer`, like any other."""
-    settings: dict[str, Any] = {
-        "model_max_length": MAX_LENGTH,
-        "model_input_names": list(layout.inputs),
-        "padding_side": "right",
-        **layout.special,
-    }
+    settings = _settings(layout)
     if layout.byte_level:
         vocab, merges = byte_level_tables(layout)
         settings |= {"vocab": vocab, "merges": merges, "add_prefix_space": True}
@@ -59,6 +57,41 @@ def build_tokenizer(layout: Layout) -> PreTrainedTokenizerFast:
     core.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     core.post_processor = _template(layout)
     return PreTrainedTokenizerFast(tokenizer_object=core, **settings)
+
+
+def train_tokenizer(
+    layout: Layout, texts: Iterable[str], *, size: int = TRAINED_SIZE
+) -> PreTrainedTokenizerFast:
+    """Return a tokenizer of a family for texts that no generator made: a byte-level byte-pair model, trained on them.
+
+    It knows every byte, so that nothing is lost; the same texts give the same tokenizer.
+
+    Args:
+        layout: of the family.
+        texts: to be trained on, in pieces.
+        size: tokens, special ones included; fewer where the texts hold too few pairs.
+    """
+    core = Tokenizer(models.BPE())
+    if layout.byte_level:  # what loads it again splits texts by its own rule
+        core.pre_tokenizer = Qwen2Tokenizer(vocab={}, merges=[]).backend_tokenizer.pre_tokenizer
+    else:
+        core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    core.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=size,
+        special_tokens=list(dict.fromkeys(layout.special.values())),
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    core.train_from_iterator(texts, trainer)
+    if layout.byte_level:
+        tables = json.loads(core.to_str())["model"]
+        merges: Any = [tuple(pair) for pair in tables["merges"]]
+        tokenizer = Qwen2Tokenizer(vocab=tables["vocab"], merges=merges, **_settings(layout))
+        tokenizer.backend_tokenizer.post_processor = _template(layout)
+        return tokenizer
+    core.post_processor = _template(layout)
+    return PreTrainedTokenizerFast(tokenizer_object=core, **_settings(layout))
 
 
 def vocabulary(layout: Layout) -> dict[str, int]:
@@ -80,6 +113,15 @@ def byte_level_tables(layout: Layout) -> tuple[dict[str, int], list[tuple[str, s
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     merges = [(token[:-1], token[-1]) for token in grown]
     return _numbered([*layout.special.values(), *alphabet, *grown]), merges
+
+
+def _settings(layout: Layout) -> dict[str, Any]:
+    return {
+        "model_max_length": MAX_LENGTH,
+        "model_input_names": list(layout.inputs),
+        "padding_side": "right",
+        **layout.special,
+    }
 
 
 def _template(layout: Layout) -> processors.TemplateProcessing:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from camex_ft.config.identity import folder_label
 from camex_ft.errors import UserError
 from camex_ft.results.record import Record, dumps, load_record
 
@@ -19,9 +20,12 @@ from camex_ft.results.record import Record, dumps, load_record
 def run_name(*, suite: str, task: str, backbone: str, protocol: str, seed: int, hash8: str) -> str:
     """Return ``<suite>--<task>--<backbone>--<protocol>--seed<k>--<hash8>``; each part is safe as a file's name.
 
-    Of a backbone that is an absolute path only the last part is used; its hash tells namesakes apart.
+    Of a backbone that is an absolute path only the last part is used; its hash tells namesakes apart. The model of
+    another run is called by that run's hash.
     """
-    parts = (suite, task, Path(backbone).name if os.path.isabs(backbone) else backbone, protocol)
+    label = folder_label(backbone)
+    local = os.path.isabs(backbone) or label.startswith("run-")
+    parts = (suite, task, label if local else backbone, protocol)
     return "--".join([*map(_slug, parts), f"seed{seed}", hash8])
 
 

@@ -90,12 +90,14 @@ class LayerCurvature(Section):
 
 
 class Model(Section):
-    """Parameters: all, trained ones, those that one token meets; FLOPs of a forward pass a token."""
+    """Parameters: all, trained ones, those that one token meets; FLOPs of a forward pass a token; a tokenizer that was
+    made for the text."""
 
     parameters: int
     trainable: int
     active: int
     flops_per_token: Number = None
+    tokenizer: str | None = None
 
 
 class Cost(Section):

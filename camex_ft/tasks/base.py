@@ -21,7 +21,7 @@ from camex_ft.tasks.metrics import Scores
 
 if TYPE_CHECKING:
     from torch import Tensor
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
     from camex_ft.config import TaskConfig
 
@@ -45,11 +45,12 @@ class Task(ABC):
 
     Attributes:
         head: what the backbone gets; a key of `camex_ft.embedded.HEADS`.
+        plain_text: whether its data may be text files, and folders of them.
         suite: such as ``"glue"``; the registry's name is ``suite/name``.
         name: of the task, such as ``"sst2"``.
         benchmark_name: the benchmark's own name, of its folder and its submission file, such as ``"SST-2"``.
         summary: one line for listings.
-        hub: hub id of the data set that holds the task as a configuration.
+        hub: hub id of the data set that holds the task as a configuration; empty where there is none.
         hub_config: that configuration, where it is not `name`.
         features: columns, types and label names, exactly the hub's.
         primary: name of the metric that tables show and that chooses the best epoch.
@@ -72,6 +73,7 @@ class Task(ABC):
     """
 
     head: ClassVar[str]
+    plain_text: ClassVar[bool] = False
 
     suite: str
     name: str
@@ -124,6 +126,14 @@ class Task(ABC):
             return self
         donor: Task = TASKS.get(self.train_from)
         return donor
+
+    def check_split(self, dataset: Dataset, split: str) -> None:
+        """Raise `UserError` for examples that make no split, where that does not show in any one of them."""
+        return
+
+    def check_backbone(self, config: PreTrainedConfig, settings: TaskConfig) -> None:
+        """Raise `UserError` for a backbone that does not do what `settings` ask for."""
+        return
 
     def backbone_options(self) -> dict[str, Any]:
         """Return what `backbones.load.load` is told beside the head."""

@@ -1,14 +1,15 @@
 """Split files on disk: which file holds a split, and its columns as lists, whatever the format.
 
-Read are parquet (one file, or the hub's numbered shards), jsonl, json, csv and tsv. Tsv files have no quoting, as
-GLUE's own; a text may hold any number of quotation marks there. Every fault is a `UserError` that names file and row.
+Read are parquet (one file, or the hub's numbered shards), jsonl, json, csv and tsv, and where a task is about plain
+text also txt (a line is a row) and folders of txt files. Tsv files have no quoting, as GLUE's own; a text may hold any
+number of quotation marks there. Every fault is a `UserError` that names file and row.
 """
 
 from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,27 +22,34 @@ from camex_ft.tasks.base import Row, Task
 
 Columns = dict[str, list[Any]]
 SUFFIXES = (".parquet", ".jsonl", ".json", ".csv", ".tsv")
+PLAIN = ".txt"
 ALIASES = {"validation": ("validation", "valid", "val", "dev")}
 
 
-def task_folder(root: Path, task: Task, *, guest: bool = False) -> Path:
+def suffixes(task: Task) -> tuple[str, ...]:
+    """Return the endings of the files that `task` can read."""
+    return (*SUFFIXES, PLAIN) if task.plain_text else SUFFIXES
+
+
+def task_folder(root: Path, task: Task, *, guest: bool = False, others: Sequence[str] = ()) -> Path:
     """Return the folder that holds the split files of `task`: below `root`, or `root` itself.
 
     Args:
         root: the folder that the user named.
         guest: whether `root` may be another task's folder, beside which this task's is to be found.
+        others: names of further splits that may be there, beside the task's own.
 
     Raises:
         UserError: `root` is missing, is no folder or cannot be read, or nothing there holds a split.
     """
-    entries = _entries(root)
-    names = (f"{task.suite}/{task.name}", task.name, task.benchmark_name)
-    places = [root / name for name in names]
-    places += [root.parent / name for name in names[1:]] if guest else [root]
+    entries, splits = _entries(root), _own_splits(task)
+    folders = (f"{task.suite}/{task.name}", task.name, task.benchmark_name)
+    places = [root / name for name in folders]
+    places += [root.parent / name for name in folders[1:]] if guest else [root]
     for place in places:
-        if place.is_dir() and any(split_files(place, task, split) for split in _own_splits(task)):
+        if place.is_dir() and any(split_files(place, task, name) for name in (*splits, *others)):
             return place
-    tried, splits = ", ".join(str(place) for place in places), _own_splits(task)
+    tried = ", ".join(str(place) for place in dict.fromkeys(places))
     raise UserError(
         f"data.dir: no split file of {task.id} in {tried}. Expected {_expected(task, splits[0])} "
         f"(splits: {', '.join(splits)}); {root} holds {_listing(entries)}"
@@ -49,18 +57,20 @@ def task_folder(root: Path, task: Task, *, guest: bool = False) -> Path:
 
 
 def split_files(folder: Path, task: Task, split: str) -> list[Path]:
-    """Return the file of a split, the shards of a parquet file, or an empty list.
+    """Return the file of a split, the shards of a parquet file, the text files of a folder, or an empty list.
 
     Raises:
         UserError: several files could be meant.
     """
     entries = _entries(folder)
-    found = [path for path in entries if path.suffix in SUFFIXES and path.stem in _stems(task, split)]
+    stems = _stems(task, split)
+    found = [path for path in entries if path.suffix in suffixes(task) and path.stem in stems]
     shards = [path for path in entries if path.match(f"{split}-[0-9]*-of-[0-9]*.parquet")]
-    if len(found) + bool(shards) > 1:
-        names = ", ".join(path.name for path in [*found, *shards])
+    folders = [path for path in entries if task.plain_text and path.is_dir() and path.name in stems]
+    if len(found) + bool(shards) + len(folders) > 1:
+        names = ", ".join(path.name for path in [*found, *shards, *folders])
         raise UserError(f"{folder}: {names} all could be the {split} split of {task.id}; keep one of them")
-    return found or sorted(shards)
+    return found or sorted(shards) or [text for path in folders for text in sorted(path.rglob(f"*{PLAIN}"))]
 
 
 def read_split(folder: Path, task: Task, split: str) -> tuple[Columns, str]:
@@ -73,10 +83,16 @@ def read_split(folder: Path, task: Task, split: str) -> tuple[Columns, str]:
     if not files:
         listing = _listing(_entries(folder))
         raise UserError(
-            f"{folder}: no {split} split of {task.id}. Expected {_expected(task, split)}; found {listing}"
+            f"{folder}: no {split} split of {task.id}. Expected {_expected(task, split)}; found {listing}. If another "
+            f"split is to serve as it, name that: data.splits={{{split}: NAME}}"
         )
     if files[0].suffix == ".parquet":
         return _read_parquet(files, task), str(files[0])
+    if len(files) > 1:
+        read = [read_file(file, task) for file in files]
+        return {name: [value for each in read for value in each[name]] for name in read[0]}, str(
+            files[0].parent
+        )
     return read_file(files[0], task), str(files[0])
 
 
@@ -86,9 +102,12 @@ def read_file(path: Path, task: Task) -> Columns:
     Raises:
         UserError: the file is missing, of unknown format, undecodable or broken; with the row where there is one.
     """
-    if path.suffix not in SUFFIXES:
-        raise UserError(f"{path}: unknown format '{path.suffix}'; expected one of {', '.join(SUFFIXES)}")
+    known = suffixes(task)
+    if path.suffix not in known:
+        raise UserError(f"{path}: unknown format '{path.suffix}'; expected one of {', '.join(known)}")
     try:
+        if path.suffix == PLAIN:
+            return {"text": path.read_text(encoding="utf-8-sig").removesuffix("\n").split("\n")}
         if path.suffix == ".parquet":
             return _read_parquet([path], task)
         if path.suffix in (".jsonl", ".json"):
@@ -248,7 +267,9 @@ def _stems(task: Task, split: str) -> tuple[str, ...]:
 
 def _expected(task: Task, split: str) -> str:
     stems = _stems(task, split)
-    return f"{stems[0]} with {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}"
+    known = suffixes(task)
+    folder = f", or a folder {stems[0]}/ of {PLAIN} files" if task.plain_text else ""
+    return f"{stems[0]} with {', '.join(known[:-1])} or {known[-1]}{folder}"
 
 
 def _listing(entries: list[Path]) -> str:

@@ -33,6 +33,7 @@ def load(
     train_rows: int | None = None,
     eval_rows: int | None = None,
     splits: Sequence[str] | None = None,
+    serves: Mapping[str, str] | None = None,
 ) -> dict[str, Dataset]:
     """Return split -> data set with exactly the hub's columns (and ``domain`` from the embedded source).
 
@@ -45,13 +46,14 @@ def load(
         eval_rows: keep the first rows of each validation split only; test splits stay whole, as submissions need them.
         splits: the splits to load, all of which must be there. By default train and validation must be, and test
             splits are loaded where they exist.
+        serves: split -> the split of the data that serves as it; one that is not named serves as itself.
 
     Raises:
         UserError: data is missing or faulty; with file and row, and what was expected.
     """
     if source not in SOURCES:
         raise ValueError(f"unknown data source '{source}'; expected one of {', '.join(SOURCES)}")
-    for split in splits or ():
+    for split in (*(splits or ()), *(serves or ())):
         if split not in task.all_splits():
             known = ", ".join(task.all_splits())
             raise UserError(
@@ -61,23 +63,27 @@ def load(
         raise UserError(
             "data.source is disk, but data.dir is not set; expected the folder with the split files"
         )
+    names = {split: (serves or {}).get(split, split) for split in splits or task.all_splits()}
     loaded = {}
-    for split in splits or task.all_splits():
-        optional = splits is None and split in task.splits["test"]
-        if source != "disk" and split in task.unpublished:
+    for split, name in names.items():
+        optional = splits is None and split in task.splits["test"] and name == split
+        if source != "disk" and name in task.unpublished:
             if optional:
                 continue
             raise UserError(
-                f"{task.id}: the {split} split is not published; expected data.source=disk and data.dir"
+                f"{task.id}: the {name} split is not published; expected data.source=disk and data.dir"
             )
         owner = task.owner(split)
         if source == "disk":
-            data = _from_disk(owner, split, Path(str(dir)), guest=owner is not task, optional=optional)
+            others = [*(serves or {}).values()]
+            folder = task_folder(Path(str(dir)), owner, guest=owner is not task, others=others)
+            data = _from_disk(owner, split, name, folder, optional=optional)
         elif source == "hub":
-            data = _from_hub(owner, split)
+            data = _from_hub(owner, split, name)
         else:
-            data = _from_embedded(owner, split, seed)
+            data = _from_embedded(owner, split, name, seed)
         if data is not None:
+            owner.check_split(data, split)
             loaded[split] = data
     return {split: _first(data, split, task, train_rows, eval_rows) for split, data in loaded.items()}
 
@@ -132,10 +138,16 @@ def _first(data: Dataset, split: str, task: Task, train_rows: int | None, eval_r
     return data if limit is None or limit >= len(data) else data.select(range(limit))
 
 
-def _from_embedded(task: Task, split: str, seed: int) -> Dataset:
-    data = _corpus(task.id, seed)[split]
-    columns: Columns = {name: data[name][:] for name in data.column_names}
-    return conform(columns, task, split, f"embedded corpus {task.id}, {split}", domain=True)
+def _from_embedded(task: Task, split: str, name: str, seed: int) -> Dataset:
+    splits = _corpus(task.id, seed)
+    if name not in splits:
+        raise UserError(
+            f"data.splits: the embedded corpus {task.id} has no split '{name}'.{nearest(name, splits)} It has "
+            f"{', '.join(splits)}"
+        )
+    data = splits[name]
+    columns: Columns = {column: data[column][:] for column in data.column_names}
+    return conform(columns, task, split, f"embedded corpus {task.id}, {name}", domain=True)
 
 
 @lru_cache(maxsize=2)
@@ -143,32 +155,34 @@ def _corpus(name: str, seed: int) -> dict[str, Dataset]:
     return embedded.corpus(name, seed=seed)
 
 
-def _from_disk(task: Task, split: str, root: Path, *, guest: bool, optional: bool) -> Dataset | None:
-    folder = task_folder(root, task, guest=guest)
-    if optional and not split_files(folder, task, split):
+def _from_disk(task: Task, split: str, name: str, folder: Path, *, optional: bool) -> Dataset | None:
+    if optional and not split_files(folder, task, name):
         return None
-    columns, origin = read_split(folder, task, split)
+    columns, origin = read_split(folder, task, name)
     return conform(columns, task, split, origin)
 
 
-def _from_hub(task: Task, split: str) -> Dataset:
-    origin = f"{task.hub} {task.configuration} ({split})"
+def _from_hub(task: Task, split: str, name: str) -> Dataset:
+    origin = f"{task.hub} {task.configuration} ({name})"
     if not hub_cached(task) and (reason := hub_unreachable(task)):
         raise _out_of_reach(task, reason)
     try:
-        data = datasets.load_dataset(task.hub, task.configuration, split=split)
+        data = datasets.load_dataset(task.hub, task.configuration, split=name)
     except (OSError, ValueError, DatasetsError, HfHubHTTPError) as error:
+        if name != split and "split" in str(error):
+            raise UserError(f"data.splits: {origin}: {error}") from error
         raise _out_of_reach(task, f"{type(error).__name__}: {error}") from error
-    columns = {name: with_names(data[name][:], feature) for name, feature in data.features.items()}
+    columns = {column: with_names(data[column][:], feature) for column, feature in data.features.items()}
     return conform(columns, task, split, origin)
 
 
 def _out_of_reach(task: Task, reason: str) -> UserError:
+    formats = "parquet, jsonl, csv or tsv" + ", or as txt" * task.plain_text
     return UserError(
         f"data.source is hub, but {task.hub} ({task.configuration}) is neither in the local cache "
         f"({datasets.config.HF_DATASETS_CACHE}) nor within reach ({reason}). One of three ways:\n"
         f"  - where there is network, fill the cache and bring it here (HF_HOME): "
         f"python -c \"import datasets; datasets.load_dataset('{task.hub}', '{task.configuration}')\"\n"
-        f"  - data.source=disk data.dir=FOLDER, with train, validation and test as parquet, jsonl, csv or tsv\n"
+        f"  - data.source=disk data.dir=FOLDER, with train, validation and test as {formats}\n"
         f"  - data.source=embedded, the corpora that the package makes itself"
     )

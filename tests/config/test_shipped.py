@@ -17,7 +17,7 @@ CONFIGS = list_configs()
 def test_all_files_are_listed():
     assert {config.path.resolve() for config in CONFIGS} == set(ROOT.rglob("*.yaml"))
     assert len(CONFIGS) == len(set(ROOT.rglob("*.yaml")))
-    assert [config.name for config in CONFIGS][:2] == ["glue", "superglue"]
+    assert [config.name for config in CONFIGS][:4] == ["glue", "lm", "qa", "superglue"]
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda config: config.name)

@@ -1,4 +1,4 @@
-"""Every task of classification runs on its embedded corpus: the hub's columns, valid labels, no score for a constant answer."""
+"""Every task of classification on its embedded corpus: the hub's columns, valid labels, no score for a constant."""
 
 import numpy as np
 import pytest

@@ -1,0 +1,192 @@
+"""Language modelling: WikiText-2 and WikiText-103 (Merity et al. 2016, arXiv 1609.07843), and any text.
+
+A split is one stream of tokens (`stream`). It is trained on in blocks, and evaluated in windows that overlap, so that
+each token is scored once, with context before it.
+
+    perplexity       exp(nll / scored tokens)     depends on the tokenizer
+    word_perplexity  exp(nll / words)             words are what blanks separate in the text; does not depend on it
+    bits_per_byte    nll / (ln 2 * bytes)         bytes of the text in UTF-8; neither does this
+    loss             nll / scored tokens          in nats
+
+nll is the sum of -ln p over the scored tokens: all but the first one, which has nothing before it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+import torch
+from datasets import Dataset, Features, List, Value
+from torch import Tensor
+from torch.nn import functional as F
+
+from camex_ft.errors import UserError
+from camex_ft.registry import TASKS
+from camex_ft.tasks import stream
+from camex_ft.tasks.base import Collator, Predictions, Task
+from camex_ft.tasks.metrics import Scores
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+    from camex_ft.config import TaskConfig
+
+IGNORED = -100  # label of a token that is not scored
+TEXT = Features({"text": Value("string")})
+ENCODED = Features({"input_ids": List(Value("int32")), "context": Value("int32")})
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class LanguageModelling(Task):
+    """A text whose tokens are predicted from those before them."""
+
+    head: ClassVar[str] = "causal-lm"
+    plain_text: ClassVar[bool] = True
+
+    features: Features = field(default_factory=lambda: TEXT)
+    primary: str = "perplexity"
+    greater_is_better: bool = False
+
+    def check_split(self, dataset: Dataset, split: str) -> None:
+        """Raise `UserError` for a split that holds nothing but blanks."""
+        if not any(map(str.strip, dataset["text"])):
+            raise UserError(
+                f"{self.id}: the {split} split holds no text in its {len(dataset)} rows; expected at least one word"
+            )
+
+    def check_backbone(self, config: PreTrainedConfig, settings: TaskConfig) -> None:
+        """Raise `UserError` for blocks that are longer than the backbone reads."""
+        positions = getattr(config, "max_position_embeddings", None)
+        if positions is not None and settings.block_size > positions:
+            raise UserError(
+                f"task.block_size is {settings.block_size}; the backbone reads at most {positions} tokens: expected "
+                f"task.block_size={positions} or less"
+            )
+
+    def rows(self, dataset: Dataset, split: str) -> Dataset:
+        """Return the lines or documents, with nothing but their ``text``: a block may hold several."""
+        return dataset.select_columns(["text"])
+
+    def encode(
+        self, rows: Dataset, split: str, tokenizer: PreTrainedTokenizerBase, settings: TaskConfig
+    ) -> Dataset:
+        """Return the train split's blocks, or another's windows: ``input_ids``, and as ``context`` how many of them
+        are not scored.
+
+        Raises:
+            UserError: the split is shorter than two tokens.
+        """
+        ids = stream.tokens(stream.text(rows["text"]), tokenizer)
+        if len(ids) < 2:
+            raise UserError(
+                f"{self.id}: the {split} split has {len(ids)} token: expected at least 2, as a token is predicted from "
+                "those before it"
+            )
+        if split == self.splits["train"]:
+            found = stream.blocks(len(ids), settings.block_size)
+        else:
+            found = stream.windows(len(ids), settings.block_size, settings.step)
+        columns = {"input_ids": [ids[w.start : w.end] for w in found], "context": [w.context for w in found]}
+        return Dataset.from_dict(columns, features=ENCODED)
+
+    def collator(self, tokenizer: PreTrainedTokenizerBase) -> Collator:
+        """Return the function that makes a batch: its labels are the tokens, without context and padding."""
+        return collate
+
+    def outputs(
+        self,
+        model: PreTrainedModel,
+        inputs: Mapping[str, Tensor],
+        tokenizer: PreTrainedTokenizerBase,
+        settings: TaskConfig,
+    ) -> tuple[None, tuple[Tensor, Tensor]]:
+        """Return, by window, the sum of -ln p over its scored tokens (float32) and their number; [B] each."""
+        labels = inputs["labels"][:, 1:]
+        logits = model(**{name: value for name, value in inputs.items() if name != "labels"}).logits
+        # one window at a time: in float32 the logits of a whole batch may take more memory than the model
+        nll = [
+            F.cross_entropy(x[:-1].float(), y, reduction="sum") for x, y in zip(logits, labels, strict=True)
+        ]
+        return None, (torch.stack(nll), (labels != IGNORED).sum(1))
+
+    def metrics(self, outputs: Any, rows: Dataset, origin: np.ndarray | None = None) -> Scores:
+        """Return perplexity, word_perplexity, bits_per_byte and loss; infinite where they are beyond a float."""
+        nll, tokens = (float(np.asarray(each, dtype=np.float64).sum()) for each in outputs)
+        words, size = (
+            sum(len(row.split()) for row in rows["text"]),
+            sum(len(stream.line(row).encode()) for row in rows["text"]),
+        )
+        return {
+            "perplexity": exp(nll / tokens),
+            "word_perplexity": exp(nll / words),
+            "bits_per_byte": nll / (math.log(2) * size),
+            "loss": nll / tokens,
+        }
+
+    def predict(self, outputs: Any, rows: Dataset, origin: np.ndarray | None = None) -> Predictions:
+        """Raise `UserError`: what a language model says of a text is its perplexity."""
+        raise self.no_predictions()
+
+    def labelled(self, rows: Dataset) -> bool:
+        """Return that a text is its own label."""
+        return True
+
+    def no_predictions(self) -> UserError:
+        """Return the error that says what a language model does instead."""
+        return UserError(
+            f"{self.id} has nothing to predict: `camex-ft evaluate RUN` measures the perplexity, and "
+            '`camex-ft generate RUN "a beginning"` goes on from a text'
+        )
+
+
+def exp(value: float) -> float:
+    """Return e to the power of `value`, or infinity where that is beyond a float."""
+    try:
+        return math.exp(value)
+    except OverflowError:
+        return math.inf
+
+
+def collate(rows: list[dict[str, Any]]) -> dict[str, Tensor]:
+    """Return input_ids, attention_mask and labels of a batch, [B, L]; shorter rows are padded on the right with 0."""
+    width = max(len(row["input_ids"]) for row in rows)
+    ids, mask = (
+        torch.zeros(len(rows), width, dtype=torch.long),
+        torch.zeros(len(rows), width, dtype=torch.long),
+    )
+    labels = torch.full_like(ids, IGNORED)
+    for i, row in enumerate(rows):
+        length, context = len(row["input_ids"]), row["context"]
+        ids[i, :length] = torch.as_tensor(row["input_ids"])
+        mask[i, :length] = 1
+        labels[i, context:length] = ids[i, context:length]
+    return {"input_ids": ids, "attention_mask": mask, "labels": labels}
+
+
+def lm(name: str, benchmark_name: str, summary: str, **attributes: Any) -> None:
+    """Register a task of language modelling."""
+    entry = LanguageModelling(
+        suite="lm", name=name, benchmark_name=benchmark_name, summary=summary, **attributes
+    )
+    TASKS.add(entry.id, entry)
+
+
+lm(
+    "wikitext-2",
+    "WikiText-2",
+    "Wikipedia's good articles, 2 million words",
+    hub="Salesforce/wikitext",
+    hub_config="wikitext-2-raw-v1",
+)
+lm(
+    "wikitext-103",
+    "WikiText-103",
+    "Wikipedia's good articles, 100 million words",
+    hub="Salesforce/wikitext",
+    hub_config="wikitext-103-raw-v1",
+)
+lm("text", "text", "the text files of a folder: data.dir", hub="")

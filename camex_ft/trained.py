@@ -1,0 +1,145 @@
+"""What a finished run's model does: it is measured again, predicts a file, goes on from a text."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from camex_ft import config, upcycling
+from camex_ft.config import Config
+from camex_ft.errors import UserError
+from camex_ft.pipeline import MODEL, PREDICTIONS, load_splits, make_trainer, quieten
+from camex_ft.registry import TASKS
+from camex_ft.results import RunFolder, find_done
+from camex_ft.tasks import sources
+from camex_ft.tasks.base import Task
+from camex_ft.tasks.prepared import Prepared
+from camex_ft.tasks.stream import begin
+from camex_ft.training.history import only_metrics
+
+GENERATING = ("causal-lm", "seq2seq-lm")
+
+
+def evaluate(run_folder: Path | str) -> dict[str, float]:
+    """Return the metrics of a finished run's model on its validation splits, measured again.
+
+    Raises:
+        UserError: there is no finished run there, or its data is gone.
+    """
+    quieten()
+    settled, task = read_run(run_folder)
+    model, tokenizer = load_trained(run_folder)
+    data = Prepared.make(task, load_splits(settled, task), tokenizer, settled.task)
+    with tempfile.TemporaryDirectory() as scratch:
+        trainer = make_trainer(settled, data, model, tokenizer, RunFolder(Path(scratch)))
+        found = trainer.evaluate()
+    return only_metrics(found)
+
+
+def predict(run_folder: Path | str, file: Path | str, out: Path | str | None = None) -> Path:
+    """Write a finished run's predictions for the examples of a file, in the benchmark's format; return where.
+
+    Args:
+        run_folder: of the run.
+        file: jsonl, csv, tsv or parquet with the task's columns.
+        out: where predictions go; by default ``predictions/`` in the run's folder, under the file's name.
+
+    Raises:
+        UserError: there is no finished run there, the file is missing or faulty, or the task takes no predictions.
+    """
+    quieten()
+    settled, task = read_run(run_folder)
+    if not task.files:
+        raise task.no_predictions()
+    split = task.splits["test"][0]
+    examples = sources.load_file(task, file)
+    model, tokenizer = load_trained(run_folder)
+    data = Prepared.make(task, {split: examples}, tokenizer, settled.task)
+    suffix = Path(task.files[split]).suffix
+    target = Path(out) if out else Path(run_folder) / PREDICTIONS / f"{Path(file).stem}{suffix}"
+    with tempfile.TemporaryDirectory() as scratch:
+        trainer = make_trainer(settled, data, model, tokenizer, RunFolder(Path(scratch)))
+        decided = data.predict(split, trainer.collect(data.encoded[split]))
+        task.submission(decided, data.rows[split], target)
+    return target
+
+
+def generate(
+    run_folder: Path | str,
+    prompt: str,
+    *,
+    tokens: int = 50,
+    beams: int = 1,
+    sample: bool = False,
+    seed: int = 0,
+) -> str:
+    """Return what a finished run's model says after `prompt`.
+
+    Args:
+        run_folder: of the run.
+        prompt: the text to go on from, or for an encoder-decoder its input.
+        tokens: the most that are generated; fewer where the model ends the text.
+        beams: of beam search; 1 takes the likeliest token each time.
+        sample: draw tokens from the model's distribution instead.
+        seed: of the draws.
+
+    Raises:
+        UserError: there is no finished run there, it does not generate, or prompt and tokens are more than it reads.
+    """
+    quieten()
+    _, task = read_run(run_folder)
+    if task.head not in GENERATING:
+        raise UserError(
+            f"{task.id} is a classification: its model scores texts and writes none. Expected the run of a language "
+            "model (suite lm) or of question answering (suite qa)"
+        )
+    loaded, tokenizer = load_trained(run_folder)
+    model: Any = loaded  # its `generate` is typed as a module's attribute
+    causal = task.head == "causal-lm"
+    ids = begin(tokenizer) if causal else []
+    ids += tokenizer(prompt, add_special_tokens=not causal, split_special_tokens=True, verbose=False)[
+        "input_ids"
+    ]
+    if not ids:
+        raise UserError(
+            "the prompt is empty, and the model has no token that begins a text: expected some words"
+        )
+    room = getattr(model.config, "max_position_embeddings", None)
+    if causal and room is not None and len(ids) + tokens > room:
+        raise UserError(
+            f"the prompt's {len(ids)} tokens and {tokens} more are beyond the {room} that the model reads; expected "
+            f"a shorter prompt, or --tokens {max(room - len(ids), 0)} at most"
+        )
+    inputs = torch.tensor([ids])
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(seed)
+        made = model.generate(
+            input_ids=inputs,
+            attention_mask=torch.ones_like(inputs),
+            max_new_tokens=tokens,
+            num_beams=beams,
+            do_sample=sample,
+        )
+    new = made[0, len(ids) if causal else 0 :]
+    return str(tokenizer.decode(new, skip_special_tokens=True))
+
+
+def read_run(run_folder: Path | str) -> tuple[Config, Task]:
+    """Return a finished run's configuration and task; `UserError` if there is none."""
+    folder = RunFolder(Path(run_folder))
+    if find_done(folder) is None:
+        raise UserError(
+            f"{run_folder} holds no finished run; runs are in results/runs, each with a record.json"
+        )
+    settled = config.load_config(str(folder.config), [])
+    return settled, TASKS.get(settled.task.id)
+
+
+def load_trained(run_folder: Path | str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Return a finished run's model, at its best epoch, and tokenizer."""
+    folder = Path(run_folder) / MODEL
+    return upcycling.load(folder), AutoTokenizer.from_pretrained(folder)
