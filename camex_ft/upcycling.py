@@ -16,20 +16,17 @@ from typing import Any, NamedTuple, TypeVar, cast
 
 import torch
 import transformers
-from torch import Tensor, nn
-from transformers import AutoConfig, Cache, PreTrainedModel
-from transformers.masking_utils import find_packed_sequence_indices
+from torch import nn
+from transformers import AutoConfig, PreTrainedModel
 
-from camex_ft.backbones import DenseFFN, Family, cache, family_of, generates, select_layers
+from camex_ft.backbones import DenseFFN, calls, family_of, generates, select_layers
 from camex_ft.config import MergingConfig, RoutingConfig, UpcycleConfig
 from camex_ft.config.schema import Section
 from camex_ft.errors import UserError
-from camex_ft.moe.context import Pass, RoutingContext
+from camex_ft.moe.context import RoutingContext
 from camex_ft.moe.experts import ExpertLinear, LayerSettings
 from camex_ft.moe.ffn import ExpertFFN, MergedFFN, MixtureFFN
 from camex_ft.moe.granularity import Granularity, Grouping
-from camex_ft.moe.routing import masked_mean
-from camex_ft.moe.state import RoutingState
 from camex_ft.protocols import Protocol
 from camex_ft.registry import PROTOCOLS
 
@@ -183,7 +180,7 @@ def _restructure(model: PreTrainedModel, plan: Plan) -> None:
             f"merging: experts is {merging.experts} and top_k is {merging.k}: expected at least 2 experts and a top_k "
             "of at most as many"
         )
-    context = RoutingContext(partial(_read_pass, family), _write_state)
+    context = RoutingContext(partial(calls.read_pass, family), calls.write_state)
     chosen = select_layers(family.ffns(model), plan.upcycle.layers)
     for ffn in chosen:
         grouping = Grouping(
@@ -283,54 +280,3 @@ def _perturb(model: nn.Module, relative: float) -> None:
 
 def _linears(model: nn.Module) -> Iterator[ExpertLinear]:
     return (m for m in model.modules() if isinstance(m, ExpertLinear))
-
-
-def _read_pass(
-    family: Family, context: RoutingContext, module: nn.Module, arguments: Mapping[str, Any]
-) -> Pass:
-    if "read_index" in arguments:
-        raise RuntimeError(
-            "generate_batch packs tokens of many prompts in one row and keeps them in pages, of which routing knows "
-            "nothing: use generate, with padding on the left"
-        )
-    past: Any = arguments.get("past_key_values")
-    cached = cache.length(past)
-    if not isinstance(past, Cache) or not past.is_compileable:
-        masks = family.masks(module, arguments)
-    else:
-        masks = family.masks(module, cache.with_flat_masks(arguments))
-    state = cache.state_of(past, context) if cached else None
-    wanted = arguments.get("use_cache")
-    caching = past is not None or bool(
-        getattr(module.config, "use_cache", False) if wanted is None else wanted
-    )
-    outputs, encoded = arguments.get("encoder_outputs"), None
-    if outputs is not None and state is None:
-        encoded = masked_mean(outputs[0], masks.get("encoder"))
-    return Pass(
-        masks=masks,
-        documents=None if caching else _documents(arguments),
-        cached=cached,
-        cache=past,
-        caching=caching,
-        state=state,
-        encoded=encoded,
-    )
-
-
-def _write_state(ended: Pass, output: Any, state: RoutingState) -> None:
-    found = ended.cache if ended.cache is not None else cache.find(output)
-    if found is not None:
-        cache.attach(found, state)
-
-
-def _documents(arguments: Mapping[str, Any]) -> Tensor | None:
-    """Number packed documents [B, L] where position ids begin anew, as transformers' own attention masks take them."""
-    positions: Any = arguments.get("position_ids")
-    if positions is None or arguments.get("attention_mask") is not None:
-        return None
-    found: Tensor | None = find_packed_sequence_indices(positions)
-    ids: Any = arguments.get("input_ids")
-    if found is not None and ids is not None:
-        found = found.expand(ids.shape[0], -1)
-    return found

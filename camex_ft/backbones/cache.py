@@ -6,7 +6,6 @@ from, a copied one goes on by itself, and one that is dropped takes its state wi
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any, cast
 
 import torch
@@ -88,26 +87,3 @@ def find(output: Any) -> Cache | None:
     if found is None and isinstance(output, tuple):
         found = next((part for part in output if isinstance(part, Cache)), None)
     return found if isinstance(found, Cache) else None
-
-
-def with_flat_masks(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a call's arguments with the padding masks [B, P] of the attention masks that `generate` makes beforehand.
-
-    For a cache of fixed length it passes [B, 1, L, P] masks, whose last row shows all real tokens.
-
-    Raises:
-        ValueError: attention is to a sliding window only, which does not show them all.
-    """
-    made = dict(arguments)
-    for name in ("attention_mask", "decoder_attention_mask"):
-        mask = made.get(name)
-        if isinstance(mask, dict):
-            mask = made[name] = mask.get("full_attention")
-            if mask is None:
-                raise ValueError(
-                    "routing cannot read padding from the masks of a sliding window's fixed cache"
-                )
-        if isinstance(mask, Tensor) and mask.dim() == 4:
-            last = mask[:, 0, -1]  # [B, P]
-            made[name] = last if last.dtype == torch.bool else last == 0
-    return made
