@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from camex_ft.config.backbones import NEW
 from camex_ft.config.identity import folder_label
 from camex_ft.errors import UserError
 from camex_ft.results.record import Record, dumps, load_record
@@ -23,14 +24,16 @@ def run_name(*, suite: str, task: str, backbone: str, protocol: str, seed: int, 
     Of a backbone that is an absolute path only the last part is used; its hash tells namesakes apart. The model of
     another run is called by that run's hash.
     """
-    label = folder_label(backbone)
-    local = os.path.isabs(backbone) or label.startswith("run-")
-    parts = (suite, task, label if local else backbone, protocol)
+    path = backbone.removeprefix(NEW)
+    label = folder_label(path)
+    local = os.path.isabs(path) or label.startswith("run-")
+    short = backbone.removesuffix(path) + label if local else backbone
+    parts = (suite, task, short, protocol)
     return "--".join([*map(_slug, parts), f"seed{seed}", hash8])
 
 
 def _slug(text: str) -> str:
-    text = re.sub(r"^package:", "", text)
+    text = re.sub(r"^(new:)?package:", r"\1", text)
     return re.sub(r"-{2,}", "-", re.sub(r"[^A-Za-z0-9._-]+", "-", text)).strip("-.")
 
 
