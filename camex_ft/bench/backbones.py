@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel
+from transformers import AutoConfig, PreTrainedModel
 
 from camex_ft import embedded
 from camex_ft.config.backbones import EMBEDDED
+from camex_ft.embedded import HEADS
 from camex_ft.errors import UserError, nearest
 from camex_ft.registry import EMBEDDED as FAMILIES
 
@@ -73,21 +74,31 @@ def check(name: str) -> None:
         raise UserError(f"unknown backbone '{name}'.{nearest(name, names())} Known: {', '.join(names())}.")
 
 
-def build(name: str, *, seed: int = 0) -> PreTrainedModel:
-    """Return a dense model with random weights under a classification head, in training mode.
+def build(name: str, *, head: str = "sequence-classification", seed: int = 0) -> PreTrainedModel:
+    """Return a dense model with random weights under a head, in training mode.
+
+    Args:
+        name: of the backbone.
+        head: a key of `camex_ft.embedded.HEADS`.
+        seed: of the weights.
 
     Raises:
-        UserError: no backbone of that name.
+        UserError: no backbone of that name, or one that has no such head.
     """
     check(name)
     if name.startswith(EMBEDDED):
-        tiny, _ = embedded.backbone(name.removeprefix(EMBEDDED), num_labels=LABELS, seed=seed)
+        tiny, _ = embedded.backbone(name.removeprefix(EMBEDDED), head=head, num_labels=LABELS, seed=seed)
         return tiny.train()
     model_type, sizes = PUBLISHED[name]
     config = AutoConfig.for_model(model_type, num_labels=LABELS, **sizes)
+    # transformers gives BERT a causal head too, which is causal only as half of an encoder-decoder
+    if type(config) not in (HEADS[head]._model_mapping or ()) or (
+        head == "causal-lm" and model_type == "bert"
+    ):
+        raise UserError(f"backbone '{name}' has no head '{head}'")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model: PreTrainedModel = AutoModelForSequenceClassification.from_config(config)
+        model: PreTrainedModel = HEADS[head].from_config(config)
     return model.train()
 
 

@@ -102,6 +102,36 @@ def step(
 
 
 @app.command()
+def decode(
+    backbone: Annotated[
+        str,
+        typer.Option("--backbone", help="gpt2, with random weights; or embedded/gpt2, embedded/llama, ..."),
+    ] = "gpt2",
+    batch: Annotated[int, typer.Option("--batch", help="Rows that generate.")] = 1,
+    length: Annotated[int, typer.Option("--length", help="Tokens of the prompts.")] = 300,
+    tokens: Annotated[int, typer.Option("--tokens", help="Tokens that are fed after it, one by one.")] = 16,
+    segment: Annotated[int, typer.Option("--segment", help="Tokens of a segment, of routing.")] = 256,
+    same_prompt: Annotated[bool, typer.Option("--same-prompt", help="One prompt for all rows.")] = False,
+    experts: Experts = 8,
+    top_k: TopK = None,
+    rank: Rank = 1,
+    protocol: ProtocolName = "ties-ca",
+    dtype: Dtype = "float32",
+    device: Device = "cpu",
+    repeats: Repeats = 5,
+    json: Json = False,
+    save: Save = FOLDER,
+    no_save: NoSave = False,
+) -> None:
+    """Time generated tokens with a key-value cache: dense and with experts, in turns."""
+    given = {key: value for key, value in locals().items() if key not in ("json", "save", "no_save")}
+    from camex_ft.bench.decode import bench_decode
+    from camex_ft.bench.settings import DecodeBench
+
+    _report(DecodeBench(**given), bench_decode, json=json, folder=None if no_save else save)
+
+
+@app.command()
 def cost(
     in_features: Annotated[int, typer.Option("--in", help="Width of the input.")] = 768,
     out_features: Annotated[int, typer.Option("--out", help="Width of the output.")] = 3072,

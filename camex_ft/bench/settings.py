@@ -136,8 +136,8 @@ class CostBench(LayerBench):
 
 
 @dataclass(frozen=True, kw_only=True)
-class StepBench(Bench):
-    """One training step of a backbone with experts in every layer.
+class BackboneBench(Bench):
+    """A whole backbone with experts in every layer, beside the dense one.
 
     Attributes:
         backbone: a name of `camex_ft.bench.backbones`, or ``embedded/<family>``.
@@ -159,13 +159,54 @@ class StepBench(Bench):
         """Refuse the protocol that has no experts."""
         if form == "dense":
             raise UserError(
-                f"bench step holds a protocol against the dense model, which {self.protocol} keeps"
+                f"this benchmark holds a protocol against the dense model, which {self.protocol} keeps"
+            )
+
+    def _shape(self) -> str:
+        return f"{self.backbone.replace('/', '-')}-b{self.batch}-l{self.length}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepBench(BackboneBench):
+    """One training step."""
+
+    def name(self) -> str:
+        """Return the record's name."""
+        return f"step-{self.protocol}-{self._shape()}-{self._experts()}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecodeBench(BackboneBench):
+    """Tokens that are generated one by one, with a key-value cache.
+
+    Attributes:
+        length: of the prompt.
+        tokens: that are fed before time is taken; all in the segment in which the prompt ends.
+        segment: T, of routing.
+        same_prompt: whether all rows have one prompt, and so one merged expert.
+    """
+
+    batch: int = 1
+    length: int = 300
+    backbone: str = "gpt2"
+    tokens: int = 16
+    segment: int = 256
+    same_prompt: bool = False
+
+    def __post_init__(self) -> None:
+        """Check every field."""
+        super().__post_init__()
+        left = self.segment - self.length % self.segment
+        if self.tokens >= left:
+            raise UserError(
+                f"--tokens is {self.tokens}: after a prompt of {self.length} the segment of {self.segment} has {left} "
+                f"tokens left, expected fewer than that"
             )
 
     def name(self) -> str:
         """Return the record's name."""
-        backbone = self.backbone.replace("/", "-")
-        return f"step-{self.protocol}-{backbone}-b{self.batch}-l{self.length}-{self._experts()}"
+        same = "-same" if self.same_prompt else ""
+        return f"decode-{self.protocol}-{self._shape()}-t{self.segment}-{self._experts()}{same}"
 
 
 def _option(field: str) -> str:

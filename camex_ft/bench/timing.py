@@ -24,11 +24,11 @@ class Side(NamedTuple):
 def alternate(sides: Mapping[str, Side], *, repeats: int, device: str) -> dict[str, list[float]]:
     """Return the times of each side in seconds, `repeats` of them: a, b, c, a, b, c, ..., after one call of each."""
     for side in sides.values():
-        _timed(side, device)
+        timed(side, device)
     times: dict[str, list[float]] = {name: [] for name in sides}
     for _ in range(repeats):
         for name, side in sides.items():
-            times[name].append(_timed(side, device))
+            times[name].append(timed(side, device))
     return times
 
 
@@ -37,7 +37,8 @@ def medians(times: Mapping[str, list[float]]) -> dict[str, float]:
     return {name: statistics.median(each) for name, each in times.items()}
 
 
-def _timed(side: Side, device: str) -> float:
+def timed(side: Side, device: str) -> float:
+    """Return the seconds that one run of a side takes."""
     side.prepare()
     _wait(device)
     start = time.perf_counter()
