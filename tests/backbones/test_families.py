@@ -131,7 +131,7 @@ def test_activation_can_be_copied_and_pickled(model_type: str, tiny: Tiny) -> No
 def test_masks_cover_the_stacks(
     model_type: str, head: str, variant: dict[str, Any], tiny: Tiny, inputs: Tiny
 ) -> None:
-    """Every stack with FFNs has an entry: the attention mask, for all but a decoder with its own input, all of it real."""
+    """Every stack with FFNs has an entry: the attention mask, but for a decoder with its own input, all of it real."""
     model = tiny(model_type, head, **variant)
     family, arguments = family_of(model), inputs(model, head)
     arguments = {name: value.flatten(0, -2) for name, value in arguments.items()}
