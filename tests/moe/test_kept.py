@@ -1,0 +1,154 @@
+"""Merged experts that are kept: which rows share one, when one is made, and what they compute."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from expert_layers import EXPERTS, HIDDEN, layer_of, settings, tokens
+from torch import Tensor
+from torch.nn import functional as F
+
+from camex_ft.moe.context import Pass
+from camex_ft.moe.ffn import ExpertFFN
+from camex_ft.moe.granularity import Grouping
+from camex_ft.moe.kept import Kept, Map, keep
+from camex_ft.moe.state import RoutingState
+from camex_ft.registry import PROTOCOLS
+
+EXACT = 1e-12  # float64, sums of a dozen terms
+MERGING = [n for n in PROTOCOLS.names() if PROTOCOLS.get(n).form == "weights"]
+ONE, TWO, THREE = ([1.0, 0.0], [0.5, 0.5], [0.25, 0.75])
+
+
+class Maker:
+    """Makes maps [HIDDEN, HIDDEN] from routing weights, and counts."""
+
+    def __init__(self) -> None:
+        self.made: list[list[float]] = []
+
+    def __call__(self, weights: Tensor) -> dict[str, Map]:
+        self.made += weights.tolist()
+        weight = weights[0, 0] * torch.eye(HIDDEN).double() + weights[0, 1]
+        return {"up": (weight, weights[0, 1:].expand(HIDDEN).contiguous())}
+
+
+def kept_for(rows: list[list[float]], before: Kept | None = None, most: int = 9) -> tuple[Kept, Maker]:
+    maker = Maker()
+    found = keep(torch.tensor(rows).double(), before, maker, most=most, dtype=torch.float64)
+    return found, maker
+
+
+@pytest.mark.parametrize(
+    "rows", [[ONE] * 4, [ONE, TWO, ONE, TWO], [ONE, TWO, THREE], [TWO, ONE, ONE]], ids=str
+)
+def test_every_row_meets_its_own(rows: list[list[float]]) -> None:
+    kept, maker = kept_for(rows)
+    assert len(maker.made) == len({tuple(row) for row in rows})
+    x = tokens(len(rows), 2)
+    expected = torch.stack(
+        [F.linear(x[i], *Maker()(torch.tensor([r]).double())["up"]) for i, r in enumerate(rows)]
+    )
+    torch.testing.assert_close(kept.apply("up", x), expected, rtol=EXACT, atol=EXACT)
+
+
+def test_what_is_there_is_not_made_again() -> None:
+    first, _ = kept_for([ONE, TWO])
+    second, maker = kept_for([TWO, THREE], first)
+    assert maker.made == [THREE]
+    assert second.maps.keys() == {tuple(TWO), tuple(THREE)}  # what serves nobody goes
+    other, maker = keep(torch.tensor([TWO]), second, (made := Maker()), most=9, dtype=torch.float32), made
+    assert maker.made == [TWO] and other.dtype == torch.float32
+
+
+def test_too_many_different_rows_have_none() -> None:
+    kept, maker = kept_for([ONE, TWO, THREE], most=2)
+    assert not kept.maps and not maker.made and kept.rows is not None
+
+
+# -- in a layer
+
+
+class Reader:
+    """A layer of a causal stack that reads token by token."""
+
+    def __init__(self, layer: ExpertFFN) -> None:
+        layer.stack = "decoder"
+        self.layer, self.state, self.cached = layer, RoutingState(self), 0
+
+    def __call__(self, x: Tensor) -> Tensor:
+        state = self.state if self.cached else None
+        current = Pass(cached=self.cached, caching=True, state=state)
+        with self.layer.context.open(current):
+            y = self.layer(x)
+        layout = current.layout("decoder", x)
+        self.state.advance(layout.flags(x.device), layout.after, current.remembered)
+        self.cached += x.shape[1]
+        return y
+
+    @property
+    def kept(self) -> Kept | None:
+        return self.state.layers["layer"].kept
+
+
+def reader(protocol: str = "ties-ca", **given: Any) -> Reader:
+    return Reader(layer_of(settings(protocol, grouping=Grouping("segment", 4), **given), gated=True).eval())
+
+
+@pytest.mark.parametrize("keep_vectors", [True, False])
+@pytest.mark.parametrize("protocol", MERGING)
+def test_tokens_by_kept_experts_are_those_of_a_full_pass(protocol: str, keep_vectors: bool) -> None:
+    x = tokens(2, 11)
+    with torch.no_grad():
+        reading = reader(protocol, keep_vectors=keep_vectors, alpha=0.7)
+        found = torch.cat([reading(x[:, :3]), *(reading(x[:, t : t + 1]) for t in range(3, 11))], dim=1)
+        expected = reader(protocol, alpha=0.7)(x)
+    torch.testing.assert_close(found, expected, rtol=EXACT, atol=EXACT)
+
+
+def test_experts_are_merged_once_a_segment(monkeypatch: pytest.MonkeyPatch) -> None:
+    reading, x, calls = reader(), tokens(2, 14), []
+    original = type(reading.layer)._merged
+    monkeypatch.setattr(
+        type(reading.layer),
+        "_merged",
+        lambda self, *given: calls.append(reading.cached) or original(self, *given),
+    )
+    with torch.no_grad():
+        reading(x[:, :2])
+        assert reading.kept is None and not calls  # a prompt is computed as ever
+        for t in range(2, 14):
+            reading(x[:, t : t + 1])
+    # rows share the prior's in the first segment, and have one each at the first token of every later one
+    assert calls == [2, 4, 4, 8, 8, 12, 12]
+
+
+def test_training_and_gradients_keep_nothing() -> None:
+    for reading, grad in ((reader(), True), (Reader(reader().layer.train()), False)):
+        with torch.set_grad_enabled(grad):
+            reading(tokens(1, 2))
+            reading(tokens(1, 1))
+        assert reading.kept is None
+
+
+def test_more_rows_than_experts_and_base_are_not_kept() -> None:
+    """Then the experts and the base are fewer matrices to read than the merged ones."""
+    for batch, there in ((EXPERTS + 1, True), (EXPERTS + 2, False)):
+        reading = reader()
+        with torch.no_grad():
+            reading(tokens(batch, 6))
+            reading(tokens(batch, 1))
+        assert reading.kept is not None and bool(reading.kept.maps) == there
+
+
+def test_autocast_keeps_experts_in_its_own_format() -> None:
+    reading, x = Reader(reader().layer.float()), tokens(1, 9).float()
+    with torch.no_grad():
+        expected = reader().layer.float()
+        whole = Reader(expected)(x)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            found = torch.cat([reading(x[:, :3]), *(reading(x[:, t : t + 1]) for t in range(3, 9))], dim=1)
+        assert reading.kept is not None and reading.kept.dtype == torch.bfloat16
+    # products of two roundings of 2^-9 each, of values of about 1 in sums of 8
+    torch.testing.assert_close(found.float(), whole, rtol=0.05, atol=0.05)
