@@ -22,6 +22,7 @@ from camex_ft.registry import Registry
 
 T = TypeVar("T")
 Row = dict[str, Any]
+NO_INPUT = ("label", "answers", "id", "question_id")  # columns that do not make a row another one
 ATTEMPTS = 500  # draws for one unseen input before the generator is declared too small
 
 
@@ -150,7 +151,7 @@ def _rows(entry: Corpus, split: str, size: int, rng: random.Random, seen: set[st
 def _unseen(entry: Corpus, draw: Draw, seen: set[str]) -> list[Row]:
     for _ in range(ATTEMPTS):
         rows = entry.make(draw)
-        keys = {" | ".join(str(v) for k, v in row.items() if k not in ("label", "answers")) for row in rows}
+        keys = {" | ".join(str(v) for k, v in row.items() if k not in NO_INPUT) for row in rows}
         if not keys & seen:
             seen |= keys
             return rows

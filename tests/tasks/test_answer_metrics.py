@@ -1,4 +1,4 @@
-"""SQuAD's two scripts by hand-worked values and by an independent version of their rules; MAP and MRR by scikit-learn."""
+"""SQuAD's two scripts, by hand and by an independent version of their rules; MAP and MRR by scikit-learn and a loop."""
 
 import re
 import string

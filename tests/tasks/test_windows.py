@@ -1,5 +1,7 @@
 """Windows of a context: nothing is lost, neighbours share what was asked for, and what does not fit is said."""
 
+from itertools import pairwise
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -37,7 +39,7 @@ def test_windows_cover_the_context_and_neighbours_share_doc_stride_tokens(words,
     windows = Windows(TOKENIZER, max_length=room + FIXED, doc_stride=stride).cut(question, context)
     parts = [body(window, question) for window in windows]
     whole = parts[0]
-    for left, right in zip(parts, parts[1:], strict=False):
+    for left, right in pairwise(parts):
         assert left[-stride:] == right[:stride]
         whole = whole + right[stride:]
     assert whole == ids(context)
@@ -82,7 +84,7 @@ def test_a_doc_stride_that_leaves_no_step_is_an_error_that_says_the_limit(stride
 
 
 def test_a_max_length_without_room_is_an_error_that_says_the_least():
-    with pytest.raises(UserError, match="task.max_length is 20, which leaves 15 .* at least 21"):
+    with pytest.raises(UserError, match=r"task.max_length is 20, which leaves 15 .* at least 21"):
         Windows(TOKENIZER, max_length=20, doc_stride=1)
     Windows(TOKENIZER, max_length=21, doc_stride=1)
 
