@@ -69,7 +69,10 @@ class LayerState:
             return replace(self, tokens=known, length=width)
         added = tokens.shape[1]
         if self.length == 0:
-            return replace(self, tokens=tokens[:, -2 * self.segment :], length=min(added, 2 * self.segment))
+            known = tokens[:, -2 * self.segment :]
+            if known.shape[1] < added and not torch.is_grad_enabled():
+                known = known.clone()  # a view would keep all of a long prompt
+            return replace(self, tokens=known, length=known.shape[1])
         if torch.is_grad_enabled():
             known = torch.cat([self.tokens[:, : self.length], tokens], dim=1)[:, -2 * self.segment :]
             return replace(self, tokens=known, length=known.shape[1])
