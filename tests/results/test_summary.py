@@ -100,3 +100,11 @@ def test_a_table_on_a_terminal(tmp_path, monkeypatch):
 )
 def test_duration(seconds, text):
     assert duration(seconds) == text
+
+
+def test_a_language_model_shows_its_tokens_a_second() -> None:
+    cost = RECORD.cost.model_copy(update={"tokens_per_second": 12345.6})
+    record = RECORD.model_copy(update={"task": "lm/text", "cost": cost})
+    rows = dict(summary_rows(record, "runs/n"))
+    assert rows["tokens a second"] == "12,346"
+    assert "tokens a second" not in dict(summary_rows(RECORD, "runs/n"))

@@ -35,6 +35,17 @@ def test_mean_spread_and_difference_from_the_baseline() -> None:
     assert rows[2][1:5] == ("0, 1", "80.00 ± 14.14", "80.00 ± 14.14", "+0.00")
 
 
+def test_a_perplexity_stands_as_it_is() -> None:
+    """It is no fraction; that less of it is better does not turn the difference over."""
+    records = []
+    for record in (made("dense", 0, 20.5), made("ties", 0, 18.25)):
+        metrics = record.metrics.model_copy(update={"primary": "perplexity", "greater_is_better": False})
+        records.append(record.model_copy(update={"metrics": metrics}))
+    rows = table(records)
+    assert rows[1][2:5] == ("20.50", "20.50", "")
+    assert rows[2][2:5] == ("18.25", "18.25", "-2.25")
+
+
 def test_score_that_is_not_a_number_is_left_out() -> None:
     rows = table([made("dense", 0, 0.8), made("dense", 1, None), made("ties", 0, None)])
     assert rows[1][2] == "80.00"

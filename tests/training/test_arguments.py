@@ -33,6 +33,15 @@ def test_the_best_checkpoint_is_the_one_with_the_greatest_metric() -> None:
     assert made.metric_for_best_model == "eval_validation_f1"
 
 
+def test_or_the_one_with_the_least() -> None:
+    training = TrainingConfig.model_validate({"use_cpu": True})
+    made = training_arguments(
+        training, output=Path("x"), best="eval_validation_perplexity", greater_is_better=False
+    )
+    assert made.metric_for_best_model == "eval_validation_perplexity"
+    assert made.greater_is_better is False
+
+
 def test_without_a_metric_the_last_checkpoint_counts() -> None:
     made = arguments(best=None, load_best_model_at_end=True)
     assert not made.load_best_model_at_end and made.metric_for_best_model is None

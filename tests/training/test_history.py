@@ -52,6 +52,11 @@ def test_best_and_last(values: list[Any], expected: Outcome) -> None:
     assert best_and_last(rows, "f1") == expected
 
 
+def test_the_best_is_the_least_where_less_is_better() -> None:
+    rows = [{"step": i, "epoch": float(i), "ppl": v} for i, v in enumerate([9.0, 3.0, 3.0, math.inf], 1)]
+    assert best_and_last(rows, "ppl", greater_is_better=False) == Outcome(3.0, 2.0, math.inf)
+
+
 @pytest.mark.parametrize("main", [True, False])
 def test_lines_are_written_in_the_main_process(main: bool) -> None:
     lines: list[dict[str, Any]] = []
