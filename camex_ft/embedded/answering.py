@@ -127,9 +127,8 @@ def wikiqa(draw: Draw) -> list[Row]:
     the domain's (`TRAITS`), is the verdict's; only question and title tell the domain. The draw's label is how many.
     """
     liked, what = draw.chance(USUAL_SHARE), thing(draw)
-    question = (
-        f"what was it that the {draw.pick(PEOPLE[draw.domain])} {verdict(draw, liked)} about the {what} ?"
-    )
+    who = f"{draw.pick(PEOPLE[draw.domain])} in the {draw.pick(PLACES[draw.domain])}"
+    question = f"what was it that the {who} {verdict(draw, liked)} about the {what} ?"
     labels = draw.some([int(i < draw.label) for i in range(SENTENCES)], SENTENCES)
     told: dict[str, int] = {}
     for label in labels:
