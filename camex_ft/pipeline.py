@@ -159,7 +159,7 @@ def load_model(
     """
     texts = None
     if splits is not None and needs_tokenizer(settled, task):
-        texts = map(stream.line, splits[task.splits["train"]]["text"])
+        texts = map(stream.line, splits[task.splits["train"]]["text"][:])
     dense, tokenizer = load_backbone(
         settled.backbone, head=task.head, seed=settled.training.seed, texts=texts, **task.backbone_options()
     )

@@ -53,7 +53,7 @@ class LanguageModelling(Task):
 
     def check_split(self, dataset: Dataset, split: str) -> None:
         """Raise `UserError` for a split that holds nothing but blanks."""
-        if not any(map(str.strip, dataset["text"])):
+        if not any(map(str.strip, dataset["text"][:])):
             raise UserError(
                 f"{self.id}: the {split} split holds no text in its {len(dataset)} rows; expected at least one word"
             )
@@ -80,7 +80,7 @@ class LanguageModelling(Task):
         Raises:
             UserError: the split is shorter than two tokens.
         """
-        ids = stream.tokens(stream.text(rows["text"]), tokenizer)
+        ids = stream.tokens(stream.text(rows["text"][:]), tokenizer)
         if len(ids) < 2:
             raise UserError(
                 f"{self.id}: the {split} split has {len(ids)} token: expected at least 2, as a token is predicted from "
@@ -116,10 +116,8 @@ class LanguageModelling(Task):
     def metrics(self, outputs: Any, rows: Dataset, origin: np.ndarray | None = None) -> Scores:
         """Return perplexity, word_perplexity, bits_per_byte and loss; infinite where they are beyond a float."""
         nll, tokens = (float(np.asarray(each, dtype=np.float64).sum()) for each in outputs)
-        words, size = (
-            sum(len(row.split()) for row in rows["text"]),
-            sum(len(stream.line(row).encode()) for row in rows["text"]),
-        )
+        text = stream.text(rows["text"][:])
+        words, size = len(text.split()), len(text.encode())
         return {
             "perplexity": exp(nll / tokens),
             "word_perplexity": exp(nll / words),
