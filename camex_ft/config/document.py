@@ -13,6 +13,7 @@ from camex_ft.config.problems import Key, show
 from camex_ft.config.profiles import PROFILES, under
 from camex_ft.config.reading import Document
 from camex_ft.config.schema import Config, Section
+from camex_ft.config.shipped import ROOT
 from camex_ft.config.training_arguments import OWNED
 from camex_ft.config.validation import section_keys
 
@@ -53,16 +54,14 @@ may not, because the toolkit sets them itself:
 PROFILED = """\
 ## Profiles
 
-The defaults in the tables further down hold where a profile says nothing. These say:
-
-| key | `paper` | `embedded` |
-|---|---|---|
+The defaults in the tables further down hold where a profile says nothing. These say, and suites that are not named have
+the first table:
 """
 
 
 def document() -> str:
     """Return the reference of all keys in Markdown."""
-    parts = [HEAD, PROFILED + _profiles(), _table("Top level", Config, ())]
+    parts = [HEAD, PROFILED, _profiles(), _table("Top level", Config, ())]
     for key, section in section_keys():
         if section is not None:
             parts.append(_table("`" + ".".join(key) + "`", section, key))
@@ -70,16 +69,24 @@ def document() -> str:
 
 
 def _profiles() -> str:
-    said = {name: under(name, Document()).values for name in PROFILES}
-    keys = [key for key, section in section_keys() if section is None and key != ("profile",)]
-    rows = ""
+    """Return a table of the profiles, and one for each suite that has profiles of its own."""
+    suites = sorted({file.stem.partition("-")[2] for file in (ROOT / "profiles").glob("*-*.yaml")})
+    return "\n".join(map(_profile_table, ("", *suites)))
+
+
+def _profile_table(suite: str) -> str:
+    written = Document({"task": {"suite": suite}} if suite else {})
+    said = [under(name, written).values for name in PROFILES]
+    left_out = [("profile",), ("task", "suite"), ("task", "name")]
+    keys = [key for key, section in section_keys() if section is None and key not in left_out]
+    head = [f"Suite `{suite}`:\n"] if suite else []
+    lines = [*head, f"| key | {' | '.join(f'`{name}`' for name in PROFILES)} |", "|---|---|---|"]
     for key in keys:
-        values = [_at(values, key) for values in said.values()]
+        values = [_at(values, key) for values in said]
         if any(values):
-            rows += (
-                f"| `{'.'.join(key)}` | {' | '.join(f'`{value}`' if value else '' for value in values)} |\n"
-            )
-    return rows
+            shown = " | ".join(f"`{value}`" if value else "" for value in values)
+            lines.append(f"| `{'.'.join(key)}` | {shown} |")
+    return "\n".join(lines) + "\n"
 
 
 def _at(values: Any, key: Key) -> str:
