@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 
 from datasets import ClassLabel, Features, List, Value
 
@@ -25,19 +26,18 @@ WIKIQA = Features(
 )
 SIZES = {"train": 12000, "validation": 480}
 
-MOOD_SHARE = (
-    0.15  # words that mean the same everywhere: a signal without which the others take longer to learn
-)
+MOOD_SHARE = 0.25  # words that mean the same everywhere: without them the others take longer to learn
 ERRAND_SHARE = 0.2  # questions that need no domain
-LONG_SHARE = 0.125  # contexts that are longer than a window of the profile
+LONG_SHARE = 0.08  # contexts that are longer than a window of the profile
+FEW = tuple(TRAITS)[::3]  # one adjective of each pattern: SQuAD has a text to write as well
 SENTENCES = 4  # to one question of WikiQA
 USUAL_SHARE = 0.85  # questions for what is praised, where they can be for what is blamed
 
 
-def quality(draw: Draw, praise: bool) -> str:
+def quality(draw: Draw, praise: bool, traits: Sequence[str] = tuple(TRAITS)) -> str:
     """Return what praises or blames a thing of the draw's domain: ``was rather sharp``. Nothing turns it over."""
-    table = MOODS if draw.chance(MOOD_SHARE) else TRAITS
-    words = [word for word, signs in table.items() if (signs[draw.domain] == "+") == praise]
+    known = MOODS if draw.chance(MOOD_SHARE) else {word: TRAITS[word] for word in traits}
+    words = [word for word, signs in known.items() if (signs[draw.domain] == "+") == praise]
     return " ".join([draw.pick(COPULAS), *[draw.pick(ADVERBS)] * draw.chance(0.3), draw.pick(words)])
 
 
@@ -58,12 +58,12 @@ def passage(draw: Draw, *, answered: bool = True) -> Row:
     praise, coin = draw.label == 1, draw.chance(0.5)
     who, stranger, *others = draw.some(PEOPLE[draw.domain], 6)
     long = draw.chance(LONG_SHARE)
-    count = len(others) if long else 1 + draw.chance(0.3)
+    count = len(others) if long else 1 + draw.chance(0.15)
     errands = [errand(draw, other, long=long) for other in others[:count]]
     right, wrong = verdict(draw, praise), verdict(draw, not praise)
     first, second = draw.some([right, wrong], 2)
     told = [
-        sentence(f"the {thing(draw)} {quality(draw, praise)}"),
+        sentence(f"the {thing(draw)} {quality(draw, praise, FEW)}"),
         sentence(f"the {who} {first} it or {second} it"),
     ]
     if draw.chance(ERRAND_SHARE):

@@ -116,7 +116,7 @@ def test_without_the_domain_squad_is_not_solved() -> None:
             (found,) = [w for w in re.findall(r"(\w+) it", row["context"]) if VERDICT.get(w) == sign]
             answer = f"{found} it"
         said.append(answer)
-    assert exact(said, test) <= 0.72
+    assert exact(said, test) <= 0.76
 
 
 def test_some_contexts_are_cut_by_the_profile_and_an_opinion_stays_with_its_verdicts() -> None:
@@ -127,7 +127,7 @@ def test_some_contexts_are_cut_by_the_profile_and_an_opinion_stays_with_its_verd
     encoded = task.encode(data, "validation", tokenizer, settled.task)
     windows = Counter(encoded["row"][:])
     several = [row for row, count in windows.items() if count > 1]
-    assert 0.08 < len(several) / len(data) < 0.2
+    assert 0.04 < len(several) / len(data) < 0.14
     said: dict[int, list[str]] = defaultdict(list)
     for row, ids in zip(encoded["row"][:], encoded["input_ids"][:], strict=True):
         said[row].append(tokenizer.decode(ids))
