@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from transformers import get_linear_schedule_with_warmup
 
+from camex_ft import pipeline
+from camex_ft.config import load_config
 from camex_ft.embedded import backbone, corpus
 
 
@@ -57,3 +61,11 @@ def test_sst2_is_learned() -> None:
 def test_boolq_is_learned_above_chance() -> None:
     # 400 rows: 0.6 is four standard errors above chance
     assert accuracy("superglue/boolq", ("question", "passage"), epochs=3) >= 0.6
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("task", "least"), [("squad", 0.75), ("wikiqa", 0.8)])
+def test_question_answering_is_learned_with_the_profile(task: str, least: float, tmp_path: Path) -> None:
+    # SQuAD: whoever does not know what domains do to words scores 0.70; WikiQA: 0.5 for one answer to everything
+    config = load_config("qa", ["profile=embedded", f"task.name={task}", f"output.dir={tmp_path}"])
+    assert pipeline.run(config).metrics.best >= least
