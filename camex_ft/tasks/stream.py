@@ -16,7 +16,8 @@ import numpy as np
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-CHUNK = 2**22  # characters that are tokenised at once; longer texts are cut after a line
+CHUNK = 2**21  # characters that are tokenised as one text; longer ones are cut after a line
+TOGETHER = 8  # chunks that are tokenised at the same time, on several cores
 
 
 class Window(NamedTuple):
@@ -52,17 +53,18 @@ def tokens(stream: str, tokenizer: PreTrainedTokenizerBase) -> np.ndarray:
     No special token is added, save a begin token before the first one where the tokenizer begins a text with it, as
     Llama's does and GPT-2's does not. The text is never read as special tokens.
     """
-    pieces = [
-        tokenizer(
-            chunk,
+    made = [np.asarray(begin(tokenizer), dtype=np.int32)]
+    pieces = list(chunks(stream))
+    for start in range(0, len(pieces), TOGETHER):
+        ids = tokenizer(
+            pieces[start : start + TOGETHER],
             add_special_tokens=False,
             split_special_tokens=True,
-            verbose=False,
             return_attention_mask=False,
+            verbose=False,
         )["input_ids"]
-        for chunk in chunks(stream)
-    ]
-    return np.concatenate([np.asarray(ids, dtype=np.int32) for ids in (begin(tokenizer), *pieces)])
+        made += [np.asarray(each, dtype=np.int32) for each in ids]
+    return np.concatenate(made)
 
 
 def begin(tokenizer: PreTrainedTokenizerBase) -> list[int]:

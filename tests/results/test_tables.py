@@ -17,7 +17,7 @@ FOLDERS = sorted(path for path in RECORDS.iterdir() if path.is_dir())
 
 
 def committed() -> Record:
-    return load_record(next(iter(sorted(FOLDERS[0].glob("*.json")))))
+    return load_record(RECORDS / "minilm-sst2" / "dense-seed0.json")
 
 
 def made(protocol: str, seed: int, best: float | None) -> Record:
