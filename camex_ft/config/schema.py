@@ -97,8 +97,8 @@ class DataConfig(Section):
     )
     dir: Text | None = Field(
         default=None,
-        description="Folder with train, validation and test files (parquet, jsonl, csv or tsv; texts also as txt, or as "
-        "folders of txt files); relative to the working folder.",
+        description="Folder with train, validation and test files (parquet, jsonl, csv or tsv; texts also as txt, or "
+        "as folders of txt files); relative to the working folder.",
     )
     train_rows: Count | None = Field(default=None, description="Use the first N training rows; null: all.")
     eval_rows: Count | None = Field(
