@@ -123,6 +123,7 @@ def generate(
             max_new_tokens=tokens,
             num_beams=beams,
             do_sample=sample,
+            use_cache=upcycling.caches(loaded),
         )
     new = made[0, len(ids) if causal else 0 :]
     return str(tokenizer.decode(new, skip_special_tokens=True))

@@ -116,6 +116,12 @@ def routing_context(model: nn.Module) -> RoutingContext | None:
     return next((layer.context for layer in expert_layers(model).values()), None)
 
 
+def caches(model: nn.Module) -> bool:
+    """Whether generation may use a key-value cache: not where a first segment is routed by itself, future included."""
+    groupings = [layer.settings.grouping for layer in expert_layers(model).values() if layer.stack == "decoder"]
+    return all(g.granularity != "segment" or g.first_segment != "self" for g in groupings)
+
+
 def freeze(model: PreTrainedModel, mode: str) -> None:
     """Choose what is trained: "full", everything; "experts", the expert layers and the head alone.
 

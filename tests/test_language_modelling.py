@@ -176,13 +176,18 @@ def test_a_prompt_must_fit(prompt: str, tokens: int, words: str, pretrained: Run
         trained.generate(pretrained.folder, prompt, tokens=tokens)
 
 
-@pytest.mark.parametrize("family", ["gpt2", "llama"])
+@pytest.mark.parametrize(("family", "first"), [("gpt2", "prior"), ("llama", "prior"), ("gpt2", "self")])
 def test_generation_with_experts_and_segments(
-    family: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    family: str, first: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A run on embedded text, which its own tokenizer reads."""
-    limits = {"source": "embedded", "train_rows": 12, "eval_rows": 4}
-    made = run(tmp_path, capsys, backbone=f"embedded/{family}", data=limits, merging={"protocol": "ties-ca"})
+    """A run on embedded text, which its own tokenizer reads; a first segment that routes itself goes without a cache."""
+    changes = {
+        "backbone": f"embedded/{family}",
+        "data": {"source": "embedded", "train_rows": 12, "eval_rows": 4},
+        "merging": {"protocol": "ties-ca"},
+        "routing": {"first_segment": first},
+    }
+    made = run(tmp_path, capsys, **changes)
     assert made.record.model.tokenizer is None
     assert set(made.record.routing) == set(expert_layers(load(made.folder / "model")))
     assert all(sum(layer.load) == pytest.approx(1) for layer in made.record.routing.values())

@@ -209,7 +209,7 @@ def backbone(
     entry = EMBEDDED.get(family)
     if head not in heads(family):
         raise UserError(
-            f"backbone 'embedded/{family}' has no head '{head}'.{nearest(head, HEADS)} "
+            f"backbone 'embedded/{family}' has no head '{head}'.{nearest(head, heads(family))} "
             f"It has: {', '.join(heads(family))}."
         )
     tokenizer = build_tokenizer(entry.layout) if texts is None else train_tokenizer(entry.layout, texts)

@@ -125,6 +125,11 @@ def test_qwen2_reads_bytes_and_knows_words_with_and_without_a_capital() -> None:
     assert tokenizer.decode(tokenizer("Café 火", add_special_tokens=False)["input_ids"]) == " Café 火"
 
 
+def test_a_head_that_others_have_is_not_what_was_meant() -> None:
+    with pytest.raises(UserError, match=r"has no head 'causal-lm'. It has: base, sequence-classification"):
+        backbone("t5", head="causal-lm")
+
+
 def test_an_unknown_family_names_the_nearest() -> None:
     with pytest.raises(UserError, match="Did you mean 'roberta'"):
         backbone("robert")
