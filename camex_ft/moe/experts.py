@@ -115,17 +115,21 @@ class ExpertLinear(nn.Module):
 
     @torch.no_grad()
     def merged(self, weights: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Return E_hat [out, in] and b_hat [out] or None for one row of routing weights [1, N], without a graph.
+        """Return E_hat [n, out, in] and b_hat [n, out] or None for routing weights [n, N], without a graph.
 
-        Its domain vectors are those of evaluation.
+        The domain vectors are those of evaluation.
         """
         recipe = self._recipe(0)
         shared = self._shared(recipe, 0, None)
         vectors = transform(recipe) if shared is None else shared.vectors  # [N, out, in]
+        s, flat = weights.to(vectors.dtype), vectors.flatten(1)  # [n, N], [N, out * in]
         with torch.autocast(device_type=vectors.device.type, enabled=False):
-            mixed = self.alpha * (weights.to(vectors.dtype) @ vectors.flatten(1)).view(vectors.shape[1:])
+            if self.base is None:
+                mixed = self.alpha * (s @ flat)
+            else:
+                mixed = torch.addmm(self.base.flatten(), s, flat, alpha=self.alpha)
         bias = self.merged_bias(weights)
-        return mixed if self.base is None else mixed + self.base, None if bias is None else bias.flatten()
+        return mixed.view(-1, *vectors.shape[1:]), None if bias is None else bias.flatten(1)
 
     def train(self, mode: bool = True) -> ExpertLinear:
         """Choose training or evaluation; forget what was kept, but not between two micro-batches in training."""

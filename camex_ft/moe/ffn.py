@@ -23,6 +23,7 @@ from camex_ft.moe.granularity import Flow, Groups, group
 from camex_ft.moe.kept import Kept, Map, keep
 from camex_ft.moe.routing import Router
 
+KEPT = 2  # merged experts that generating keeps, in units of the layer's own experts and base
 Activation = Callable[[Tensor], Tensor]
 NOT_COMPILED = (
     "layers with experts have a backward pass of their own and run as they are, between compiled pieces"
@@ -144,8 +145,7 @@ class MergedFFN(ExpertFFN):
             dtype = torch.get_autocast_dtype(device)
         kept = served.kept
         if kept is None or kept.rows is None or kept.dtype != dtype:
-            # from there on, experts and base are fewer matrices than merged ones
-            most = self.settings.experts + 1
+            most = KEPT * (self.settings.experts + 1)
             kept = keep(groups.weights, kept, partial(self._merged, dtype), most=most, dtype=dtype)
         if (current := self.context.active) is not None:
             crossed = state.weights is not served.weights  # a segment ended: others serve the next token
@@ -153,7 +153,7 @@ class MergedFFN(ExpertFFN):
         return kept if kept.maps else None
 
     def _merged(self, dtype: torch.dtype, weights: Tensor) -> dict[str, Map]:
-        """Return E_hat [out, in] and b_hat [out] or None of every map, for routing weights [1, N]."""
+        """Return E_hat [n, out, in] and b_hat [n, out] or None of every map, for routing weights [n, N]."""
         made = {}
         for name in ("up", "gate", "down"):
             linear = getattr(self, name)
