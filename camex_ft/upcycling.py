@@ -118,7 +118,9 @@ def routing_context(model: nn.Module) -> RoutingContext | None:
 
 def caches(model: nn.Module) -> bool:
     """Whether generation may use a key-value cache: not where a first segment is routed by itself, future included."""
-    groupings = [layer.settings.grouping for layer in expert_layers(model).values() if layer.stack == "decoder"]
+    groupings = [
+        layer.settings.grouping for layer in expert_layers(model).values() if layer.stack == "decoder"
+    ]
     return all(g.granularity != "segment" or g.first_segment != "self" for g in groupings)
 
 

@@ -180,7 +180,7 @@ def test_a_prompt_must_fit(prompt: str, tokens: int, words: str, pretrained: Run
 def test_generation_with_experts_and_segments(
     family: str, first: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A run on embedded text, which its own tokenizer reads; a first segment that routes itself goes without a cache."""
+    """A run on embedded text, which its own tokenizer reads; where a first segment routes itself, without a cache."""
     changes = {
         "backbone": f"embedded/{family}",
         "data": {"source": "embedded", "train_rows": 12, "eval_rows": 4},

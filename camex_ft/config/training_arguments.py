@@ -14,7 +14,7 @@ from typing import Any
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from camex_ft.config.schema import WORDS
+from camex_ft.config.values import WORDS
 from camex_ft.errors import nearest
 
 OWNED = {

@@ -21,9 +21,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from camex_ft.moe.layout import Layout
 from camex_ft.moe.reuse import Accumulation, Micro
 from camex_ft.moe.routing import masked_mean
-from camex_ft.moe.segments import Layout
 from camex_ft.moe.state import LayerState, RoutingState
 
 ReadPass = Callable[["RoutingContext", nn.Module, Mapping[str, Any]], "Pass"]

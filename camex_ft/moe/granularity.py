@@ -19,8 +19,9 @@ from typing import Literal, NamedTuple
 
 from torch import Tensor
 
+from camex_ft.moe.layout import Layout
 from camex_ft.moe.routing import Router, Routing, masked_mean
-from camex_ft.moe.segments import Layout, segments
+from camex_ft.moe.segments import segments
 from camex_ft.moe.state import LayerState
 
 Granularity = Literal["sequence", "segment", "token", "encoder"]

@@ -20,81 +20,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from camex_ft.moe.layout import Layout, like, undo
 from camex_ft.moe.routing import NOISE_FLOOR, Router, Routing, masked_mean
-from camex_ft.moe.state import LayerState, RoutingState
+from camex_ft.moe.state import LayerState
 
 if TYPE_CHECKING:
     from camex_ft.moe.granularity import Grouping
 
 Restore = Callable[[Tensor], Tensor]
-
-
-@dataclass(frozen=True)
-class Layout:
-    """Where the tokens of one pass stand among the real tokens of their rows; the same for all layers of a stack.
-
-    Attributes:
-        shape: B, L.
-        mask: 1 for real tokens; [B, L]; None where all are.
-        order: positions with the real tokens of a row first; [B, L]; None where they are.
-        real: number of real tokens; [B]; None where all are.
-        before: real tokens of each row that a cache stands for; empty without one.
-        after: the same after this pass; empty where no state is kept.
-        documents: packed documents, numbered within each row; [B, L]; None without packing.
-    """
-
-    shape: tuple[int, int]
-    mask: Tensor | None = None
-    order: Tensor | None = None
-    real: Tensor | None = None
-    before: tuple[int, ...] = ()
-    after: tuple[int, ...] = ()
-    documents: Tensor | None = None
-
-    @classmethod
-    def of(
-        cls,
-        shape: tuple[int, int],
-        mask: Tensor | None = None,
-        *,
-        state: RoutingState | None = None,
-        keep: bool = False,
-        documents: Tensor | None = None,
-    ) -> Layout:
-        """Return the layout of a pass over [B, L] tokens.
-
-        Args:
-            shape: B, L.
-            mask: 1 for real tokens; [B, L]; None where all are.
-            state: what the pass goes on from.
-            keep: whether a later pass may go on from this one.
-            documents: packed documents, numbered within each row; [B, L].
-        """
-        batch, length = shape
-        before = () if state is None else state.counts
-        real = None if mask is None else (mask != 0).sum(1)
-        added = [length] * batch
-        if real is not None and keep:
-            added = real.tolist()
-            if min(added) == length:
-                mask = real = None
-        order = None if mask is None else (mask == 0).to(torch.int8).argsort(dim=1, stable=True)
-        after = tuple(c + n for c, n in zip(before or [0] * batch, added, strict=True)) if keep else ()
-        return cls(shape, mask, order, real, before, after, documents)
-
-    def flags(self, device: torch.device) -> Tensor:
-        """Return which positions are real; [B, L] bool."""
-        if self.mask is None:
-            return torch.ones(self.shape, dtype=torch.bool, device=device)
-        return self.mask != 0
-
-    def in_order(self, tokens: Tensor) -> Tensor:
-        """Return [B, L, ...] with real tokens first."""
-        return tokens if self.order is None else tokens.gather(1, _like(self.order, tokens))
-
-    def as_given(self, tokens: Tensor) -> Tensor:
-        """Undo `in_order`."""
-        return _undo(tokens, self.order)
 
 
 @dataclass(frozen=True)
@@ -171,7 +104,7 @@ def _grid(
         columns = torch.arange(most + length, device=x.device)
         real = torch.cat([columns[:most] >= junk, real], dim=1)
         turn = (columns + junk) % (most + length)  # [B, most + L], junk goes last
-        tokens, real = tokens.gather(1, _like(turn, tokens)), real.gather(1, turn)
+        tokens, real = tokens.gather(1, like(turn, tokens)), real.gather(1, turn)
     count = -(-tokens.shape[1] // size)  # S, the last segment may be short
     padding = count * size - tokens.shape[1]
     tokens = F.pad(tokens, (0, 0, 0, padding)).view(batch, count, size, width)
@@ -191,7 +124,7 @@ def _grid(
 
     def restore(y: Tensor) -> Tensor:
         flat = y.view(batch, count * size, -1)[:, : most + length]  # [B, most + L, out]
-        return layout.as_given(_undo(flat, turn)[:, most:])
+        return layout.as_given(undo(flat, turn)[:, most:])
 
     made = _remember(x, layout, served, state, grouping.segment) if keep else None
     groups, weights = tokens.flatten(0, 1), served[:, :-1].flatten(0, 1)
@@ -249,13 +182,3 @@ def _prepend(prior: Routing, routing: Routing) -> Routing:
         noisy,
         scale,
     )
-
-
-def _like(index: Tensor, tokens: Tensor) -> Tensor:
-    """Return an index [B, L] with the further dimensions of `tokens`."""
-    return index if tokens.dim() == 2 else index.unsqueeze(-1).expand(-1, -1, tokens.shape[2])
-
-
-def _undo(tokens: Tensor, order: Tensor | None) -> Tensor:
-    """Put [B, L, out] back where a gather by `order` took it from."""
-    return tokens if order is None else torch.zeros_like(tokens).scatter(1, _like(order, tokens), tokens)

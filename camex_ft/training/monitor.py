@@ -66,3 +66,14 @@ def curvature_statistics(model: nn.Module, *, condition: bool = False) -> dict[s
         if known:
             found[name]["condition"] = torch.stack(known).amax(0).tolist()
     return found
+
+
+def by_sequence(layer: LayerRouting) -> Tensor:
+    """Return the mean routing weights of each sequence's groups; [B, N]."""
+    weights = layer.weights
+    if weights.dim() == 2:
+        return weights
+    if layer.mask is None:
+        return weights.mean(1)
+    keep = layer.mask.to(weights.dtype).unsqueeze(-1)  # [B, groups, 1]
+    return (weights * keep).sum(1) / keep.sum(1).clamp_min(1)

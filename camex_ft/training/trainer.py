@@ -25,11 +25,11 @@ from transformers.trainer_pt_utils import LengthGroupedSampler, nested_detach
 
 from camex_ft.backbones.base import generates
 from camex_ft.errors import UserError
-from camex_ft.moe.context import LayerRouting
 from camex_ft.training.checkpoints import state_of
 from camex_ft.training.cost import Speed
 from camex_ft.training.health import LossGuard
-from camex_ft.training.monitor import RoutingMonitor
+from camex_ft.training.monitor import RoutingMonitor, by_sequence
+from camex_ft.training.order import EpochSampler
 from camex_ft.upcycling import routing_context
 
 Score = Callable[[str, Any], Mapping[str, float]]
@@ -273,35 +273,6 @@ class CamexTrainer(Trainer):
         if self.score is None or self._evaluated is None:
             return {}
         return dict(self.score(self._evaluated, collected["outputs"]))
-
-
-class EpochSampler(Sampler[int]):
-    """A length-grouped sampler whose order follows from seed and epoch alone, so that a resumed run finds it again."""
-
-    def __init__(self, sampler: LengthGroupedSampler, seed: int) -> None:
-        self.sampler, self.seed, self.epoch = sampler, seed, 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the order of this epoch."""
-        self.epoch = epoch
-
-    def __len__(self) -> int:
-        return len(self.sampler)
-
-    def __iter__(self) -> Any:
-        self.sampler.generator = torch.Generator().manual_seed(self.seed + self.epoch)
-        return iter(self.sampler)
-
-
-def by_sequence(layer: LayerRouting) -> Tensor:
-    """Return the mean routing weights of each sequence's groups; [B, N]."""
-    weights = layer.weights
-    if weights.dim() == 2:
-        return weights
-    if layer.mask is None:
-        return weights.mean(1)
-    keep = layer.mask.to(weights.dtype).unsqueeze(-1)  # [B, groups, 1]
-    return (weights * keep).sum(1) / keep.sum(1).clamp_min(1)
 
 
 def _name_loss(model: Any) -> None:

@@ -16,8 +16,8 @@ from torch import Tensor
 from camex_ft.moe import granularity
 from camex_ft.moe.context import Pass
 from camex_ft.moe.granularity import Flow, Grouping, Groups
+from camex_ft.moe.layout import Layout
 from camex_ft.moe.routing import Router
-from camex_ft.moe.segments import Layout
 
 LONGEST = 13
 

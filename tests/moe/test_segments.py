@@ -15,8 +15,8 @@ from segment_loop import EXACT, by_loop, router
 from torch import Tensor
 
 from camex_ft.moe.granularity import Flow, Grouping, Groups, group
+from camex_ft.moe.layout import Layout
 from camex_ft.moe.routing import Router
-from camex_ft.moe.segments import Layout
 from camex_ft.moe.state import RoutingState
 
 

@@ -17,7 +17,9 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 from camex_ft.errors import UserError
 from camex_ft.moe.context import LayerRouting
 from camex_ft.training.checkpoints import checkpoints, fault, newest
-from camex_ft.training.trainer import CURVATURE, ROUTER, CamexTrainer, EpochSampler, by_sequence
+from camex_ft.training.monitor import by_sequence
+from camex_ft.training.order import EpochSampler
+from camex_ft.training.trainer import CURVATURE, ROUTER, CamexTrainer
 from camex_ft.upcycling import expert_layers, routing_context
 
 EXPERTS = 3

@@ -1,0 +1,33 @@
+"""Types of the values that the schema's keys take, with what they say of a value that does not fit."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field
+from pydantic_core import PydanticCustomError
+
+WORDS = {"yes": True, "on": True, "no": False, "off": False}
+
+
+def _as_bool(value: Any) -> Any:
+    return WORDS.get(value.lower(), value) if isinstance(value, str) else value
+
+
+def _as_layers(value: Any) -> Any:
+    if isinstance(value, str) and value in ("all", "every_other"):
+        return value
+    numbers = isinstance(value, (list, tuple)) and all(type(n) is int and n >= 0 for n in value)
+    if not numbers or not value or len(set(value)) != len(value):
+        expected = "expected 'all', 'every_other' or a list of different layer numbers such as [0, 2, 4]"
+        raise PydanticCustomError("layers", expected)
+    return tuple(value)
+
+
+Bool = Annotated[bool, BeforeValidator(_as_bool)]
+Count = Annotated[int, Field(ge=1)]
+Positive = Annotated[float, Field(gt=0)]
+NonNegative = Annotated[float, Field(ge=0)]
+Text = Annotated[str, Field(min_length=1)]
+Layers = Annotated[Any, BeforeValidator(_as_layers)]
+Interval = Literal["no", "steps", "epoch"]

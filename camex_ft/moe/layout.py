@@ -1,0 +1,88 @@
+"""Where the tokens of a pass stand: which are real, and which came before them in a key-value cache."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from camex_ft.moe.state import RoutingState
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where the tokens of one pass stand among the real tokens of their rows; the same for all layers of a stack.
+
+    Attributes:
+        shape: B, L.
+        mask: 1 for real tokens; [B, L]; None where all are.
+        order: positions with the real tokens of a row first; [B, L]; None where they are.
+        real: number of real tokens; [B]; None where all are.
+        before: real tokens of each row that a cache stands for; empty without one.
+        after: the same after this pass; empty where no state is kept.
+        documents: packed documents, numbered within each row; [B, L]; None without packing.
+    """
+
+    shape: tuple[int, int]
+    mask: Tensor | None = None
+    order: Tensor | None = None
+    real: Tensor | None = None
+    before: tuple[int, ...] = ()
+    after: tuple[int, ...] = ()
+    documents: Tensor | None = None
+
+    @classmethod
+    def of(
+        cls,
+        shape: tuple[int, int],
+        mask: Tensor | None = None,
+        *,
+        state: RoutingState | None = None,
+        keep: bool = False,
+        documents: Tensor | None = None,
+    ) -> Layout:
+        """Return the layout of a pass over [B, L] tokens.
+
+        Args:
+            shape: B, L.
+            mask: 1 for real tokens; [B, L]; None where all are.
+            state: what the pass goes on from.
+            keep: whether a later pass may go on from this one.
+            documents: packed documents, numbered within each row; [B, L].
+        """
+        batch, length = shape
+        before = () if state is None else state.counts
+        real = None if mask is None else (mask != 0).sum(1)
+        added = [length] * batch
+        if real is not None and keep:
+            added = real.tolist()
+            if min(added) == length:
+                mask = real = None
+        order = None if mask is None else (mask == 0).to(torch.int8).argsort(dim=1, stable=True)
+        after = tuple(c + n for c, n in zip(before or [0] * batch, added, strict=True)) if keep else ()
+        return cls(shape, mask, order, real, before, after, documents)
+
+    def flags(self, device: torch.device) -> Tensor:
+        """Return which positions are real; [B, L] bool."""
+        if self.mask is None:
+            return torch.ones(self.shape, dtype=torch.bool, device=device)
+        return self.mask != 0
+
+    def in_order(self, tokens: Tensor) -> Tensor:
+        """Return [B, L, ...] with real tokens first."""
+        return tokens if self.order is None else tokens.gather(1, like(self.order, tokens))
+
+    def as_given(self, tokens: Tensor) -> Tensor:
+        """Undo `in_order`."""
+        return undo(tokens, self.order)
+
+
+def like(index: Tensor, tokens: Tensor) -> Tensor:
+    """Return an index [B, L] with the further dimensions of `tokens`."""
+    return index if tokens.dim() == 2 else index.unsqueeze(-1).expand(-1, -1, tokens.shape[2])
+
+
+def undo(tokens: Tensor, order: Tensor | None) -> Tensor:
+    """Put [B, L, out] back where a gather by `order` took it from."""
+    return tokens if order is None else torch.zeros_like(tokens).scatter(1, like(order, tokens), tokens)
