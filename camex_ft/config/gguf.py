@@ -210,4 +210,4 @@ def _faults(header: Header, name: str) -> Iterator[str]:
             "expected the same model as a folder with safetensors weights"
         )
     if importlib.util.find_spec("gguf") is None:
-        yield f"{name} needs the package gguf to be read: pip install 'camex_ft[gguf]'"
+        yield f"{name} needs the package gguf to be read: pip install gguf"

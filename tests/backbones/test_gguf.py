@@ -18,7 +18,7 @@ from camex_ft.backbones import source
 from camex_ft.backbones.load import load
 from camex_ft.errors import UserError
 
-gguf = pytest.importorskip("gguf", reason="needs the package gguf: pip install 'camex_ft[gguf]'")
+gguf = pytest.importorskip("gguf", reason="needs the package gguf: pip install gguf")
 from gguf_files import tiny_model, write_gguf  # noqa: E402
 
 TEXT = " the film is good , the ending Über dull"

@@ -8,7 +8,7 @@ import pytest
 from camex_ft.config import gguf as header
 from camex_ft.errors import UserError
 
-gguf = pytest.importorskip("gguf", reason="needs the package gguf: pip install 'camex_ft[gguf]'")
+gguf = pytest.importorskip("gguf", reason="needs the package gguf: pip install gguf")
 np = pytest.importorskip("numpy")
 
 
