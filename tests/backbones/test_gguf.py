@@ -175,7 +175,7 @@ def test_a_tokenizer_that_cannot_be_read(llama: tuple[Any, Any], tmp_path: Path)
 def test_without_the_package_gguf(written: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "gguf" else real(name))
-    with pytest.raises(UserError, match=r"pip install 'camex_ft\[gguf\]'"):
+    with pytest.raises(UserError, match=r"pip install gguf"):
         source.check(str(written))
 
 
