@@ -101,7 +101,7 @@ def test_a_cache_of_another_model_is_refused(protocol: str) -> None:
         if protocol == "dense"
         else upcycled(Case("gpt2", "causal-lm", protocol, "auto"))
     )
-    logits(other.double(), ids, cache)
+    logits(copy.deepcopy(other).double(), ids, cache)  # `dense` is shared by all tests
     with pytest.raises(RuntimeError, match="was not filled by this model"):
         logits(model, ids, cache)
 
@@ -161,7 +161,7 @@ WAYS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("way", WAYS)
 def test_other_ways_to_generate(way: str, kind: str) -> None:
     model, settings = model_of(kind), dict(WAYS[way])
-    helpers = {"itself": lambda: copy.deepcopy(model), "dense": lambda: dense(kind, "causal-lm")}
+    helpers = {"itself": lambda: copy.deepcopy(model), "dense": lambda: copy.deepcopy(dense(kind, "causal-lm"))}
     if "assistant_model" in settings:
         settings["assistant_model"] = helpers[settings["assistant_model"]]().double()
         settings["assistant_model"].generation_config.eos_token_id = None
