@@ -161,7 +161,10 @@ WAYS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("way", WAYS)
 def test_other_ways_to_generate(way: str, kind: str) -> None:
     model, settings = model_of(kind), dict(WAYS[way])
-    helpers = {"itself": lambda: copy.deepcopy(model), "dense": lambda: copy.deepcopy(dense(kind, "causal-lm"))}
+    helpers = {
+        "itself": lambda: copy.deepcopy(model),
+        "dense": lambda: copy.deepcopy(dense(kind, "causal-lm")),
+    }
     if "assistant_model" in settings:
         settings["assistant_model"] = helpers[settings["assistant_model"]]().double()
         settings["assistant_model"].generation_config.eos_token_id = None
