@@ -140,7 +140,7 @@ class Stop(TrainerCallback):
         control.should_training_stop = state.global_step >= 2
 
 
-def test_tokens_a_second_are_those_of_this_session_without_padding(tmp_path: Path) -> None:
+def test_tokens_a_second_are_those_of_this_process_without_padding(tmp_path: Path) -> None:
     data = rows(twice=False, uneven=False).to_dict()
     data["attention_mask"] = [[1] * (LENGTH - 2) + [0] * 2] * ROWS
     padded = Dataset.from_dict(data).with_format("torch")
