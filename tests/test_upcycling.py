@@ -447,6 +447,40 @@ def test_greedy_generation_is_the_argmax_of_full_passes(model_type: str, granula
     assert len(found.scores) == 5
 
 
+@pytest.mark.parametrize(
+    ("model_type", "head", "granularity"),
+    [
+        ("t5", "seq2seq-lm", "auto"),
+        ("t5", "seq2seq-lm", "segment"),
+        ("gpt2", "causal-lm", "auto"),
+        ("llama", "causal-lm", "auto"),
+        ("t5", "sequence-classification", "auto"),
+    ],
+)
+def test_gradient_checkpointing_changes_no_gradient(model_type: str, head: str, granularity: str) -> None:
+    """What runs again in the backward pass, after the forward pass is over, is routed as it was."""
+    made = upcycle(
+        dense(model_type, head),
+        merging={"protocol": "ties-ca", "experts": 3},
+        routing={"granularity": granularity, "segment": 3},
+    ).train()
+    inputs = inputs_of(made, head)
+    labels = inputs["input_ids"] if head != CLASSIFIER else torch.tensor([0, 1])
+
+    def gradients() -> dict[str, torch.Tensor]:
+        made.zero_grad()
+        torch.manual_seed(0)
+        given = {k: v for k, v in inputs.items() if not k.startswith("decoder")}
+        made(**given, labels=labels).loss.backward()
+        return {n: p.grad.clone() for n, p in made.named_parameters() if p.grad is not None}
+
+    plain = gradients()
+    made.activation_checkpointing_enable({"use_reentrant": False})
+    again = gradients()
+    assert plain.keys() == again.keys()
+    assert [n for n, grad in plain.items() if not torch.equal(grad, again[n])] == []
+
+
 def test_the_encoder_s_routing_is_the_input_s(tmp_path: Path) -> None:
     """A decoder given encoder outputs is routed by them, as by the encoder itself."""
     made = generator("t5", "seq2seq-lm")

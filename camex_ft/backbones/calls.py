@@ -70,15 +70,11 @@ def write_state(ended: Pass, output: Any, state: RoutingState) -> None:
 
 
 def _documents(arguments: Mapping[str, Any]) -> Tensor | None:
-    """Number packed documents [B, L] where position ids begin anew, as transformers' own attention masks take them."""
+    """Number packed documents, [B, L] or [1, L], where position ids begin anew, as transformers' own attention masks take them."""
     positions: Any = arguments.get("position_ids")
     if positions is None or arguments.get("attention_mask") is not None:
         return None
-    found: Tensor | None = find_packed_sequence_indices(positions)
-    ids: Any = arguments.get("input_ids")
-    if found is not None and ids is not None:
-        found = found.expand(ids.shape[0], -1)
-    return found
+    return find_packed_sequence_indices(positions)
 
 
 def _with_flat_masks(arguments: Mapping[str, Any]) -> dict[str, Any]:

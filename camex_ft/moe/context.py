@@ -50,7 +50,8 @@ class Pass:
 
     Attributes:
         masks: goes in: mask [B, L] by stack, 1 for tokens that count; None where all do.
-        documents: goes in: packed documents of the decoder's rows, numbered within each; [B, L]; None without packing.
+        documents: goes in: packed documents of the decoder's rows, numbered within each; [B, L], or [1, L] for all rows;
+            None without packing.
         cached: goes in: how many earlier positions a key-value cache stands for.
         cache: goes in: the key-value cache itself, whatever it is.
         caching: goes in: whether there may be a later pass that goes on from this one.
@@ -94,9 +95,8 @@ class Pass:
         if mask is not None:  # of all positions of the cache, of those up to here, or of the new ones alone
             start = min(self.cached, mask.shape[1] - length)
             chunk = mask[:, start : start + length]
-        return Layout.of(
-            (batch, length), chunk, state=self.state, keep=self.caching, documents=self.documents
-        )
+        documents = None if self.documents is None else self.documents.expand(batch, -1)
+        return Layout.of((batch, length), chunk, state=self.state, keep=self.caching, documents=documents)
 
     def balance_loss(self) -> Tensor | None:
         """Return the sum of the layers' balance losses, a scalar, or None where no layer ran."""
@@ -192,8 +192,8 @@ class RoutingContext:
         try:
             if output is not None and ended.remembered and self.write is not None:
                 self.write(ended, output, self._state(ended))
-        finally:  # what `last` is read for needs neither caches nor hidden states
-            ended.cache = ended.state = ended.encoded = None
+        finally:  # what runs again in the backward pass needs masks and encoder output, and nobody the cache
+            ended.cache = ended.state = None
             ended.remembered, ended._layouts = {}, {}
 
     def _state(self, ended: Pass) -> RoutingState:

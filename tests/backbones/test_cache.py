@@ -206,12 +206,15 @@ def test_continuous_batching_is_refused() -> None:
 def test_packed_documents_are_computed_as_alone(kind: str) -> None:
     """As transformers takes them: position ids begin anew, no attention mask, no cache."""
     model, lengths = model_of(kind), [4, 1, 2 * SEGMENT + 1]
-    ids = ids_of(1, sum(lengths))
+    ids = ids_of(2, sum(lengths))  # position ids hold for all rows
     positions = torch.cat([torch.arange(n) for n in lengths])[None]
     with torch.no_grad():
         packed = model(ids, position_ids=positions, use_cache=False).logits
     alone = torch.cat([logits(model, part) for part in ids.split(lengths, dim=1)], dim=1)
     close(packed, alone)
+    with torch.no_grad():  # the same from embeddings, which do not tell of rows that share position ids
+        embedded = model.get_input_embeddings()(ids)
+        close(model(inputs_embeds=embedded, position_ids=positions, use_cache=False).logits, alone)
 
 
 def test_t5_goes_on_by_segments_too() -> None:
