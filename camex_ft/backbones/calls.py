@@ -70,7 +70,7 @@ def write_state(ended: Pass, output: Any, state: RoutingState) -> None:
 
 
 def _documents(arguments: Mapping[str, Any]) -> Tensor | None:
-    """Number packed documents, [B, L] or [1, L], where position ids begin anew, as transformers' own attention masks take them."""
+    """Number packed documents where position ids begin anew, as transformers' own masks do; [B, L] or [1, L]."""
     positions: Any = arguments.get("position_ids")
     if positions is None or arguments.get("attention_mask") is not None:
         return None

@@ -50,8 +50,7 @@ class Pass:
 
     Attributes:
         masks: goes in: mask [B, L] by stack, 1 for tokens that count; None where all do.
-        documents: goes in: packed documents of the decoder's rows, numbered within each; [B, L], or [1, L] for all rows;
-            None without packing.
+        documents: goes in: packed documents, numbered within each row; [B, L], or [1, L] for all rows; None without.
         cached: goes in: how many earlier positions a key-value cache stands for.
         cache: goes in: the key-value cache itself, whatever it is.
         caching: goes in: whether there may be a later pass that goes on from this one.

@@ -13,14 +13,13 @@ Source: CAMEx (arXiv 2502.18821, section 4 and its published code) for sequence 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from torch import Tensor
 
-from camex_ft.moe.layout import Layout
-from camex_ft.moe.routing import Router, Routing, masked_mean
+from camex_ft.moe.layout import Groups, Layout
+from camex_ft.moe.routing import Router, masked_mean
 from camex_ft.moe.segments import segments
 from camex_ft.moe.state import LayerState
 
@@ -40,29 +39,6 @@ class Grouping:
     def needs_prior(self) -> bool:
         """Whether the router must learn a prior."""
         return self.granularity == "segment" and self.first_segment == "prior"
-
-
-class Groups(NamedTuple):
-    """Tokens in groups, each with its routing.
-
-    Attributes:
-        x: [G, L', in].
-        weights: s; [G, N] or [G, L', N].
-        routing: every routing that was computed, for the balance loss and the record; [B, N], [B, S, N] or [B, L, N];
-            None where a cache goes on and none was.
-        mask: which of those hold a token; as routing without N; None where all do.
-        restore: [G, L', out] -> [B, L, out].
-        state: what the layer remembers with a key-value cache, after these tokens.
-        served: what the layer remembered before, where each row is one group that it serves.
-    """
-
-    x: Tensor
-    weights: Tensor
-    routing: Routing | None
-    mask: Tensor | None
-    restore: Callable[[Tensor], Tensor]
-    state: LayerState | None = None
-    served: LayerState | None = None
 
 
 class Flow(NamedTuple):
@@ -94,9 +70,7 @@ def group(x: Tensor, flow: Flow, router: Router, grouping: Grouping) -> Groups:
         RuntimeError: routing by the encoder without its output, or a cache that cannot go on (`segments`).
     """
     if grouping.granularity == "segment":
-        made = segments(x, flow.layout, router, grouping, flow.state, keep=flow.keep)
-        served = flow.state if made.routing is None else None
-        return Groups(made.x, made.weights, made.routing, made.counts, made.restore, made.state, served)
+        return segments(x, flow.layout, router, grouping, flow.state, keep=flow.keep)
     if grouping.granularity == "encoder":
         return _by_encoder(x, flow, router)
     if grouping.granularity == "token":

@@ -1,13 +1,16 @@
-"""Where the tokens of a pass stand: which are real, and which came before them in a key-value cache."""
+"""Where the tokens of a pass stand, which are real, what came before them in a cache; and tokens in groups."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from camex_ft.moe.state import RoutingState
+from camex_ft.moe.routing import Routing
+from camex_ft.moe.state import LayerState, RoutingState
 
 
 @dataclass(frozen=True)
@@ -76,6 +79,29 @@ class Layout:
     def as_given(self, tokens: Tensor) -> Tensor:
         """Undo `in_order`."""
         return undo(tokens, self.order)
+
+
+class Groups(NamedTuple):
+    """Tokens in groups, each with its routing.
+
+    Attributes:
+        x: [G, L', in].
+        weights: s; [G, N] or [G, L', N].
+        routing: every routing that was computed, for the balance loss and the record; [B, N], [B, S, N] or [B, L, N];
+            None where a cache goes on and none was.
+        mask: which of those hold a token; as routing without N; None where all do.
+        restore: [G, L', out] -> [B, L, out].
+        state: what the layer remembers with a key-value cache, after these tokens.
+        served: what the layer remembered before, where each row is one group that it serves.
+    """
+
+    x: Tensor
+    weights: Tensor
+    routing: Routing | None
+    mask: Tensor | None
+    restore: Callable[[Tensor], Tensor]
+    state: LayerState | None = None
+    served: LayerState | None = None
 
 
 def like(index: Tensor, tokens: Tensor) -> Tensor:

@@ -12,39 +12,23 @@ Source: CAMEx (arXiv 2502.18821, section 4 and its published code); prior, paddi
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from camex_ft.moe.layout import Layout, like, undo
+from camex_ft.moe.layout import Groups, Layout, like, undo
 from camex_ft.moe.routing import NOISE_FLOOR, Router, Routing, masked_mean
 from camex_ft.moe.state import LayerState
 
 if TYPE_CHECKING:
     from camex_ft.moe.granularity import Grouping
 
-Restore = Callable[[Tensor], Tensor]
-
-
-@dataclass(frozen=True)
-class Segments:
-    """Tokens in groups of one segment each, with what serves them: see `granularity.Groups`."""
-
-    x: Tensor
-    weights: Tensor
-    routing: Routing | None
-    counts: Tensor | None
-    restore: Restore
-    state: LayerState | None = None
-
 
 def segments(
     x: Tensor, layout: Layout, router: Router, grouping: Grouping, state: LayerState | None, *, keep: bool
-) -> Segments:
+) -> Groups:
     """Return hidden states [B, L, d] as groups of one segment each, routed by the segment before.
 
     Args:
@@ -73,22 +57,22 @@ def segments(
     return _grid(x, layout, router, grouping, state, keep=keep)
 
 
-def _within(x: Tensor, layout: Layout, router: Router, state: LayerState) -> Segments:
+def _within(x: Tensor, layout: Layout, router: Router, state: LayerState) -> Groups:
     """Every row's tokens lie in the segment that runs: nothing has to be arranged."""
     size = state.segment
-    served = state.serving(layout.before)  # [B, N]
-    state = state.append(layout.in_order(x), layout.real)
+    weights = state.serving(layout.before)  # [B, N]
+    after = state.append(layout.in_order(x), layout.real)
     counts = zip(layout.before, layout.after, strict=True)
-    full = [b for b, (before, after) in enumerate(counts) if after > before and after % size == 0]
+    full = [b for b, (first, last) in enumerate(counts) if last > first and last % size == 0]
     if full:
-        routing = router(state.recent(size)[full].mean(1))  # [n, N]
-        state = state.route(full, [layout.after[b] // size for b in full], routing.weights)
-    return Segments(x, served, None, None, lambda y: y, state)
+        routing = router(after.recent(size)[full].mean(1))  # [n, N]
+        after = after.route(full, [layout.after[b] // size for b in full], routing.weights)
+    return Groups(x, weights, None, None, lambda y: y, after, state)
 
 
 def _grid(
     x: Tensor, layout: Layout, router: Router, grouping: Grouping, state: LayerState | None, *, keep: bool
-) -> Segments:
+) -> Groups:
     """Arrange rows in segments, [B, S, T, d]; the first one of a row begins with what a cache holds of it."""
     batch, length, width = x.shape
     size = grouping.segment
@@ -128,7 +112,7 @@ def _grid(
 
     made = _remember(x, layout, served, state, grouping.segment) if keep else None
     groups, weights = tokens.flatten(0, 1), served[:, :-1].flatten(0, 1)
-    return Segments(groups, weights, routing, counts, restore, made)
+    return Groups(groups, weights, routing, counts, restore, made)
 
 
 def _remember(x: Tensor, layout: Layout, served: Tensor, state: LayerState | None, size: int) -> LayerState:
@@ -146,7 +130,7 @@ def _remember(x: Tensor, layout: Layout, served: Tensor, state: LayerState | Non
     return state.append(layout.in_order(x), layout.real)
 
 
-def _packed(x: Tensor, documents: Tensor, router: Router, grouping: Grouping) -> Segments:
+def _packed(x: Tensor, documents: Tensor, router: Router, grouping: Grouping) -> Groups:
     """Take packed documents apart: each is a row of its own, and groups without a token are left out."""
     batch, length, width = x.shape
     starts = F.pad(documents[:, 1:] != documents[:, :-1], (1, 0), value=True).flatten()  # [B * L]
@@ -158,15 +142,15 @@ def _packed(x: Tensor, documents: Tensor, router: Router, grouping: Grouping) ->
     mask = torch.zeros(len(first), longest, dtype=torch.bool, device=x.device)
     mask[row, place] = True
     made = _grid(apart, Layout.of((len(first), longest), mask), router, grouping, None, keep=False)
-    assert made.counts is not None
+    assert made.mask is not None
     each = len(made.x) // len(first)  # S
-    used = made.counts[:, -each:].flatten().nonzero().squeeze(1)
+    used = made.mask[:, -each:].flatten().nonzero().squeeze(1)
 
     def restore(y: Tensor) -> Tensor:
         whole = y.new_zeros(len(made.x), *y.shape[1:]).index_copy(0, used, y)
         return made.restore(whole)[row, place].view(batch, length, -1)
 
-    return replace(made, x=made.x[used], weights=made.weights[used], restore=restore)
+    return made._replace(x=made.x[used], weights=made.weights[used], restore=restore)
 
 
 def _prepend(prior: Routing, routing: Routing) -> Routing:
