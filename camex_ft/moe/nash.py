@@ -2,8 +2,8 @@
 
     G^T G a = 1 / a,   a > 0,   G = [tau_1 ... tau_N]         1 / a entry by entry
 
-The solution maximises sum_i log <tau_i, G a> over steps G a of a given length: no expert can gain by another step without
-another losing more, in proportion. Scaled by the lengths of the domain vectors it is the minimum of
+The solution maximises sum_i log <tau_i, G a> over steps G a of a given length: no expert can gain by another step
+without another losing more, in proportion. Scaled by the lengths of the domain vectors it is the minimum of
 
     f(b) = 1/2 b^T K b - sum_i log b_i,      K_ij = <tau_i, tau_j> / (|tau_i| |tau_j|),   a_i = b_i / |tau_i|
 
@@ -19,7 +19,7 @@ from torch import Tensor
 
 ITERATIONS = 40
 RIDGE = 1e-14  # added to K's diagonal, so that Newton's equations can be solved
-# the largest a_i |tau_i|: vectors that cancel each other have no bargain, and would pull ever harder for a step of nothing
+# the largest a_i |tau_i|: vectors that cancel each other have no bargain, and would pull ever harder for nothing
 LARGEST = 1e5
 
 
@@ -27,8 +27,8 @@ LARGEST = 1e5
 def nash_weights(gram: Tensor, *, start: Tensor | None = None, iterations: int = ITERATIONS) -> Tensor:
     """Return a with G^T G a = 1 / a; [..., N], float64.
 
-    An expert whose domain vector is 0, or not finite, has nothing to bargain for: its weight is 0, and it does not count
-    for the others.
+    An expert whose domain vector is 0, or not finite, has nothing to bargain for: its weight is 0, and it does not
+    count for the others.
 
     Args:
         gram: G^T G; [..., N, N], any number of problems at once.

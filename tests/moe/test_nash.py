@@ -91,7 +91,7 @@ def test_never_a_nan_and_a_step_of_at_most_sqrt_n(gram: list[list[float]], scale
 
 
 def test_how_training_starts() -> None:
-    """All domain vectors zero, and then all the same, or nearly: the weights are equal and the step has length sqrt(N)."""
+    """All domain vectors zero, then all the same, or nearly: the weights are equal and the step has length sqrt(N)."""
     assert torch.equal(nash_weights(torch.zeros(4, 4)), torch.zeros(4, dtype=torch.float64))
     tau = torch.ones(4, 100) + 1e-5 * torch.randn(4, 100, generator=torch.Generator().manual_seed(0))
     for vectors_ in (torch.ones(4, 100), tau):
@@ -123,7 +123,12 @@ def test_a_start_saves_iterations_and_cannot_harm() -> None:
     gram, last = moved.T @ moved, nash_weights(g.T @ g)
     assert residual(gram, nash_weights(gram, start=last, iterations=8)) < 1e-6
     assert residual(gram, nash_weights(gram, iterations=8)) > 1e-3
-    for bad in (torch.zeros(8), torch.full((8,), float("nan")), -last, torch.full((8,), 1e200)):
+    for bad in (
+        torch.zeros(8),
+        torch.full((8,), float("nan")),
+        -last,
+        torch.full((8,), 1e200, dtype=torch.float64),
+    ):
         assert residual(gram, nash_weights(gram, start=bad)) < 1e-6
 
 
