@@ -1,11 +1,17 @@
-"""Balance loss: coef * (cv^2(importance) + cv^2(load)) of one layer, from its routing.
+"""What a layer's routing adds to the training loss.
+
+Balance loss: coef * (cv^2(importance) + cv^2(load)) of one layer, from its routing.
 
     importance_i = sum_g s_gi                                                                    [N]
     load_i       = sum_g P(expert i among the k largest if its noise alone were drawn again)     [N]
                    while training with noise and k < N; else the number of groups with s_gi > 0
     cv^2(v)      = var(v) / (mean(v)^2 + 1e-10), with the unbiased variance
 
-Source: Shazeer et al. 2017 (arXiv 1701.06538, section 4 and appendix A).
+Z-loss: coef * mean over groups of (logsumexp_i logits_gi)^2, on logits without noise and before the temperature; it
+keeps them small.
+
+Sources: Shazeer et al. 2017 (arXiv 1701.06538, section 4 and appendix A); ST-MoE, Zoph et al. 2022 (arXiv 2202.08906,
+section 3.2) for the z-loss.
 """
 
 from __future__ import annotations
@@ -61,3 +67,20 @@ def balance_loss(routing: Routing, *, top_k: int, coef: float, mask: Tensor | No
         weights, loads = weights * keep, loads * keep
     importance = weights.reshape(-1, experts).sum(0)  # [N]
     return coef * (cv_squared(importance) + cv_squared(loads.reshape(-1, experts).sum(0)))
+
+
+def z_loss(routing: Routing, *, coef: float, mask: Tensor | None = None) -> Tensor:
+    """Return coef * mean_g logsumexp(logits_g)^2, a scalar.
+
+    Args:
+        routing: of one layer; [..., N].
+        coef: weight of the loss.
+        mask: 1 for groups that hold a token, 0 for groups of padding; [...]; None counts all.
+    """
+    if mask is None:
+        return coef * routing.logits.logsumexp(dim=-1).square().mean()
+    keep = mask != 0
+    # filled before, not after: a gradient of 0 through the NaN that padding may hold is NaN
+    logits = routing.logits.masked_fill(~keep.unsqueeze(-1), 0)
+    squares = torch.where(keep, logits.logsumexp(dim=-1).square(), 0)
+    return coef * squares.sum() / keep.sum().clamp_min(1)

@@ -36,7 +36,7 @@ class LayerRouting(NamedTuple):
     Attributes:
         weights: routing weights s of its groups, detached; [B, N], [B, S, N] or [B, L, N].
         mask: 1 for groups that hold a token; [B], [B, S] or [B, L]; None where all do.
-        balance: its balance loss, a scalar, with its graph.
+        balance: its balance loss, and its z-loss with it, a scalar, with its graph.
     """
 
     weights: Tensor

@@ -12,6 +12,7 @@ from camex_ft.moe.curvature import Curvature
 from camex_ft.moe.granularity import Grouping
 from camex_ft.moe.linear import merged_linear
 from camex_ft.moe.reuse import Micro, Reuse, Shared
+from camex_ft.moe.routing import RouterSettings
 from camex_ft.moe.vectors import Keep, Recipe, transform
 
 
@@ -40,6 +41,7 @@ class LayerSettings:
         balance: coefficient of the balance loss.
         grouping: which tokens share routing weights.
         keep_vectors: keep transformed domain vectors while they stay the same.
+        router: how routing weights are made.
     """
 
     rule: Rule
@@ -53,6 +55,7 @@ class LayerSettings:
     grouping: Grouping = field(default_factory=Grouping)
     keep_vectors: bool = True
 
+    router: RouterSettings = field(default_factory=RouterSettings)
 
 class ExpertLinear(nn.Module):
     """One matrix of a feed-forward layer as N experts and, where the protocol has one, a base expert.

@@ -16,7 +16,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from camex_ft.moe.balance import balance_loss
+from camex_ft.moe.balance import balance_loss, z_loss
 from camex_ft.moe.context import LayerRouting, Pass, RoutingContext
 from camex_ft.moe.experts import ExpertLinear, LayerSettings
 from camex_ft.moe.granularity import Flow, Groups, group
@@ -66,6 +66,7 @@ class ExpertFFN(nn.Module):
             top_k=settings.top_k,
             noise=settings.noise,
             prior=settings.grouping.needs_prior,
+            settings=settings.router,
         ).to(up.device)
         self.up = ExpertLinear(*weights["up"], settings)
         self.gate = ExpertLinear(*weights["gate"], settings) if "gate" in weights else None
@@ -95,6 +96,11 @@ class ExpertFFN(nn.Module):
                 f"{self.name}: routing by sequence needs all tokens at once, but a key-value cache holds the earlier "
                 "ones: call the model or generate with use_cache=False"
             )
+        if current.cached and self.settings.router.kind == "expert-choice":
+            raise RuntimeError(
+                f"{self.name}: with expert choice a token's routing depends on its whole sequence, but a key-value cache "
+                "holds the earlier tokens: call the model with use_cache=False"
+            )
         if current.cached and granularity == "segment" and state is None:
             raise RuntimeError(
                 f"{self.name}: this key-value cache was not filled by this model, so that nothing is known of how its "
@@ -107,13 +113,21 @@ class ExpertFFN(nn.Module):
         groups = group(hidden, self._flow(hidden, current), self.router, self.settings.grouping)
         if groups.state is not None:
             current.remembered[self.name] = groups.state
-        balance = groups.weights.new_zeros(())
-        if groups.routing is not None:
-            given = self.settings
-            balance = balance_loss(groups.routing, top_k=given.top_k, coef=given.balance, mask=groups.mask)
+        added = self._loss(groups)
         served = groups.weights if groups.routing is None else groups.routing.weights
-        current.layers[self.name] = LayerRouting(served.detach(), groups.mask, balance)
+        current.layers[self.name] = LayerRouting(served.detach(), groups.mask, added)
         return groups
+
+    def _loss(self, groups: Groups) -> Tensor:
+        """Return what the layer adds to the training loss: balance loss and z-loss, a scalar."""
+        given, added = self.settings, groups.weights.new_zeros(())
+        if groups.routing is None:
+            return added
+        if given.router.kind != "expert-choice":  # which is balanced as it is made
+            added = balance_loss(groups.routing, top_k=given.top_k, coef=given.balance, mask=groups.mask)
+        if given.router.z_loss:
+            added = added + z_loss(groups.routing, coef=given.router.z_loss, mask=groups.mask)
+        return added
 
 
 class MergedFFN(ExpertFFN):

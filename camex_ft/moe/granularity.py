@@ -74,7 +74,7 @@ def group(x: Tensor, flow: Flow, router: Router, grouping: Grouping) -> Groups:
     if grouping.granularity == "encoder":
         return _by_encoder(x, flow, router)
     if grouping.granularity == "token":
-        routing = router(x)  # [B, L, N]
+        routing = router(x, flow.layout.mask)  # [B, L, N]
         return Groups(x, routing.weights, routing, flow.layout.mask, lambda y: y)
     routing = router(masked_mean(x, flow.layout.mask))  # [B, N]
     return Groups(x, routing.weights, routing, None, lambda y: y)

@@ -1,28 +1,60 @@
 """Routing: which experts serve an input, and with what weights.
 
-    logits  = pooled(x) W_g  [+ N(0, 1) * (softplus(pooled(x) W_n) + 1e-2), in training]      [G, N]
-    s       = softmax over the k largest logits, 0 elsewhere                                 [G, N]
+    logits  = pooled(x) W_g                              linear                                         [G, N]
+            = cos(pooled(x), W_g,i) / t                  cosine, with a learned temperature t
+            [+ N(0, 1) * (softplus(pooled(x) W_n) + 1e-2), in training]
+    s       = softmax(logits / T) over the k largest logits, 0 elsewhere           normalise: after     [G, N]
+            = softmax(logits / T) over all, 0 but for the k largest                normalise: before
 
-A row of routing weights serves one *group* of tokens: a sequence, a segment of a sequence, or a token.
-Source: noisy top-k gating of Shazeer et al. 2017 (arXiv 1701.06538, section 2.1), as CAMEx uses it.
+A row of routing weights serves one *group* of tokens: a sequence, a segment of a sequence, or a token. With
+`expert-choice` it is the experts that choose among a sequence's tokens (`choose`).
+Sources: noisy top-k gating of Shazeer et al. 2017 (arXiv 1701.06538, section 2.1), as CAMEx uses it; cosine routing of
+Chi et al. 2022 (arXiv 2204.09179); expert choice of Zhou et al. 2022 (arXiv 2202.09368).
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import math
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 NOISE_FLOOR = 1e-2
+START, COLDEST = (
+    0.5,
+    0.01,
+)  # learned temperature of the cosine router: where it starts, and the least it can be
+TINY = 1e-12  # shorter vectors have no direction
+
+RouterKind = Literal["linear", "cosine", "expert-choice"]
+Normalise = Literal["after", "before"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RouterSettings:
+    """How routing weights are made of pooled inputs, beside N and k.
+
+    Attributes:
+        kind: what logits are, and who chooses.
+        temperature: T, which divides the logits within the softmax; above 0.
+        normalise: softmax "after" the k largest were chosen, over them, or "before", over all.
+        z_loss: coefficient of the z-loss.
+    """
+
+    kind: RouterKind = "linear"
+    temperature: float = 1.0
+    normalise: Normalise = "after"
+    z_loss: float = 0.0
 
 
 class Routing(NamedTuple):
     """Routing weights and what the balance loss needs to know of how they came about.
 
     Attributes:
-        weights: s, >= 0, each row sums to 1 over its k experts; [..., N].
+        weights: s, >= 0, each row sums to 1 over its k experts, or to less if it is normalised before; [..., N].
         logits: logits without noise; [..., N].
         noisy: logits with noise, or None where no noise was drawn; [..., N].
         scale: standard deviation of the noise, or None; [..., N].
@@ -34,12 +66,71 @@ class Routing(NamedTuple):
     scale: Tensor | None = None
 
 
-def topk_softmax(logits: Tensor, *, top_k: int) -> Tensor:
-    """Return softmax over the `top_k` largest of the last axis and exact zeros elsewhere; same shape and dtype."""
+def topk_softmax(
+    logits: Tensor, *, top_k: int, temperature: float = 1.0, normalise: Normalise = "after"
+) -> Tensor:
+    """Return softmax(logits / T) over the `top_k` largest of the last axis and exact zeros elsewhere; same shape, dtype.
+
+    With `normalise` "before", the softmax is over all entries, and what is left of a row sums to less than 1.
+    """
+    scaled = _scale(logits, temperature)
     if top_k >= logits.shape[-1]:
-        return logits.softmax(dim=-1)
-    values, indices = logits.topk(top_k, dim=-1)
-    return torch.zeros_like(logits).scatter(-1, indices, values.softmax(dim=-1))
+        return scaled.softmax(dim=-1)
+    values, indices = scaled.topk(top_k, dim=-1)
+    kept = values.softmax(dim=-1) if normalise == "after" else scaled.softmax(dim=-1).gather(-1, indices)
+    return torch.zeros_like(logits).scatter(-1, indices, kept)
+
+
+def choose(
+    logits: Tensor,
+    mask: Tensor | None,
+    *,
+    top_k: int,
+    temperature: float = 1.0,
+    normalise: Normalise = "after",
+) -> Tensor:
+    """Return routing weights of tokens that experts choose, each in a sequence the c = ceil(k L / N) best for it.
+
+        p_t  = softmax(logits_t / T)                                                                [..., L, N]
+        i takes t      if p_ti is among the c largest of expert i's in the sequence
+        s_ti = p_ti / sum_j p_tj over the experts j that took t, 0 for others                       [..., L, N]
+
+    L counts real tokens only, and sequences do not compete: neighbours and padding change nothing. Of equal tokens the
+    earlier is taken. A token that none took goes to the expert of its largest p_ti. Those two and the division are this
+    package's: every s_t sums to 1, so that equal experts compute what one computes. With `normalise` "before" there is
+    no division, as in the paper. Source: Zhou et al. 2022 (arXiv 2202.09368, section 3.2).
+
+    Args:
+        logits: of a sequence's tokens; [..., L, N].
+        mask: 1 for real tokens; [..., L]; None where all are. What padding gets means nothing.
+        top_k: k, how many experts a token has on average.
+        temperature: T.
+        normalise: whether weights are made to sum to 1 "after" the choice.
+    """
+    length, experts = logits.shape[-2:]
+    scaled = _scale(logits, temperature)
+    with torch.no_grad():
+        score = scaled.log_softmax(dim=-1)  # p itself would round to 0
+        real = score.new_ones(score.shape[:-1], dtype=torch.bool) if mask is None else mask != 0
+        score = score.masked_fill(~real.unsqueeze(-1), -math.inf)
+        order = score.argsort(dim=-2, descending=True, stable=True)  # [..., L, N]: the tokens, best first
+        places = torch.arange(length, device=score.device).unsqueeze(-1).expand_as(order)
+        rank = torch.empty_like(order).scatter_(-2, order, places)
+        capacity = -(-top_k * real.sum(dim=-1) // experts)  # c; [...]
+        taken = (rank < capacity[..., None, None]) & real.unsqueeze(-1)
+        own = F.one_hot(scaled.argmax(dim=-1), experts).bool()
+        taken = torch.where(taken.any(dim=-1, keepdim=True), taken, own)
+    if normalise == "before":
+        return torch.where(taken, scaled.softmax(dim=-1), 0)
+    return scaled.masked_fill(~taken, -math.inf).softmax(dim=-1)
+
+
+def _scale(logits: Tensor, temperature: float) -> Tensor:
+    """Return logits / T, less the largest where T is not 1, so that no T makes them overflow."""
+    if temperature == 1.0:
+        return logits
+    floor = torch.finfo(logits.dtype).tiny
+    return (logits - logits.amax(dim=-1, keepdim=True).detach()) / max(temperature, floor)
 
 
 def masked_mean(x: Tensor, mask: Tensor | None) -> Tensor:
@@ -66,16 +157,29 @@ class Router(nn.Module):
         top_k: k, how many experts serve a group.
         noise: draw noise in training; makes W_n a parameter.
         prior: learn logits that serve the first segment of a causal stack, which has no past to be routed by.
+        settings: how routing weights are made.
     """
 
-    def __init__(self, *, in_features: int, experts: int, top_k: int, noise: bool, prior: bool) -> None:
+    def __init__(
+        self,
+        *,
+        in_features: int,
+        experts: int,
+        top_k: int,
+        noise: bool,
+        prior: bool,
+        settings: RouterSettings | None = None,
+    ) -> None:
         super().__init__()
         if not 1 <= top_k <= experts:
             raise ValueError(f"top_k is {top_k}: expected 1 to {experts}, the number of experts")
         self.top_k = top_k
+        self.settings = settings or RouterSettings()
         self.gate = nn.Parameter(torch.empty(in_features, experts))  # W_g [in, N]
         self.noise = nn.Parameter(torch.empty(in_features, experts)) if noise else None  # W_n [in, N]
         self.prior = nn.Parameter(torch.empty(experts)) if prior else None  # [N]
+        cosine = self.settings.kind == "cosine"
+        self.log_temperature = nn.Parameter(torch.empty(1)) if cosine else None  # log t
         self.reset_parameters()
 
     @torch.no_grad()
@@ -85,24 +189,51 @@ class Router(nn.Module):
         for parameter in (self.noise, self.prior):
             if parameter is not None:
                 parameter.zero_()
+        if self.log_temperature is not None:
+            self.log_temperature.fill_(math.log(START))
 
-    def forward(self, pooled: Tensor) -> Routing:
-        """Route pooled inputs [..., in] in float32 or wider: routing decides between experts, rounding must not."""
+    def forward(self, pooled: Tensor, mask: Tensor | None = None) -> Routing:
+        """Route pooled inputs [..., in] in float32 or wider: routing decides between experts, rounding must not.
+
+        Args:
+            pooled: one input a group; for expert choice the tokens of sequences, [..., L, in].
+            mask: for expert choice, 1 for real tokens; [..., L]; None where all are.
+        """
         dtype = torch.promote_types(self.gate.dtype, torch.float32)
         with torch.autocast(device_type=pooled.device.type, enabled=False):
             pooled = pooled.to(dtype)
-            return self._route(pooled @ self.gate.to(dtype), pooled)
+            return self._route(self._logits(pooled), pooled, mask)
 
     def route_prior(self, groups: int) -> Routing:
         """Routing of `groups` first segments: the learned prior, the same for each; no noise."""
         if self.prior is None:
             raise ValueError("this router was made without a prior for first segments")
         dtype = torch.promote_types(self.prior.dtype, torch.float32)
-        return self._route(self.prior.to(dtype).expand(groups, -1), None)
+        return self._route(self.prior.to(dtype).expand(groups, -1), None, None)
 
-    def _route(self, logits: Tensor, pooled: Tensor | None) -> Routing:
+    def _logits(self, pooled: Tensor) -> Tensor:
+        """Return logits without noise [..., N]; cosines are of the columns of W_g, over max(t, 0.01)."""
+        gate = self.gate.to(pooled.dtype)
+        if self.log_temperature is None:
+            return pooled @ gate
+        t = self.log_temperature.to(pooled.dtype).clamp_min(math.log(COLDEST)).exp()
+        return _directions(pooled, dim=-1) @ _directions(gate, dim=0) / t
+
+    def _route(self, logits: Tensor, pooled: Tensor | None, mask: Tensor | None) -> Routing:
         if self.noise is None or pooled is None or not self.training:
-            return Routing(topk_softmax(logits, top_k=self.top_k), logits)
+            return Routing(self._weights(logits, mask), logits)
         scale = F.softplus(pooled @ self.noise.to(pooled.dtype)) + NOISE_FLOOR
         noisy = logits + torch.randn_like(logits) * scale
-        return Routing(topk_softmax(noisy, top_k=self.top_k), logits, noisy, scale)
+        return Routing(self._weights(noisy, mask), logits, noisy, scale)
+
+    def _weights(self, logits: Tensor, mask: Tensor | None) -> Tensor:
+        given, k = self.settings, self.top_k
+        if given.kind == "expert-choice":
+            return choose(logits, mask, top_k=k, temperature=given.temperature, normalise=given.normalise)
+        return topk_softmax(logits, top_k=k, temperature=given.temperature, normalise=given.normalise)
+
+
+def _directions(x: Tensor, *, dim: int) -> Tensor:
+    """Return vectors of length 1. One of length 0 stays 0, with a finite gradient: its length is taken for 1."""
+    length = torch.linalg.vector_norm(x, dim=dim, keepdim=True)
+    return x / torch.where(length > TINY, length, 1)
