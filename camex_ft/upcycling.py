@@ -211,6 +211,7 @@ def _restructure(model: PreTrainedModel, plan: Plan) -> None:
             top_k=merging.k,
             base=protocol.base,
             rank=merging.curvature.rank if protocol.curvature else 0,
+            curvature=merging.curvature.kind,
             alpha=merging.alpha,
             noise=routing.noise,
             balance=routing.balance,

@@ -136,6 +136,8 @@ def _drop_idle_keys(values: dict[str, Any], config: Config) -> None:
         del values["data"]["seed"]
     if not protocol.curvature:
         del values["merging"]["curvature"], values["training"]["curvature_learning_rate"]
+    elif config.merging.curvature.kind == "kronecker":  # as before there were others
+        del values["merging"]["curvature"]["kind"]
     if not protocol.base:
         del values["merging"]["alpha"]
     if config.upcycle.init != "noise":

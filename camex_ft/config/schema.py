@@ -97,6 +97,11 @@ class DataConfig(Section):
 class CurvatureConfig(Section):
     """The learned maps M_i of the protocols that end in -ca."""
 
+    kind: Literal["kronecker", "diagonal", "low-rank"] = Field(
+        default="kronecker",
+        description="`kronecker`: a sum of Kronecker products, the paper's; `diagonal`: a factor for each entry, a sum of "
+        "outer products; `low-rank`: the identity and a map of low rank on either side.",
+    )
     rank: Count = Field(default=8, description="Terms R in each curvature M_i; 1 is the cheapest.")
 
 

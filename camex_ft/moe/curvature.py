@@ -1,119 +1,120 @@
-"""Curvature: a learned Kronecker-factored map on domain vectors, one for every expert.
+"""Curvature: a learned linear map on domain vectors, one for every expert, the identity at initialisation.
 
-    M_i tau = sum_{r=1..R} (A1_ri (x) A2_ri) tau (C1_ri (x) C2_ri)^T
+    kronecker   M_i tau = sum_{r=1..R} (A1_ri (x) A2_ri) tau (C1_ri (x) C2_ri)^T      CAMEx's choice
+    diagonal    M_i tau = (sum_{r=1..R} u_ri v_ri^T) * tau                            entry by entry
+    low-rank    M_i tau = (I + U_i V_i^T) tau (I + P_i Q_i^T)^T                       R columns in each of U, V, P, Q
 
-tau is [out, in]; A1 [a1, a1] and A2 [a2, a2] factor out = a1 * a2, C1 and C2 factor in = c1 * c2. Viewed as a tensor
-[a1, a2, c1, c2], tau is multiplied by one factor along each of its four axes, so the map costs
-2 * R * N * out * in * (a1 + a2 + c1 + c2) operations and never makes an [out, out] matrix.
-A bias b of [out] is viewed as [a1, a2] and mapped to sum_r A_ri b B_ri^T by factors of its own.
+tau is [out, in]. The bias has factors of its own, of the same kind. `KINDS` finds a kind by its name; `factors` says
+what one needs.
 
-Source: CAMEx (arXiv 2502.18821, section 3.2), where the R terms start equal and so stay equal: here the first term
-starts as the identity and each further term as 0 times a random orthogonal map, so that the sum is the identity for
-every R and the terms come to differ.
+Source: CAMEx (arXiv 2502.18821, section 3.2), where the R terms start equal and so stay equal: here every kind starts
+as the identity for every R, with terms that come to differ. The other kinds are there for comparison.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import NamedTuple
+
 import torch
 from torch import Tensor, nn
 
-from camex_ft.moe.kronecker import Factors
+from camex_ft.moe import diagonal, kronecker, low_rank
+from camex_ft.moe.factors import BiasFactors, Factors
+
+nearest_factors = kronecker.nearest_factors
 
 
-def nearest_factors(n: int) -> tuple[int, int]:
-    """Return (p, q) with p * q = n, p <= q and p as large as can be: 768 -> (24, 32); a prime gives (1, n)."""
-    p = int(n**0.5)
-    while n % p:
-        p -= 1
-    return p, n // p
+class Kind(NamedTuple):
+    """What a kind of curvature is made of, for a matrix and for its bias; their fields do not share names."""
+
+    weight: type[Factors]
+    bias: type[BiasFactors]
 
 
-def curve_bias(tau: Tensor, b1: Tensor, b2: Tensor) -> Tensor:
-    """Return sum_r B1_ri tau_i B2_ri^T for biases.
-
-    Args:
-        tau: domain vectors of the bias; [N, out], viewed as [N, a1, a2].
-        b1: [R, N, a1, a1].
-        b2: [R, N, a2, a2].
-    """
-    viewed = tau.reshape(tau.shape[0], b1.shape[-1], b2.shape[-1])  # [N, a1, a2]
-    return (b1 @ viewed @ b2.mT).sum(0).reshape(tau.shape)
+KINDS: Mapping[str, Kind] = {
+    "kronecker": Kind(kronecker.Factors, kronecker.BiasFactors),
+    "diagonal": Kind(diagonal.Factors, diagonal.BiasFactors),
+    "low-rank": Kind(low_rank.Factors, low_rank.BiasFactors),
+}
 
 
 class Curvature(nn.Module):
-    """The curvature of one linear map's experts; the identity at initialisation for every rank.
+    """The curvature of one linear map's experts; the identity at initialisation for every kind and rank.
+
+    The parameters' names are the fields of the kind's factors; all have the experts on axis 1.
 
     Args:
         out_features, in_features: shape of the map.
         experts: N.
-        rank: R, the number of Kronecker terms.
+        rank: R, the number of terms.
         bias: make factors for the bias as well.
+        kind: one of `KINDS`.
     """
 
-    a1: nn.Parameter
-    a2: nn.Parameter
-    c1: nn.Parameter
-    c2: nn.Parameter
-    b1: nn.Parameter | None
-    b2: nn.Parameter | None
-
-    def __init__(self, *, out_features: int, in_features: int, experts: int, rank: int, bias: bool) -> None:
+    def __init__(
+        self,
+        *,
+        out_features: int,
+        in_features: int,
+        experts: int,
+        rank: int,
+        bias: bool,
+        kind: str = "kronecker",
+    ) -> None:
         super().__init__()
         if rank < 1:
             raise ValueError(f"curvature rank is {rank}: expected at least 1")
-        (p, q), (u, v) = nearest_factors(out_features), nearest_factors(in_features)
-        for name, size in (("a1", p), ("a2", q), ("c1", u), ("c2", v)):
-            self.register_parameter(name, nn.Parameter(torch.empty(rank, experts, size, size)))
-        for name, size in (("b1", p), ("b2", q)):
-            factor = nn.Parameter(torch.empty(rank, experts, size, size)) if bias else None
-            self.register_parameter(name, factor)
+        if kind not in KINDS:
+            raise ValueError(f"unknown kind of curvature '{kind}': expected one of {', '.join(KINDS)}")
+        self.kind = kind
+        made = KINDS[kind]
+        weight = made.weight.shapes(out=out_features, width=in_features, experts=experts, rank=rank)
+        for name, shape in weight.items():
+            self.register_parameter(name, nn.Parameter(torch.empty(shape)))
+        own = made.bias.shapes(out=out_features, experts=experts, rank=rank)
+        for name, shape in own.items():
+            self.register_parameter(name, nn.Parameter(torch.empty(shape)) if bias else None)
+        self.names, self.bias_names = tuple(weight), tuple(own) if bias else ()
         self.reset_parameters()
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """First term: the identity. Further terms: 0 in the leading factor, random orthogonal in the others."""
-        for name, factor in self.named_parameters():
-            factor[0].copy_(torch.eye(factor.shape[-1]).expand_as(factor[0]))
-            for block in factor[1:].flatten(0, 1):
-                nn.init.zeros_(block) if name in ("a1", "b1") else nn.init.orthogonal_(block)
+        """Make the map the identity, with terms that come to differ in training."""
+        self.factors.reset()
+        if self.bias_factors is not None:
+            self.bias_factors.reset()
 
     @property
     def factors(self) -> Factors:
         """The weight's factors."""
-        return Factors(self.a1, self.a2, self.c1, self.c2)
+        return KINDS[self.kind].weight.of(self.get_parameter(name) for name in self.names)
+
+    @property
+    def bias_factors(self) -> BiasFactors | None:
+        """The bias's factors, or None without a bias."""
+        if not self.bias_names:
+            return None
+        return KINDS[self.kind].bias.of(self.get_parameter(name) for name in self.bias_names)
 
     def forward_bias(self, tau: Tensor) -> Tensor:
         """Return the curved domain vectors of the bias; [N, out]."""
-        assert self.b1 is not None and self.b2 is not None
-        return curve_bias(tau, self.b1, self.b2)
+        factors = self.bias_factors
+        assert factors is not None
+        return factors.curve(tau)
+
+    def extra_repr(self) -> str:
+        """Return the kind and the rank."""
+        return f"kind={self.kind}, rank={self.factors.rank}"
 
 
 @torch.no_grad()
 def distance_from_identity(factors: Factors) -> Tensor:
-    """Return ||M_i - I||_F / ||I||_F per expert; [N], float64.
-
-    Uses <M, M> = sum_{r,t} prod_F tr(F_r^T F_t) and <M, I> = sum_r prod_F tr(F_r): no large matrix is made.
-    """
-    experts = factors.a1.shape[1]
-    gram = factors.a1.new_ones(1, 1, experts, dtype=torch.float64)
-    trace = factors.a1.new_ones(1, experts, dtype=torch.float64)
-    size = 1.0
-    for factor in factors:
-        f = factor.double()
-        gram = gram * torch.einsum("rnij,tnij->rtn", f, f)
-        trace = trace * torch.einsum("rnii->rn", f)
-        size *= f.shape[-1]
-    squared = gram.sum((0, 1)) - 2 * trace.sum(0) + size
-    return (squared.clamp_min(0) / size).sqrt()
+    """Return ||M_i - I||_F / ||I||_F per expert, without a large matrix; [N], float64."""
+    return factors.distance()
 
 
 @torch.no_grad()
 def condition_number(factors: Factors) -> Tensor | None:
-    """Return the condition number of M_i per expert; [N], float64: the product of its factors'. None for R > 1,
-    where it does not follow from the factors' own."""
-    if factors.a1.shape[0] > 1:
-        return None
-    condition = factors.a1.new_ones(factors.a1.shape[1], dtype=torch.float64)
-    for factor in factors:
-        condition = condition * torch.linalg.cond(factor[0].double())
-    return condition
+    """Return the condition number of M_i per expert, [N] in float64; None where it does not follow cheaply."""
+    return factors.condition()

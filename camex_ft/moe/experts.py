@@ -36,6 +36,7 @@ class LayerSettings:
         experts, top_k: N and k.
         base: store a base expert E_m.
         rank: R of the curvature; 0 has none.
+        curvature: its kind, one of `curvature.KINDS`.
         alpha: merging step size.
         noise: draw routing noise in training.
         balance: coefficient of the balance loss.
@@ -49,6 +50,7 @@ class LayerSettings:
     top_k: int
     base: bool = True
     rank: int = 0
+    curvature: str = "kronecker"
     alpha: float = 1.0
     noise: bool = True
     balance: float = 1e-2
@@ -85,7 +87,12 @@ class ExpertLinear(nn.Module):
         if settings.rank:
             out, width = weight.shape
             self.curvature = Curvature(
-                out_features=out, in_features=width, experts=n, rank=settings.rank, bias=bias is not None
+                out_features=out,
+                in_features=width,
+                experts=n,
+                rank=settings.rank,
+                bias=bias is not None,
+                kind=settings.curvature,
             ).to(weight.device, weight.dtype)
 
     def forward(self, x: Tensor, weights: Tensor, micro: Micro | None = None) -> Tensor:

@@ -10,14 +10,14 @@ A group is a sequence, a segment or a token, as `ffn` decides.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from camex_ft.moe.cost import Form, Shape, cheaper, curves_once
-from camex_ft.moe.kronecker import Factors
+from camex_ft.moe.factors import Factors
 from camex_ft.moe.merge import Gradients, merge_backward, merge_forward
 from camex_ft.moe.mix import Mix, mix_backward, mix_forward
 from camex_ft.moe.reuse import Shared
@@ -40,7 +40,7 @@ class MergedLinear(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(x, weights, experts, base, *factors)
         ctx.call = call
-        recipe = Recipe(experts, base, call.keep, Factors(*factors) if factors else None)
+        recipe = Recipe(experts, base, call.keep, call.factors(factors))
         source, s = Source(recipe, call).make(), weights.to(experts.dtype)
         if call.form == "mix":
             return mix_forward(_mix(x, s, source))
@@ -53,7 +53,7 @@ class MergedLinear(torch.autograd.Function):
         x, weights, experts, base, *saved = ctx.saved_tensors
         x_needed, weights_needed, experts_needed, base_needed, _, *factors_needed = ctx.needs_input_grad
         call: Call = ctx.call
-        recipe = Recipe(experts, base, call.keep, Factors(*saved) if saved else None)
+        recipe = Recipe(experts, base, call.keep, call.factors(saved))
         learn, domain = any(factors_needed), experts_needed or (base is not None and base_needed)
         s = weights.to(experts.dtype)
         into = Gradients(
@@ -64,7 +64,7 @@ class MergedLinear(torch.autograd.Function):
         source = Source(recipe, call)
         gathered = Gathered(source, into.base) if learn or domain else None
         dexperts: Tensor | None = None
-        dfactors: Sequence[Tensor | None] | None = None
+        dfactors: Iterable[Tensor] | None = None
         if gathered is not None and call.once and learn:
             _backward(dy, x, s, source, Gradients(None, None, into.base), gathered)
             dexperts, dfactors = gathered.back(learn=True, domain=domain, once=True)
@@ -82,7 +82,7 @@ class MergedLinear(torch.autograd.Function):
             dexperts if experts_needed else None,
             into.base,
             None,
-            *(dfactors or [None] * len(saved)),
+            *([None] * len(saved) if dfactors is None else dfactors),
         )
 
 
@@ -160,6 +160,7 @@ def merged_linear(
         form=form,
         active=_used(weights) if sparse and shared is None and device == "cpu" else None,
         once=form == "merge" and shared is None and factors is not None and curves_once(shape),
+        kind=None if factors is None else type(factors),
     )
     with torch.autocast(device_type=device, enabled=False):
         y: Tensor = MergedLinear.apply(x, weights, experts, base, call, *(factors or ()))
@@ -179,8 +180,8 @@ def _shape(x: Tensor, weights: Tensor, experts: Tensor, factors: Factors | None,
         width=width,
         experts=count,
         used=used,
-        rank=0 if factors is None else factors.a1.shape[0],
-        factors=sum(f.shape[-1] for f in factors or ()),
+        rank=0 if factors is None else factors.rank,
+        factors=0 if factors is None else factors.cost,
     )
 
 

@@ -13,12 +13,29 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from camex_ft.moe.kronecker import Factors
+from camex_ft.moe import diagonal, low_rank
+from camex_ft.moe.factors import Factors
 from camex_ft.moe.vectors import Weigh
 
 
 def curve_plain(tau: Tensor, factors: Factors) -> Tensor:
-    """Return M_i tau_i with tau viewed as [N, a1, a2, c1, c2] and multiplied along each axis; [N, out, in]."""
+    """Return M_i tau_i, in the way of the factors' kind; [N, out, in]."""
+    if isinstance(factors, diagonal.Factors):
+        return torch.einsum("rno,rni->noi", *factors) * tau
+    if isinstance(factors, low_rank.Factors):
+        left, right = _plus_identity(factors.u, factors.v), _plus_identity(factors.p, factors.q)
+        return left @ tau @ right.mT
+    return _curve_kronecker(tau, *factors)
+
+
+def _plus_identity(left: Tensor, right: Tensor) -> Tensor:
+    """Return I + sum_r left_r right_r^T; [N, k, k]."""
+    eye = torch.eye(left.shape[-1], dtype=left.dtype, device=left.device)
+    return eye + torch.einsum("rni,rnj->nij", left, right)
+
+
+def _curve_kronecker(tau: Tensor, *factors: Tensor) -> Tensor:
+    """View tau as [N, a1, a2, c1, c2] and multiply along each axis."""
     view = tau.reshape(tau.shape[0], *(f.shape[-1] for f in factors))  # [N, a1, a2, c1, c2]
     total = torch.zeros_like(view)
     for a1, a2, c1, c2 in zip(*factors, strict=True):

@@ -7,13 +7,14 @@ whole experts, have T made in whole.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from camex_ft.moe.cost import Form
-from camex_ft.moe.kronecker import Factors, curve
+from camex_ft.moe.factors import Factors
 from camex_ft.moe.reuse import Shared
 from camex_ft.moe.scratch import scratch
 from camex_ft.moe.vectors import Keep, Recipe, pull_back, transform
@@ -28,6 +29,7 @@ class Call:
         form: of the product.
         active: the experts that any group uses; None for all.
         once: the backward pass makes T while it takes dT back.
+        kind: of the curvature's factors; None without.
     """
 
     alpha: float
@@ -38,6 +40,11 @@ class Call:
     form: Form
     active: list[int] | None
     once: bool
+    kind: type[Factors] | None
+
+    def factors(self, tensors: Sequence[Tensor]) -> Factors | None:
+        """Return the tensors that went through autograd as the factors that they were."""
+        return None if self.kind is None else self.kind.of(tensors)
 
     def idle(self, experts: int) -> list[int]:
         """Return the experts that no group uses."""
@@ -69,7 +76,7 @@ class Source:
             self.whole = None
         elif self.sliced and recipe.factors is not None:
             out = scratch("vectors", *memory)
-            self.whole = curve(recipe.experts, recipe.base, recipe.factors, call.active, out=out)
+            self.whole = recipe.factors.curve(recipe.experts, recipe.base, call.active, out=out)
         else:
             self.whole = transform(recipe, call.active, out=scratch("vectors", *memory))
         return self

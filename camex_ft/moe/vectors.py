@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from camex_ft.moe.kronecker import Factors, curve, curve_backward
+from camex_ft.moe.factors import Factors
 from camex_ft.moe.scratch import scratch
 
 # elements of one slice of all experts that is weighed at once
@@ -113,7 +113,7 @@ def transform(recipe: Recipe, active: Sequence[int] | None = None, *, out: Tenso
     if recipe.factors is None:
         made = torch.sub(recipe.experts, recipe.base, out=out)
     else:
-        made = curve(recipe.experts, recipe.base, recipe.factors, active, out=out)
+        made = recipe.factors.curve(recipe.experts, recipe.base, active, out=out)
     return _multiply(made, recipe)
 
 
@@ -143,8 +143,8 @@ def pull_back(
         _multiply(grad, recipe)
     if recipe.factors is None:
         return None
-    made = curve_backward(
-        grad, recipe.experts, recipe.base, recipe.factors, active, learn=learn, domain=domain, out=out
+    made = recipe.factors.curve_backward(
+        grad, recipe.experts, recipe.base, active, learn=learn, domain=domain, out=out
     )
     if out is not None and not weighed:
         _multiply(out, recipe)

@@ -13,7 +13,6 @@ from torch import Tensor
 from camex_ft.moe.curvature import (
     Curvature,
     condition_number,
-    curve_bias,
     distance_from_identity,
     nearest_factors,
 )
@@ -81,7 +80,7 @@ def test_plain_curvature_is_the_kronecker_product(out: int, width: int, rank: in
 def test_bias_is_curved_by_its_own_factors(rank: int) -> None:
     made = curvature(6, 8, rank, shaken=0.5)
     tau = torch.randn(EXPERTS, 6).double()
-    curved = curve_bias(tau, made.b1, made.b2)
+    curved = made.forward_bias(tau)
     for i in range(EXPERTS):
         total = sum(torch.kron(made.b1[r, i], made.b2[r, i]) for r in range(rank))
         torch.testing.assert_close(curved[i], total @ tau[i], rtol=EXACT, atol=EXACT)

@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from camex_ft.moe import kronecker
-from camex_ft.moe.kronecker import Factors, chunks, curve, curve_backward
+from camex_ft.moe import factors as blocks
+from camex_ft.moe.factors import chunks
+from camex_ft.moe.kronecker import Factors, curve, curve_backward
 from camex_ft.moe.plain import curve_plain
 
 EXACT = 1e-12  # float64, sums of about 100 products of numbers of about 1
@@ -50,7 +51,7 @@ def test_agrees_with_the_plain_formula(
 ) -> None:
     case = Case(sizes, experts=experts, rank=rank, base=base)
     with pytest.MonkeyPatch.context() as patch, torch.no_grad():
-        patch.setitem(kronecker.BLOCK_ELEMENTS, "cpu", chunk)
+        patch.setitem(blocks.BLOCK_ELEMENTS, "cpu", chunk)
         close(curve(case.experts, case.base, case.factors), case.expected)
         grad = case.grad.clone()
         dfactors = curve_backward(grad, case.experts, case.base, case.factors, learn=True)
@@ -88,7 +89,7 @@ def test_experts_that_are_not_active_are_left_alone() -> None:
 @given(count=st.integers(1, 9), budget=st.integers(1, 50))
 def test_chunks_cover_every_expert_once(count: int, budget: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(kronecker.BLOCK_ELEMENTS, "cpu", budget)
+        patch.setitem(blocks.BLOCK_ELEMENTS, "cpu", budget)
         found = list(chunks(torch.empty(count, 2, 3), None))
     assert [i for chunk in found for i in range(chunk.start, chunk.stop)] == list(range(count))
     assert len({chunk.stop - chunk.start for chunk in found[:-1]}) <= 1

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from camex_ft.moe import linear
+from camex_ft.moe import kronecker, linear
 from camex_ft.moe.cost import Form
 from camex_ft.moe.curvature import nearest_factors
 from camex_ft.moe.kronecker import Factors
@@ -124,11 +124,11 @@ def test_sparse_weights_are_the_same_sum(form: Form, keep: str, groups: int, use
 
 
 def test_idle_experts_are_not_curved(monkeypatch: pytest.MonkeyPatch) -> None:
-    from camex_ft.moe import source
-
     seen = []
-    curve = source.curve
-    monkeypatch.setattr(source, "curve", lambda *args, **rest: seen.append(args[3]) or curve(*args, **rest))
+    curve = kronecker.curve
+    monkeypatch.setattr(
+        kronecker, "curve", lambda *args, **rest: seen.append(args[3]) or curve(*args, **rest)
+    )
     given = problem(used=1, groups=1)
     merged_linear(**given, sparse=True, form="merge")
     assert len(seen) == 1 and len(seen[0]) == 1
