@@ -9,7 +9,7 @@ Source: sparse upcycling, Komatsuzaki et al. 2023 (arXiv 2212.05055), as CAMEx u
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar, cast
@@ -24,9 +24,12 @@ from camex_ft.config import MergingConfig, RoutingConfig, UpcycleConfig
 from camex_ft.config.schema import Section
 from camex_ft.errors import UserError
 from camex_ft.moe.context import RoutingContext
-from camex_ft.moe.experts import ExpertLinear, LayerSettings
+from camex_ft.moe.experts import LayerSettings
 from camex_ft.moe.ffn import ExpertFFN, MergedFFN, MixtureFFN
 from camex_ft.moe.granularity import Granularity, Grouping
+from camex_ft.moe.link import chains, continues
+from camex_ft.moe.perturb import add_noise, drop_units
+from camex_ft.moe.routing import RouterSettings
 from camex_ft.protocols import Protocol
 from camex_ft.registry import PROTOCOLS
 
@@ -65,6 +68,7 @@ def upcycle(
         torch.manual_seed(seed)
         _restructure(made, plan)
     setattr(made.config, KEY, {k: section.model_dump(mode="json") for k, section in plan._asdict().items()})
+        _set_apart(made, plan.upcycle)
     return made
 
 
@@ -218,11 +222,21 @@ def _restructure(model: PreTrainedModel, plan: Plan) -> None:
             grouping=grouping,
             keep_vectors=merging.keep_vectors,
         )
-        _replace(model, ffn, settings, context, mixture=protocol.form == "outputs")
-    if plan.upcycle.init == "noise":
-        _perturb(model, plan.upcycle.noise)
+        if protocol.form == "outputs":
+            _replace(model, ffn, partial(MixtureFFN, context=context, settings=settings))
+            continue
+        before = last.get(ffn.stack) if protocol.form == "dynamic" else None
+        previous = before if before is not None and continues(before.linears, ffn.weights) else None
+        made = partial(MergedFFN, context=context, settings=settings, previous=previous)
+        last[ffn.stack] = _replace(model, ffn, made)
     for module in model.modules():
         if isinstance(module, PreTrainedModel):
+            router=RouterSettings(
+                kind=routing.router,
+                temperature=routing.temperature,
+                normalise=routing.normalise,
+                z_loss=routing.z_loss,
+            ),
             context.attach(module)
     if getattr(model.config, "is_encoder_decoder", False):
         context.attach_encoder(model.get_encoder())
@@ -245,6 +259,7 @@ def granularity_of(
         )
     if wanted in ("auto", "encoder"):
         if "sequence" not in protocol.granularities:
+    _check_choice(protocol, routing, causal=causal, model=model)
             wanted = protocol.granularities[0]
         elif stack == "decoder" and both and (causal or wanted == "encoder"):
             wanted = "encoder"
@@ -270,6 +285,23 @@ def _name(model: PreTrainedModel) -> str:
 def _replace(
     model: PreTrainedModel, ffn: DenseFFN, settings: LayerSettings, context: RoutingContext, *, mixture: bool
 ) -> None:
+def _check_choice(
+    protocol: Protocol, routing: RoutingConfig, *, causal: bool, model: PreTrainedModel
+) -> None:
+    if routing.router != "expert-choice":
+        return
+    if protocol.form != "outputs":
+        raise UserError(
+            f"routing.router: expert-choice lets experts take tokens, and {protocol.name} merges weights: use it with "
+            "smoe, or linear or cosine"
+        )
+    if causal:
+        raise UserError(
+            f"routing.router: expert-choice would let tokens of {_name(model)}, which generates, be routed by their "
+            "future: an expert takes the best tokens of a whole sequence; use linear or cosine"
+        )
+
+
     kind = MixtureFFN if mixture else MergedFFN
     layer = kind(
         ffn.weights,
@@ -287,14 +319,10 @@ def _replace(
         model.set_submodule(path, nn.Identity())
 
 
-@torch.no_grad()
-def _perturb(model: nn.Module, relative: float) -> None:
-    """Add noise to every expert: N(0, (relative * std of the dense matrix)^2)."""
-    for linear in _linears(model):
-        for tensor in (linear.experts, linear.expert_bias):
-            if tensor is not None:
-                tensor.add_(torch.randn_like(tensor) * (relative * tensor[0].std()))
-
-
-def _linears(model: nn.Module) -> Iterator[ExpertLinear]:
-    return (m for m in model.modules() if isinstance(m, ExpertLinear))
+def _set_apart(model: nn.Module, given: UpcycleConfig) -> None:
+    """Make the experts differ as ``init`` says; only when a model is upcycled, not when a saved one is built again."""
+    layers = expert_layers(model).values()
+    if given.init == "noise":
+        add_noise(layers, given.noise)
+    elif given.init == "drop":
+        drop_units(layers, given.drop)

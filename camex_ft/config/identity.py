@@ -15,7 +15,8 @@ from camex_ft.config import training_arguments
 from camex_ft.config.backbones import NEW
 from camex_ft.config.needs import local_backbone
 from camex_ft.config.reading import Dumper
-from camex_ft.config.schema import Config, TrainingConfig
+from camex_ft.config.rules import CHOICE
+from camex_ft.config.schema import Config, RoutingConfig, TrainingConfig
 from camex_ft.registry import PROTOCOLS
 
 WITHOUT_EFFECT = {
@@ -66,6 +67,8 @@ WITHOUT_EFFECT = {
 }
 
 
+PLAIN = RoutingConfig()
+
 # keys of `task` -> whether they have an effect in a suite; others have one in every suite
 SUITES: dict[str, Callable[[str], bool]] = {
     "max_length": lambda suite: suite != "lm",
@@ -80,6 +83,19 @@ SUITES: dict[str, Callable[[str], bool]] = {
 def idle_task_keys(suite: str) -> list[str]:
     """Return the keys of `task` that have no effect in a suite."""
     return [key for key, has_effect in SUITES.items() if not has_effect(suite)]
+
+
+def idle_routing_keys(config: Config) -> dict[str, str]:
+    """Return of each further key of `routing` why it has no effect beside the others, or "" where it has one."""
+    routing, merging = config.routing, config.merging
+    every = merging.k >= merging.experts
+    one = merging.k == 1 and routing.router != CHOICE and (routing.normalise == "after" or every)
+    return {
+        "router": "",
+        "temperature": "one expert has the weight 1 with merging.top_k: 1" if one else "",
+        "normalise": "all experts are chosen with merging.top_k at merging.experts" if every else "",
+        "z_loss": "",
+    }
 
 
 def to_yaml(config: Config) -> str:
@@ -140,10 +156,16 @@ def _drop_idle_keys(values: dict[str, Any], config: Config) -> None:
         del values["merging"]["curvature"]["kind"]
     if not protocol.base:
         del values["merging"]["alpha"]
-    if config.upcycle.init != "noise":
-        del values["upcycle"]["noise"]
+    for key in ("noise", "drop"):
+        if config.upcycle.init != key:
+            del values["upcycle"][key]
     if config.routing.granularity in ("sequence", "token", "encoder"):
         del values["routing"]["segment"], values["routing"]["first_segment"]
+    for key, idle in idle_routing_keys(config).items():
+        if idle or getattr(config.routing, key) == getattr(PLAIN, key):  # as before there were such keys
+            del values["routing"][key]
+    if config.routing.router == CHOICE:  # balanced as it is made
+        del values["routing"]["balance"]
     values["merging"]["top_k"] = config.merging.k
     if not protocol.random:  # vectors that are kept are those that would be made
         del values["merging"]["keep_vectors"]

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from camex_ft import registry
 from camex_ft.config.composition import compose
-from camex_ft.config.identity import idle_task_keys
+from camex_ft.config.identity import idle_routing_keys, idle_task_keys
 from camex_ft.config.problems import ConfigErrors, Problem
 from camex_ft.config.profiles import candidates, under
+from camex_ft.config.rules import CHOICE
 from camex_ft.config.schema import Config
 from camex_ft.config.validation import check
 
@@ -51,17 +53,38 @@ def notes(config: Config) -> list[str]:
         remarks.append(f"merging.curvature has no effect: {protocol} has no curvature")
     if not entry.base and "alpha" in merging and config.merging.alpha != default.merging.alpha:
         remarks.append(f"merging.alpha has no effect: {protocol} has no base expert")
-    if (
-        config.upcycle.init != "noise"
-        and "noise" in written.get("upcycle", {})
-        and config.upcycle.noise != default.upcycle.noise
-    ):
-        remarks.append("upcycle.noise has no effect with upcycle.init: copy")
+    remarks += _routing(config, written.get("routing", {}))
+    for key in ("noise", "drop"):
+        given = getattr(config.upcycle, key)
+        if (
+            config.upcycle.init != key
+            and key in written.get("upcycle", {})
+            and given != getattr(default.upcycle, key)
+        ):
+            remarks.append(f"upcycle.{key} has no effect with upcycle.init: {config.upcycle.init}")
     if config.data.dir is not None and config.data.source not in ("auto", "disk"):
         remarks.append(f"data.dir has no effect with data.source: {config.data.source}")
     for key in idle_task_keys(config.task.suite):
         if key in written.get("task", {}) and getattr(config.task, key) != getattr(default.task, key):
             remarks.append(f"task.{key} has no effect in the suite {config.task.suite}")
+    return remarks
+
+
+def _routing(config: Config, written: dict[str, Any]) -> list[str]:
+    """Return remarks on keys of `routing` without effect."""
+    if registry.PROTOCOLS.get(config.merging.protocol).form == "dense":
+        return []
+    default = Config().routing
+    changed = [key for key in written if getattr(config.routing, key) != getattr(default, key)]
+    idle = idle_routing_keys(config)
+    remarks = [f"routing.{key} has no effect: {idle[key]}" for key in changed if idle.get(key)]
+    if config.routing.router == CHOICE and config.merging.k >= config.merging.experts:
+        remarks.append(
+            "routing.router: expert-choice chooses nothing, since every expert takes every token; set merging.top_k "
+            "below merging.experts"
+        )
+    if config.routing.router == CHOICE and "balance" in changed:
+        remarks.append("routing.balance has no effect: experts that choose tokens have equal loads")
     return remarks
 
 

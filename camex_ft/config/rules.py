@@ -16,6 +16,7 @@ from camex_ft.errors import UserError, nearest
 
 Broken = tuple[tuple[Key, ...], str]
 LM = "lm"
+CHOICE = "expert-choice"
 STRICT = ConfigDict(strict=True, allow_inf_nan=False, arbitrary_types_allowed=True)
 
 
@@ -25,6 +26,7 @@ def broken(config: Config) -> Iterator[Broken]:
     yield from _language(config)
     yield from _backbone(config)
     yield from _merging(config)
+    yield from _choice(config)
     yield from _training(config)
     if config.data.source == "disk" and config.data.dir is None:
         yield (("data", "source"), ("data", "dir")), "disk needs data.dir, the folder with the data"
@@ -115,6 +117,30 @@ def _merging(config: Config) -> Iterator[Broken]:
         message = f"protocol '{entry.name}' does not allow '{granularity}': expected one of {allowed}"
         yield (("routing", "granularity"), protocol), message
     yield from _options(entry, merging.options)
+
+
+def _choice(config: Config) -> Iterator[Broken]:
+    """Check whether experts may choose tokens: where outputs are mixed, and no token is generated from the last."""
+    router, protocol, merging = ("routing", "router"), ("merging", "protocol"), config.merging
+    if config.routing.router != CHOICE or merging.protocol not in registry.PROTOCOLS.names():
+        return
+    entry = registry.PROTOCOLS.get(merging.protocol)
+    if entry.form == "weights":
+        yield (
+            (router, protocol),
+            f"expert-choice lets experts take tokens, and protocol '{entry.name}' merges weights: expected linear or "
+            "cosine, or merging.protocol: smoe",
+        )
+    if entry.form != "outputs" or config.task.id not in registry.TASKS.names():
+        return
+    head = registry.TASKS.get(config.task.id).head
+    both = head == "seq2seq-lm" and isinstance(config.upcycle.layers, str)  # a list may leave the decoder out
+    if head == "causal-lm" or both:
+        yield (
+            (router, ("task", "suite")),
+            f"expert-choice sees a sequence's future, and the model of {config.task.id} generates: expected linear or "
+            "cosine" + (", or upcycle.layers: a list of the encoder's" if both else ""),
+        )
 
 
 def _options(entry: Any, given: dict[str, Any]) -> Iterator[Broken]:

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
 
 from camex_ft.config.problems import Key, Origin
-from camex_ft.config.values import Bool, Count, Interval, Layers, NonNegative, Positive, Text
+from camex_ft.config.values import Bool, Count, Interval, Layers, NonNegative, Positive, Share, Text
 
 
 class Section(BaseModel):
@@ -142,8 +142,26 @@ class RoutingConfig(Section):
         description="Tokens that share routing weights. `auto`: `sequence` for encoders and under a classification "
         "head, `segment` for causal language models, `encoder` for decoders that generate.",
     )
+    router: Literal["linear", "cosine", "expert-choice"] = Field(
+        default="linear",
+        description="Logits of the experts. `linear`: x W; `cosine`: cosines of x with the columns of W, over a "
+        "learned temperature; `expert-choice`: those of `linear`, by which each expert takes its best tokens of a "
+        "sequence (`smoe`, in models that do not generate).",
+    )
+    temperature: Positive = Field(
+        default=1.0, description="Divides the logits within the softmax; below 1 routing is sharper."
+    )
+    normalise: Literal["after", "before"] = Field(
+        default="after",
+        description="Softmax `after` the `top_k` experts were chosen, over them, or `before`, over all, so that the "
+        "weights of the chosen sum to less than 1.",
+    )
     noise: Bool = Field(default=True, description="Learned noise on the router's logits, in training only.")
     balance: NonNegative = Field(default=1e-2, description="Coefficient of the balance loss; 0 turns it off.")
+    z_loss: NonNegative = Field(
+        default=0.0,
+        description="Coefficient of the z-loss, the mean square of logsumexp of the logits; 0 turns it off.",
+    )
     segment: Count = Field(
         default=256, description="Length of a segment, in tokens; for granularity `segment`."
     )
@@ -162,13 +180,18 @@ class UpcycleConfig(Section):
         description="Layers that get experts: `all`; `every_other`, in each stack every second one and so its last; "
         "or a list of positions from 0, the decoder's after the encoder's.",
     )
-    init: Literal["copy", "noise"] = Field(
+    init: Literal["copy", "noise", "drop"] = Field(
         default="copy",
-        description="`copy`: experts start equal to the dense layer; `noise`: with noise added to them.",
+        description="`copy`: experts start equal to the dense layer; `noise`: with noise added to them; `drop`: with "
+        "some of their inner units drawn anew.",
     )
     noise: NonNegative = Field(
         default=0.01,
         description="For `init: noise`: standard deviation, as a fraction of the weight matrix's own.",
+    )
+    drop: Share = Field(
+        default=0.5,
+        description="For `init: drop`: share of each expert's inner units that are drawn anew.",
     )
 
 

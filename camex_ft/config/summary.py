@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from camex_ft.config.rules import LM
-from camex_ft.config.schema import Config
+from camex_ft.config.schema import Config, RoutingConfig
 from camex_ft.registry import PROTOCOLS
 
 
@@ -22,6 +22,7 @@ def summary(config: Config) -> dict[str, str]:
         "protocol": f"{protocol.name}: {protocol.summary}",
         "experts": f"{merging.experts}, top {merging.k}, in layers: {_layers(config)}",
         "merging": f"alpha {merging.alpha:g}" if protocol.base else "",
+        "routing": _routing(config),
         "curvature": f"rank {merging.curvature.rank}" if protocol.curvature else "",
         "options": ", ".join(f"{name} {value}" for name, value in merging.options.items()),
         "training": f"{length}, batches of {training.per_device_train_batch_size}, learning rate "
@@ -29,8 +30,17 @@ def summary(config: Config) -> dict[str, str]:
         "output": config.output.dir,
     }
     if protocol.form == "dense":
-        lines["experts"] = ""
+        lines["experts"] = lines["routing"] = ""
     return {heading: text for heading, text in lines.items() if text}
+
+
+def _routing(config: Config) -> str:
+    """Return what is not as by default."""
+    given, plain = config.routing, RoutingConfig()
+    keys = ("router", "temperature", "normalise", "z_loss")
+    return ", ".join(
+        f"{key} {getattr(given, key)}" for key in keys if getattr(given, key) != getattr(plain, key)
+    )
 
 
 def _length(config: Config) -> str:

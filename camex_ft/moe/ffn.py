@@ -98,8 +98,8 @@ class ExpertFFN(nn.Module):
             )
         if current.cached and self.settings.router.kind == "expert-choice":
             raise RuntimeError(
-                f"{self.name}: with expert choice a token's routing depends on its whole sequence, but a key-value cache "
-                "holds the earlier tokens: call the model with use_cache=False"
+                f"{self.name}: with expert choice a token's routing depends on its whole sequence, but a key-value "
+                "cache holds the earlier tokens: call the model with use_cache=False"
             )
         if current.cached and granularity == "segment" and state is None:
             raise RuntimeError(

@@ -69,8 +69,9 @@ class Routing(NamedTuple):
 def topk_softmax(
     logits: Tensor, *, top_k: int, temperature: float = 1.0, normalise: Normalise = "after"
 ) -> Tensor:
-    """Return softmax(logits / T) over the `top_k` largest of the last axis and exact zeros elsewhere; same shape, dtype.
+    """Return softmax(logits / T) over the `top_k` largest of the last axis and exact zeros elsewhere.
 
+    Shape and dtype are those of the logits.
     With `normalise` "before", the softmax is over all entries, and what is left of a row sums to less than 1.
     """
     scaled = _scale(logits, temperature)

@@ -71,6 +71,9 @@ def test_a_hash_is_eight_hexadecimal_digits_and_stays_what_it_is():
         {"training": {"router_learning_rate": 2e-4}},  # the learning rate, written
         {"merging": {"top_k": 8}},  # all experts, written
         {"upcycle": {"noise": 0.5}},  # init is copy
+        {"upcycle": {"drop": 0.1}},
+        {"routing": {"router": "linear", "temperature": 1.0, "z_loss": 0.0}},
+        {"routing": {"normalise": "before"}},  # all experts are chosen
         {"task": {"predict": True}},
         {"output": {"dir": "elsewhere"}},
     ],
@@ -97,6 +100,11 @@ def test_what_has_no_effect_does_not_matter(sections):
         {"routing": {"granularity": "token"}},
         {"routing": {"noise": False}},
         {"routing": {"balance": 0.0}},
+        {"routing": {"router": "cosine"}},
+        {"routing": {"temperature": 0.5}},
+        {"routing": {"z_loss": 1e-3}},
+        {"merging": {"top_k": 2}, "routing": {"normalise": "before"}},
+        {"upcycle": {"init": "drop"}},
         {"upcycle": {"layers": "every_other"}},
         {"upcycle": {"init": "noise"}},
         {"tuning": {"mode": "experts"}},
@@ -124,6 +132,15 @@ def test_what_has_an_effect_matters(sections):
         ({"merging": {"protocol": "dense"}}, {"merging": {"protocol": "dense"}, "upcycle": {"layers": [1]}}),
         ({"data": {"source": "hub"}}, {"data": {"source": "hub", "seed": 3}}),
         ({"routing": {"granularity": "token"}}, {"routing": {"granularity": "token", "segment": 3}}),
+        ({"merging": {"top_k": 1}}, {"merging": {"top_k": 1}, "routing": {"temperature": 0.5}}),
+        (
+            {"merging": {"protocol": "smoe", "top_k": 2}, "routing": {"router": "expert-choice"}},
+            {
+                "merging": {"protocol": "smoe", "top_k": 2},
+                "routing": {"router": "expert-choice", "balance": 0.5},
+            },
+        ),
+        ({"upcycle": {"init": "drop"}}, {"upcycle": {"init": "drop", "drop": 0.5, "noise": 0.3}}),
         ({"training": {"max_steps": 9}}, {"training": {"max_steps": 9, "num_train_epochs": 1}}),
         ({"upcycle": {"init": "noise"}}, {"upcycle": {"init": "noise", "noise": 0.01}}),
     ],
@@ -137,6 +154,7 @@ def test_a_key_that_another_makes_idle_does_not_matter(always, idle):
     [
         {"data": {"source": "embedded", "seed": 3}},
         {"upcycle": {"init": "noise", "noise": 0.5}},
+        {"upcycle": {"init": "drop", "drop": 0.1}},
         {"training": {"max_steps": 9}},
     ],
 )
@@ -145,6 +163,15 @@ def test_and_matters_where_it_is_not_idle(sections):
         name: {k: v for k, v in keys.items() if k in ("source", "init")} for name, keys in sections.items()
     }
     assert config_hash(make(**sections)) != config_hash(make(**plain))
+
+
+@pytest.mark.parametrize(
+    "routing",
+    [{"router": "expert-choice"}, {"temperature": 0.5, "normalise": "before"}, {"normalise": "before"}],
+)
+def test_routing_matters_where_few_experts_are_chosen(routing):
+    few = {"protocol": "smoe", "top_k": 1}
+    assert config_hash(make(merging=few, routing=routing)) != config_hash(make(merging=few))
 
 
 def test_of_a_path_the_last_name_stays_and_a_fingerprint_takes_its_place():

@@ -216,6 +216,30 @@ def test_values_become_what_their_key_takes(write, overrides, key, value):
             ["merging.protocol=smear", "merging.options.density=1"],
             "unknown option of protocol 'smear'. It has none",
         ),
+        (
+            ["routing.router=expert-choice"],
+            "routing.router: expert-choice lets experts take tokens, and protocol 'ties-ca' merges weights: expected",
+        ),
+        (
+            [
+                "routing.router=expert-choice",
+                "merging.protocol=smoe",
+                "task.suite=lm",
+                "task.name=wikitext-2",
+            ],
+            "routing.router: expert-choice sees a sequence's future, and the model of lm/wikitext-2 generates",
+        ),
+        (
+            ["routing.router=expert-choice", "merging.protocol=smoe", "task.suite=qa", "task.name=squad"],
+            "generates: expected linear or cosine, or upcycle.layers: a list of the encoder's",
+        ),
+        (
+            ["routing.router=expert-choice", "merging.protocol=smoe", "routing.granularity=sequence"],
+            "routing.granularity: protocol 'smoe' does not allow 'sequence'",
+        ),
+        (["routing.temperature=0"], "routing.temperature: expected more than 0, got 0"),
+        (["upcycle.drop=1.5"], "upcycle.drop: expected at most 1, got 1.5"),
+        (["routing.router=cosin"], "routing.router"),
         (["task.suite=gleu"], "task.suite: unknown suite 'gleu'. Did you mean 'glue'?"),
         (["task.name=SST-2"], "task.name: unknown task 'SST-2' of suite glue. Did you mean 'sst2'?"),
         (["task.name=boolq"], "It belongs to suite superglue."),
@@ -257,6 +281,15 @@ def test_impossible_combinations(write, overrides, expected):
             "training.save_steps=0.2",
         ],
         ["merging.alpha=0"],
+        ["routing.router=expert-choice", "merging.protocol=dense"],
+        ["routing.router=expert-choice", "merging.protocol=smoe", "backbone=embedded/gpt2"],
+        [
+            "routing.router=expert-choice",
+            "merging.protocol=smoe",
+            "task.suite=qa",
+            "task.name=squad",
+            "upcycle.layers=[0]",
+        ],
     ],
 )
 def test_possible_combinations(write, overrides):
@@ -342,6 +375,41 @@ def test_what_has_no_effect_is_noted(write):
     assert notes(load_config(path, ["merging.protocol=ties-ca", "upcycle.init=noise", *other]))[-1] == (
         "task.max_length has no effect in the suite lm"
     )
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["routing.normalise=before"], "routing.normalise has no effect: all experts are chosen"),
+        (["routing.temperature=2", "merging.top_k=1"], "routing.temperature has no effect: one expert"),
+        (["upcycle.drop=0.1", "upcycle.init=noise"], "upcycle.drop has no effect with upcycle.init: noise"),
+        (
+            ["routing.router=expert-choice", "merging.protocol=smoe"],
+            "routing.router: expert-choice chooses nothing, since every expert takes every token",
+        ),
+        (
+            ["routing.router=expert-choice", "merging={protocol: smoe, top_k: 2}", "routing.balance=0.3"],
+            "routing.balance has no effect: experts that choose",
+        ),
+    ],
+)
+def test_routing_and_upcycling_without_effect_are_noted(write, overrides, said):
+    (found,) = notes(load_config(write("profile: auto\n"), overrides))
+    assert found.startswith(said)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["routing={normalise: before, temperature: 2}", "merging.top_k=1"],
+        ["routing.router=cosine", "routing.temperature=2"],
+        ["upcycle={init: drop, drop: 0.1}"],
+        ["merging.protocol=dense", "routing.normalise=before"],
+        ["routing={router: expert-choice, temperature: 2}", "merging={protocol: smoe, top_k: 1}"],
+    ],
+)
+def test_and_not_where_they_have_one(write, overrides):
+    assert notes(load_config(write("profile: auto\n"), overrides)) == []
 
 
 def test_reading_a_plain_configuration_needs_no_training_arguments(write):

@@ -270,7 +270,7 @@ def test_expert_choice_refuses_a_cache() -> None:
     layer.stack = "decoder"
     with (
         layer.context.open(Pass(cached=4)),
-        pytest.raises(RuntimeError, match="expert choice .* use_cache=False"),
+        pytest.raises(RuntimeError, match=r"expert choice .* use_cache=False"),
     ):
         layer(tokens(1, 1))
 
