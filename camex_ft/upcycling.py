@@ -9,7 +9,7 @@ Source: sparse upcycling, Komatsuzaki et al. 2023 (arXiv 2212.05055), as CAMEx u
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar, cast
@@ -27,7 +27,6 @@ from camex_ft.moe.context import RoutingContext
 from camex_ft.moe.experts import LayerSettings
 from camex_ft.moe.ffn import ExpertFFN, MergedFFN, MixtureFFN
 from camex_ft.moe.granularity import Granularity, Grouping
-from camex_ft.moe.link import chains, continues
 from camex_ft.moe.perturb import add_noise, drop_units
 from camex_ft.moe.routing import RouterSettings
 from camex_ft.protocols import Protocol
@@ -67,8 +66,8 @@ def upcycle(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         _restructure(made, plan)
-    setattr(made.config, KEY, {k: section.model_dump(mode="json") for k, section in plan._asdict().items()})
         _set_apart(made, plan.upcycle)
+    setattr(made.config, KEY, {k: section.model_dump(mode="json") for k, section in plan._asdict().items()})
     return made
 
 
@@ -220,23 +219,17 @@ def _restructure(model: PreTrainedModel, plan: Plan) -> None:
             noise=routing.noise,
             balance=routing.balance,
             grouping=grouping,
-            keep_vectors=merging.keep_vectors,
-        )
-        if protocol.form == "outputs":
-            _replace(model, ffn, partial(MixtureFFN, context=context, settings=settings))
-            continue
-        before = last.get(ffn.stack) if protocol.form == "dynamic" else None
-        previous = before if before is not None and continues(before.linears, ffn.weights) else None
-        made = partial(MergedFFN, context=context, settings=settings, previous=previous)
-        last[ffn.stack] = _replace(model, ffn, made)
-    for module in model.modules():
-        if isinstance(module, PreTrainedModel):
             router=RouterSettings(
                 kind=routing.router,
                 temperature=routing.temperature,
                 normalise=routing.normalise,
                 z_loss=routing.z_loss,
             ),
+            keep_vectors=merging.keep_vectors,
+        )
+        _replace(model, ffn, settings, context, mixture=protocol.form == "outputs")
+    for module in model.modules():
+        if isinstance(module, PreTrainedModel):
             context.attach(module)
     if getattr(model.config, "is_encoder_decoder", False):
         context.attach_encoder(model.get_encoder())
@@ -252,6 +245,7 @@ def granularity_of(
     """
     causal = stack == "decoder" and generates(model)
     both = getattr(model.config, "is_encoder_decoder", False)
+    _check_choice(protocol, routing, causal=causal, model=model)
     wanted: str = routing.granularity
     if wanted == "encoder" and not both:
         raise UserError(
@@ -259,7 +253,6 @@ def granularity_of(
         )
     if wanted in ("auto", "encoder"):
         if "sequence" not in protocol.granularities:
-    _check_choice(protocol, routing, causal=causal, model=model)
             wanted = protocol.granularities[0]
         elif stack == "decoder" and both and (causal or wanted == "encoder"):
             wanted = "encoder"
@@ -278,13 +271,6 @@ def granularity_of(
     return cast(Granularity, wanted)
 
 
-def _name(model: PreTrainedModel) -> str:
-    return type(model).__name__
-
-
-def _replace(
-    model: PreTrainedModel, ffn: DenseFFN, settings: LayerSettings, context: RoutingContext, *, mixture: bool
-) -> None:
 def _check_choice(
     protocol: Protocol, routing: RoutingConfig, *, causal: bool, model: PreTrainedModel
 ) -> None:
@@ -302,6 +288,13 @@ def _check_choice(
         )
 
 
+def _name(model: PreTrainedModel) -> str:
+    return type(model).__name__
+
+
+def _replace(
+    model: PreTrainedModel, ffn: DenseFFN, settings: LayerSettings, context: RoutingContext, *, mixture: bool
+) -> None:
     kind = MixtureFFN if mixture else MergedFFN
     layer = kind(
         ffn.weights,

@@ -7,14 +7,19 @@ from numpy.typing import ArrayLike
 
 from camex_ft.results.record import LayerRouting
 
+ROUNDING = 1e-3  # of a sum of weights in the lowest precision that routing has
+
 
 def entropy(weights: ArrayLike) -> float:
     """Return the mean over inputs of -sum_i s_i ln s_i, in nats: 0 for one-hot routing, ln N for uniform.
 
     Args:
-        weights: routing weights s; [n, N], each row >= 0 and summing to 1. NaN for n = 0.
+        weights: routing weights s; [n, N], each row >= 0 and summing to 1; a row that sums to less, as with a softmax
+            before the choice of experts, is scaled to 1. NaN for n = 0.
     """
     s = _weights(weights)
+    total = s.sum(axis=1, keepdims=True)
+    s = s / np.where((total > 0) & (total < 1 - ROUNDING), total, 1.0)
     terms = np.where(s > 0, s * np.log(np.where(s > 0, s, 1.0)), 0.0)
     return float(-terms.sum(axis=1).mean()) if len(s) else float("nan")
 

@@ -27,6 +27,13 @@ def test_entropy_of_one_hot_is_zero_and_of_uniform_ln_n():
     assert entropy(np.full((3, 8), 1 / 8)) == pytest.approx(np.log(8), rel=1e-14)
 
 
+@given(st.integers(0, 2**32 - 1), st.floats(0.01, 0.99))
+def test_entropy_of_rows_that_sum_to_less_is_that_of_the_rows_scaled_to_one(seed, share):
+    s = rows(seed)
+    assert entropy(share * s) == pytest.approx(entropy(s), rel=1e-12)
+    assert entropy(np.zeros((2, 3))) == 0.0
+
+
 def test_float32_weights_are_summed_in_float64():
     s = np.full((100_000, 4), 0.25, dtype=np.float32)
     assert entropy(s) == pytest.approx(np.log(4), rel=1e-14)
