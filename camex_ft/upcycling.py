@@ -9,7 +9,7 @@ Source: sparse upcycling, Komatsuzaki et al. 2023 (arXiv 2212.05055), as CAMEx u
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar, cast
@@ -27,6 +27,7 @@ from camex_ft.moe.context import RoutingContext
 from camex_ft.moe.experts import LayerSettings
 from camex_ft.moe.ffn import ExpertFFN, MergedFFN, MixtureFFN
 from camex_ft.moe.granularity import Granularity, Grouping
+from camex_ft.moe.link import chains, continues
 from camex_ft.moe.perturb import add_noise, drop_units
 from camex_ft.moe.routing import RouterSettings
 from camex_ft.protocols import Protocol
@@ -34,6 +35,7 @@ from camex_ft.registry import PROTOCOLS
 
 KEY = "camex"
 Options = TypeVar("Options", bound=Section)
+Layer = TypeVar("Layer", bound=ExpertFFN)
 
 
 def upcycle(
@@ -112,6 +114,11 @@ def load(path: str | Path) -> PreTrainedModel:
 def expert_layers(model: nn.Module) -> dict[str, ExpertFFN]:
     """Return the layers with experts by name, in the order of the model; also through wrappers such as DDP."""
     return {m.name: m for m in model.modules() if isinstance(m, ExpertFFN)}
+
+
+def base_chains(model: nn.Module) -> list[list[str]]:
+    """Return the names of the layers along which each base expert is carried, the one that stores it first."""
+    return chains([layer for layer in expert_layers(model).values() if isinstance(layer, MergedFFN)])
 
 
 def routing_context(model: nn.Module) -> RoutingContext | None:
@@ -202,6 +209,7 @@ def _restructure(model: PreTrainedModel, plan: Plan) -> None:
         )
     context = RoutingContext(partial(calls.read_pass, family), calls.write_state)
     chosen = select_layers(family.ffns(model), plan.upcycle.layers)
+    last: dict[str, MergedFFN] = {}  # of each stack
     for ffn in chosen:
         grouping = Grouping(
             granularity=granularity_of(protocol, routing, stack=ffn.stack, model=model),
@@ -227,7 +235,13 @@ def _restructure(model: PreTrainedModel, plan: Plan) -> None:
             ),
             keep_vectors=merging.keep_vectors,
         )
-        _replace(model, ffn, settings, context, mixture=protocol.form == "outputs")
+        if protocol.form == "outputs":
+            _replace(model, ffn, partial(MixtureFFN, context=context, settings=settings))
+            continue
+        before = last.get(ffn.stack) if protocol.form == "dynamic" else None
+        previous = before if before is not None and continues(before.linears, ffn.weights) else None
+        made = partial(MergedFFN, context=context, settings=settings, previous=previous)
+        last[ffn.stack] = _replace(model, ffn, made)
     for module in model.modules():
         if isinstance(module, PreTrainedModel):
             context.attach(module)
@@ -292,17 +306,12 @@ def _name(model: PreTrainedModel) -> str:
     return type(model).__name__
 
 
-def _replace(
-    model: PreTrainedModel, ffn: DenseFFN, settings: LayerSettings, context: RoutingContext, *, mixture: bool
-) -> None:
-    kind = MixtureFFN if mixture else MergedFFN
+def _replace(model: PreTrainedModel, ffn: DenseFFN, kind: Callable[..., Layer]) -> Layer:
     layer = kind(
         ffn.weights,
         copy.deepcopy(ffn.activation),
         name=ffn.path,
         stack=ffn.stack,
-        context=context,
-        settings=settings,
         inner_dropout=ffn.inner_dropout,
         outer_dropout=ffn.outer_dropout,
     )
@@ -310,6 +319,7 @@ def _replace(
     model.set_submodule(ffn.path, layer)
     for path in ffn.silence:
         model.set_submodule(path, nn.Identity())
+    return layer
 
 
 def _set_apart(model: nn.Module, given: UpcycleConfig) -> None:

@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from camex_ft.moe.chain import Bases
 from camex_ft.moe.layout import Layout
 from camex_ft.moe.reuse import Accumulation, Micro
 from camex_ft.moe.routing import masked_mean
@@ -57,6 +58,8 @@ class Pass:
         state: goes in: what routing remembers with the cache.
         encoded: goes in, or comes from the encoder on the way: its output, pooled over the tokens that count; [B, d].
         micro: goes in: which micro-batch of an optimizer step this is, where it has several.
+        carried: made on the way: base experts by layer name and map, of dynamic merging.
+        grams, bargains: made on the way: Gram matrices of domain vectors and Nash weights by layer name.
         layers: comes out: routing by layer name.
         remembered: comes out: what each layer remembers from now on.
     """
@@ -69,6 +72,9 @@ class Pass:
     state: RoutingState | None = None
     encoded: Tensor | None = None
     micro: Micro | None = None
+    carried: dict[str, Mapping[str, Bases]] = field(default_factory=dict)
+    grams: dict[str, Tensor] = field(default_factory=dict)
+    bargains: dict[str, Tensor] = field(default_factory=dict)
     layers: dict[str, LayerRouting] = field(default_factory=dict)
     remembered: dict[str, LayerState] = field(default_factory=dict)
     _layouts: dict[str, Layout] = field(default_factory=dict)

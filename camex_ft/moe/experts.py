@@ -1,76 +1,40 @@
-"""One matrix of a feed-forward layer as experts, and the settings that a model's expert layers share."""
+"""One matrix of a feed-forward layer as experts."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Protocol
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from camex_ft.moe.chain import Bases, Carried, Means
 from camex_ft.moe.curvature import Curvature
-from camex_ft.moe.granularity import Grouping
-from camex_ft.moe.linear import merged_linear
-from camex_ft.moe.reuse import Micro, Reuse, Shared
-from camex_ft.moe.routing import RouterSettings
+from camex_ft.moe.linear import merged_linear, merged_linear_and_mean
+from camex_ft.moe.reuse import Micro, Reuse, Shared, state_of
+from camex_ft.moe.settings import LayerSettings
 from camex_ft.moe.vectors import Keep, Recipe, transform
 
-
-class Rule(Protocol):
-    """What a layer needs of a merging protocol."""
-
-    @property
-    def random(self) -> bool:
-        """Whether the multiplier is drawn anew for every training step."""
-
-    def keep(self, *, training: bool, seed: int, device: torch.device) -> Keep | None:
-        """Return the multiplier of domain vectors as a function of tau."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class LayerSettings:
-    """Settings that all expert layers of a model share.
-
-    Attributes:
-        rule: the merging protocol's multiplier.
-        experts, top_k: N and k.
-        base: store a base expert E_m.
-        rank: R of the curvature; 0 has none.
-        curvature: its kind, one of `curvature.KINDS`.
-        alpha: merging step size.
-        noise: draw routing noise in training.
-        balance: coefficient of the balance loss.
-        grouping: which tokens share routing weights.
-        keep_vectors: keep transformed domain vectors while they stay the same.
-        router: how routing weights are made.
-    """
-
-    rule: Rule
-    experts: int
-    top_k: int
-    base: bool = True
-    rank: int = 0
-    curvature: str = "kronecker"
-    alpha: float = 1.0
-    noise: bool = True
-    balance: float = 1e-2
-    grouping: Grouping = field(default_factory=Grouping)
-    keep_vectors: bool = True
-
-    router: RouterSettings = field(default_factory=RouterSettings)
 
 class ExpertLinear(nn.Module):
     """One matrix of a feed-forward layer as N experts and, where the protocol has one, a base expert.
 
     Parameters: `experts` [N, out, in], `base` [out, in], `expert_bias` [N, out], `base_bias` [out], `curvature`.
+    Buffers, where the protocol keeps a statistic: `statistic` [N, out, in], `bias_statistic` [N, out].
 
     Args:
         weight: of the dense layer, copied into every expert and the base; [out, in].
         bias: of the dense layer; [out] or None.
         settings: of the model's expert layers.
+        carried: the base expert comes from the layer before, and none is stored.
     """
 
-    def __init__(self, weight: Tensor, bias: Tensor | None, settings: LayerSettings) -> None:
+    statistic: Tensor | None
+    bias_statistic: Tensor | None
+
+    def __init__(
+        self, weight: Tensor, bias: Tensor | None, settings: LayerSettings, *, carried: bool = False
+    ) -> None:
         super().__init__()
         n = settings.experts
         self.rule = settings.rule
@@ -81,8 +45,12 @@ class ExpertLinear(nn.Module):
         weight = weight.detach().contiguous()
         self.experts = nn.Parameter(weight.repeat(n, 1, 1))
         self.expert_bias = None if bias is None else nn.Parameter(bias.detach().repeat(n, 1))
-        self.base = nn.Parameter(weight.clone()) if settings.base else None
-        self.base_bias = nn.Parameter(bias.detach().clone()) if bias is not None and settings.base else None
+        self.carried, stored = carried, settings.base and not carried
+        self.base = nn.Parameter(weight.clone()) if stored else None
+        self.base_bias = nn.Parameter(bias.detach().clone()) if bias is not None and stored else None
+        for name, parameter in (("statistic", self.experts), ("bias_statistic", self.expert_bias)):
+            made = None if parameter is None or not settings.rule.statistic else torch.zeros_like(parameter)
+            self.register_buffer(name, made)
         self.curvature = None
         if settings.rank:
             out, width = weight.shape
@@ -95,51 +63,62 @@ class ExpertLinear(nn.Module):
                 kind=settings.curvature,
             ).to(weight.device, weight.dtype)
 
-    def forward(self, x: Tensor, weights: Tensor, micro: Micro | None = None) -> Tensor:
+    @property
+    def own(self) -> Bases:
+        """The base expert that is stored here; without one, what stands for none."""
+        bias = None if self.base_bias is None else Carried(self.base_bias)
+        return Bases(None if self.base is None else Carried(self.base), bias)
+
+    def forward(
+        self, x: Tensor, weights: Tensor, micro: Micro | None = None, bases: Bases | None = None
+    ) -> Tensor:
         """Return x E_hat^T + b_hat; [G, L, out].
 
         Args:
             x: [G, L, in].
             weights: routing weights; [G, N] or [G, L, N].
             micro: the micro-batch that this is, where an optimizer step has several.
+            bases: the base expert, where it is carried.
         """
-        seed = self._draw()
-        recipe = self._recipe(seed)
-        shared = self._shared(recipe, seed, micro)
-        if shared is not None and shared.seed != seed:
-            seed = shared.seed
-            recipe = self._recipe(seed)
-        y = merged_linear(
-            x,
-            weights,
-            *recipe[:2],
-            alpha=self.alpha,
-            keep=recipe.keep,
-            factors=recipe.factors,
-            sparse=self.sparse,
-            shared=shared,
-            last=micro is None or micro.last,
-        )
-        bias = self.merged_bias(weights, seed)
-        return y if bias is None else y + bias.to(y.dtype)
+        return self._forward(x, weights, micro, bases or self.own, mean=False)[0]
+
+    def forward_and_mean(
+        self, x: Tensor, weights: Tensor, micro: Micro | None, bases: Bases
+    ) -> tuple[Tensor, Means]:
+        """Return the same, and the means over the experts of M_i tau_i: [out, in], and of the bias [out] or None."""
+        y, mean = self._forward(x, weights, micro, bases, mean=True)
+        assert mean is not None
+        with torch.autocast(device_type=x.device.type, enabled=False):
+            vectors = self.bias_vectors(bases)
+        return y, Means(mean, None if vectors is None else vectors.mean(0))
+
+    def means(self, bases: Bases) -> Means:
+        """Return the means alone."""
+        x = self.experts.new_zeros(1, 1, self.experts.shape[2])
+        return self.forward_and_mean(x, x.new_zeros(1, len(self.experts)), None, bases)[1]
 
     @torch.no_grad()
-    def merged(self, weights: Tensor) -> tuple[Tensor, Tensor | None]:
+    def merged(self, weights: Tensor, bases: Bases | None = None) -> tuple[Tensor, Tensor | None]:
         """Return E_hat [n, out, in] and b_hat [n, out] or None for routing weights [n, N], without a graph.
 
         The domain vectors are those of evaluation.
         """
-        recipe = self._recipe(0)
-        shared = self._shared(recipe, 0, None)
+        bases = bases or self.own
+        recipe = self._recipe(0, bases)
+        shared = self._shared(recipe, 0, None, bases)
         vectors = transform(recipe) if shared is None else shared.vectors  # [N, out, in]
         s, flat = weights.to(vectors.dtype), vectors.flatten(1)  # [n, N], [N, out * in]
         with torch.autocast(device_type=vectors.device.type, enabled=False):
-            if self.base is None:
+            if recipe.base is None:
                 mixed = self.alpha * (s @ flat)
             else:
-                mixed = torch.addmm(self.base.flatten(), s, flat, alpha=self.alpha)
-        bias = self.merged_bias(weights)
+                mixed = torch.addmm(recipe.base.flatten(), s, flat, alpha=self.alpha)
+        bias = self.merged_bias(weights, bases)
         return mixed.view(-1, *vectors.shape[1:]), None if bias is None else bias.flatten(1)
+
+    def state(self, bases: Bases) -> tuple[object, ...] | None:
+        """Return what changes when the experts, base or curvature do; None where that could not be noticed."""
+        return state_of(self._recipe(0, bases), bases.kept if self.carried else None)
 
     def train(self, mode: bool = True) -> ExpertLinear:
         """Choose training or evaluation; forget what was kept, but not between two micro-batches in training."""
@@ -147,40 +126,94 @@ class ExpertLinear(nn.Module):
             self.reuse.forget()
         return super().train(mode)
 
-    def _recipe(self, seed: int) -> Recipe:
-        factors = None if self.curvature is None else self.curvature.factors
-        return Recipe(self.experts, self.base, self._keep(seed), factors)
+    def _forward(
+        self, x: Tensor, weights: Tensor, micro: Micro | None, bases: Bases, *, mean: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        seed = self._draw()
+        recipe = self._recipe(seed, bases)
+        shared = self._shared(recipe, seed, micro, bases)
+        if shared is not None and shared.seed != seed:
+            seed = shared.seed
+            recipe = self._recipe(seed, bases)
+        given: dict[str, Any] = {
+            "alpha": self.alpha,
+            "factors": recipe.factors,
+            "sparse": self.sparse,
+            "shared": shared,
+            "last": micro is None or micro.last,
+        }
+        total = None
+        if mean:
+            y, total = merged_linear_and_mean(x, weights, *recipe[:2], **given)
+        else:
+            y = merged_linear(x, weights, *recipe[:2], keep=recipe.keep, **given)
+        bias = self.merged_bias(weights, bases, seed)
+        return (y if bias is None else y + bias.to(y.dtype)), total
 
-    def _shared(self, recipe: Recipe, seed: int, micro: Micro | None) -> Shared | None:
-        if self.reuse is None or self.base is None or (recipe.keep is None and recipe.factors is None):
+    def _recipe(self, seed: int, bases: Bases) -> Recipe:
+        factors = None if self.curvature is None else self.curvature.factors
+        base = None if bases.weight is None else bases.weight.base
+        return Recipe(self.experts, base, self._keep(seed, self.statistic), factors)
+
+    def _shared(self, recipe: Recipe, seed: int, micro: Micro | None, bases: Bases) -> Shared | None:
+        if self.reuse is None or recipe.base is None or (recipe.keep is None and recipe.factors is None):
             return None  # nothing that costs work
         if self.training:
             if micro is None or recipe.by_rows or not torch.is_grad_enabled():
                 return None
-            return self.reuse.within(micro.step, recipe, seed)
+            return self.reuse.within(micro.step, recipe, seed, self.carried or None)
+        if self.carried and bases.kept is None:
+            return None
         learns = torch.is_grad_enabled() and any(p.requires_grad for p in self.parameters())
-        return None if learns else self.reuse.kept(recipe)
+        return None if learns else self.reuse.kept(recipe, bases.kept)
 
     def _draw(self) -> int:
         # from the process's generator, so that a run's seed and its checkpoints determine the mask
         return int(torch.randint(2**62, ()).item()) if self.rule.random and self.training else 0
 
-    def _keep(self, seed: int) -> Keep | None:
-        return self.rule.keep(training=self.training, seed=seed, device=self.experts.device)
+    def _keep(self, seed: int, statistic: Tensor | None) -> Keep | None:
+        keep = self.rule.keep(training=self.training, seed=seed, device=self.experts.device)
+        return keep if keep is None or statistic is None else replace(keep, statistic=statistic)
 
-    def merged_bias(self, weights: Tensor, seed: int = 0) -> Tensor | None:
+    def bias_vectors(self, bases: Bases) -> Tensor | None:
+        """Return M_i (b_i - b_m), or b_i without a base; [N, out]; None without a bias."""
+        if self.expert_bias is None or bases.bias is None:
+            return self.expert_bias
+        tau = self.expert_bias - bases.bias.base  # [N, out]
+        return tau if self.curvature is None else self.curvature.forward_bias(tau)
+
+    def merged_bias(self, weights: Tensor, bases: Bases | None = None, seed: int = 0) -> Tensor | None:
         """Return b_hat = b_m + alpha * sum_i s_i keep_i * M_i (b_i - b_m); [G, 1, out] or [G, L, out]; None without."""
         if self.expert_bias is None:
             return None
-        keep = self._keep(seed and seed + 1)  # another draw than the weight's
+        bases = bases or self.own
+        keep = self._keep(seed and seed + 1, self.bias_statistic)  # another draw than the weight's
         with torch.autocast(device_type=weights.device.type, enabled=False):
-            s = weights.to(self.expert_bias.dtype)
-            if self.base_bias is None:
-                merged = s @ self.expert_bias
+            vectors, s = self.bias_vectors(bases), weights.to(self.expert_bias.dtype)
+            assert vectors is not None
+            if bases.bias is None:
+                merged = s @ vectors
             else:
-                tau = self.expert_bias - self.base_bias  # [N, out]
-                kept = None if keep is None else keep(tau.detach())
-                curved = tau if self.curvature is None else self.curvature.forward_bias(tau)
-                vectors = curved if kept is None else curved * kept
-                merged = self.base_bias + self.alpha * (s @ vectors)
+                base = bases.bias.base
+                kept = None if keep is None else keep((self.expert_bias - base).detach())
+                merged = base + self.alpha * (s @ (vectors if kept is None else vectors * kept))
         return merged if weights.dim() == 3 else merged.unsqueeze(1)
+
+    @torch.no_grad()
+    def observe(self) -> None:
+        """Update the protocol's statistic from the gradients of an optimizer step, where it keeps one.
+
+        The gradient of T is that of the experts without the multiplier, which is above 0.
+        """
+        for parameter, statistic, base in (
+            (self.experts, self.statistic, self.base),
+            (self.expert_bias, self.bias_statistic, self.base_bias),
+        ):
+            if parameter is None or statistic is None or base is None or parameter.grad is None:
+                continue
+            kept, gradient = None, parameter.grad
+            keep = self._keep(0, statistic)
+            if keep is not None:
+                kept = keep(parameter - base)
+            updated = self.rule.update(statistic, gradient if kept is None else gradient / kept)
+            statistic.copy_(torch.where(gradient.isfinite().all(), updated, statistic))

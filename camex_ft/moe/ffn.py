@@ -12,15 +12,18 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from camex_ft.moe.balance import balance_loss, z_loss
+from camex_ft.moe.chain import Means
 from camex_ft.moe.context import LayerRouting, Pass, RoutingContext
 from camex_ft.moe.experts import ExpertLinear, LayerSettings
 from camex_ft.moe.granularity import Flow, Groups, group
 from camex_ft.moe.kept import Kept, Map, keep
+from camex_ft.moe.link import Link
 from camex_ft.moe.routing import Router
 
 KEPT = 2  # merged experts that generating keeps, in units of the layer's own experts and base
@@ -41,6 +44,7 @@ class ExpertFFN(nn.Module):
         stack: key of the layer's mask in the context.
         context: of the model.
         settings: of the model's expert layers.
+        previous: the layer that the base expert is carried from, in dynamic merging; None for the first of a chain.
         inner_dropout: probability after the activation.
         outer_dropout: probability after `down`.
     """
@@ -54,6 +58,7 @@ class ExpertFFN(nn.Module):
         stack: str,
         context: RoutingContext,
         settings: LayerSettings,
+        previous: MergedFFN | None = None,
         inner_dropout: float = 0.0,
         outer_dropout: float = 0.0,
     ) -> None:
@@ -68,12 +73,19 @@ class ExpertFFN(nn.Module):
             prior=settings.grouping.needs_prior,
             settings=settings.router,
         ).to(up.device)
-        self.up = ExpertLinear(*weights["up"], settings)
-        self.gate = ExpertLinear(*weights["gate"], settings) if "gate" in weights else None
-        self.down = ExpertLinear(*weights["down"], settings)
+        make = partial(ExpertLinear, settings=settings, carried=previous is not None)
+        self.up = make(*weights["up"])
+        self.gate = make(*weights["gate"]) if "gate" in weights else None
+        self.down = make(*weights["down"])
         self.activation = activation
         self.inner_dropout = nn.Dropout(inner_dropout)
         self.outer_dropout = nn.Dropout(outer_dropout)
+
+    @property
+    def linears(self) -> dict[str, ExpertLinear]:
+        """The maps by name, in the order in which they are applied."""
+        found = {"gate": self.gate, "up": self.up, "down": self.down}
+        return {name: linear for name, linear in found.items() if linear is not None}
 
     def extra_repr(self) -> str:
         """Show the settings when the model is printed."""
@@ -131,25 +143,63 @@ class ExpertFFN(nn.Module):
 
 
 class MergedFFN(ExpertFFN):
-    """A feed-forward layer whose experts' weights are merged for every group of tokens."""
+    """A feed-forward layer whose experts' weights are merged for every group of tokens.
+
+    Attributes:
+        link: its place in a chain, where the base expert is carried from layer to layer.
+        bargain: Nash weights of the last training step, where the protocol solves for them; [N].
+    """
+
+    link: Link | None
+    bargain: Tensor | None
+
+    def __init__(self, *args: Any, previous: MergedFFN | None = None, **kwargs: Any) -> None:
+        super().__init__(*args, previous=previous, **kwargs)
+        rule = self.settings.rule
+        self.link = None if rule.step is None else Link(self, None if previous is None else previous.link)
+        start = torch.zeros_like(self.up.experts[:, 0, 0]) if rule.bargains else None
+        self.register_buffer("bargain", start)
+
+    def train(self, mode: bool = True) -> MergedFFN:
+        """Choose training or evaluation; forget the base expert that was kept."""
+        if self.link is not None:
+            self.link.forget()
+        return super().train(mode)
 
     @torch.compiler.disable(reason=NOT_COMPILED)
     def forward(self, hidden: Tensor) -> Tensor:
         """Return the layer's output for hidden states; [B, L, d] -> [B, L, d]."""
         groups = self._route(hidden)
-        x, s, micro = groups.x, groups.weights, (self.context.active or Pass()).micro
-        kept = self._kept(groups)
+        current = self.context.active or Pass()
+        x, s, micro = groups.x, groups.weights, current.micro
+        kept = self._kept(groups, current)
+        bases = {} if kept is not None or self.link is None else self.link.bases(current)
+        passes = bool(bases) and torch.is_grad_enabled()
+        means: dict[str, Means | None] = dict.fromkeys(bases)
 
         def mapped(name: str, x: Tensor) -> Tensor:
+            if kept is not None:
+                return kept.apply(name, x)
             linear: ExpertLinear = getattr(self, name)
-            return linear(x, s, micro) if kept is None else kept.apply(name, x)
+            if not (passes and self._needs_mean):
+                made: Tensor = linear(x, s, micro, bases.get(name))
+                return made
+            made, means[name] = linear.forward_and_mean(x, s, micro, bases[name])
+            return made
 
         inner = self.activation(mapped("up" if self.gate is None else "gate", x))  # [G, L', f]
         if self.gate is not None:
             inner = inner * mapped("up", x)
-        return self.outer_dropout(groups.restore(mapped("down", self.inner_dropout(inner))))
+        y = mapped("down", self.inner_dropout(inner))
+        if passes and self.link is not None:
+            self.link.pass_on(bases, means, current)
+        return self.outer_dropout(groups.restore(y))
 
-    def _kept(self, groups: Groups) -> Kept | None:
+    @property
+    def _needs_mean(self) -> bool:
+        return self.settings.rule.needs_mean and self.link is not None and self.link.following is not None
+
+    def _kept(self, groups: Groups, current: Pass) -> Kept | None:
         """Return merged experts that are kept from token to token, where that pays: while generating."""
         served, state = groups.served, groups.state
         if served is None or state is None or self.training or torch.is_grad_enabled():
@@ -160,20 +210,18 @@ class MergedFFN(ExpertFFN):
         kept = served.kept
         if kept is None or kept.rows is None or kept.dtype != dtype:
             most = KEPT * (self.settings.experts + 1)
-            kept = keep(groups.weights, kept, partial(self._merged, dtype), most=most, dtype=dtype)
-        if (current := self.context.active) is not None:
-            crossed = state.weights is not served.weights  # a segment ended: others serve the next token
-            current.remembered[self.name] = replace(state, kept=kept.stale() if crossed else kept)
+            kept = keep(groups.weights, kept, partial(self._merged, dtype, current), most=most, dtype=dtype)
+        crossed = state.weights is not served.weights  # a segment ended: others serve the next token
+        current.remembered[self.name] = replace(state, kept=kept.stale() if crossed else kept)
         return kept if kept.maps else None
 
-    def _merged(self, dtype: torch.dtype, weights: Tensor) -> dict[str, Map]:
+    def _merged(self, dtype: torch.dtype, current: Pass, weights: Tensor) -> dict[str, Map]:
         """Return E_hat [n, out, in] and b_hat [n, out] or None of every map, for routing weights [n, N]."""
+        bases = {} if self.link is None else self.link.bases(current)
         made = {}
-        for name in ("up", "gate", "down"):
-            linear = getattr(self, name)
-            if linear is not None:
-                weight, bias = linear.merged(weights)
-                made[name] = (weight.to(dtype), None if bias is None else bias.to(dtype))
+        for name, linear in self.linears.items():
+            weight, bias = linear.merged(weights, bases.get(name))
+            made[name] = (weight.to(dtype), None if bias is None else bias.to(dtype))
         return made
 
 

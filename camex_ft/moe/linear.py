@@ -5,13 +5,14 @@
 
 `vectors` makes T and takes its gradient back, `merge` and `mix` are two exact forms of the product, and `cost` chooses
 between them. Saved for the backward pass: x, s and the parameters; T and E_hat are made again, unless T is `Shared`.
-A group is a sequence, a segment or a token, as `ffn` decides.
+A group is a sequence, a segment or a token, as `ffn` decides. `merged_linear_and_mean` also returns the mean of T over
+the experts, which dynamic merging (`chain`) takes to the next layer; its gradient joins that of T.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -37,20 +38,25 @@ class MergedLinear(torch.autograd.Function):
         base: Tensor | None,
         call: Call,
         *factors: Tensor,
-    ) -> Tensor:
+    ) -> Tensor | tuple[Tensor, Tensor]:
         ctx.save_for_backward(x, weights, experts, base, *factors)
+        ctx.set_materialize_grads(False)
         ctx.call = call
         recipe = Recipe(experts, base, call.keep, call.factors(factors))
         source, s = Source(recipe, call).make(), weights.to(experts.dtype)
         if call.form == "mix":
-            return mix_forward(_mix(x, s, source))
-        columns = select(s, call.active, dim=1)
-        return merge_forward(x, columns, base, source.part, experts.shape[1], call.alpha)
+            y = mix_forward(_mix(x, s, source))
+        else:
+            columns = select(s, call.active, dim=1)
+            y = merge_forward(x, columns, base, source.part, experts.shape[1], call.alpha)
+        return (y, source.mean()) if call.mean else y
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, dy: Tensor | None, dmean: Tensor | None = None) -> tuple[Tensor | None, ...]:
         x, weights, experts, base, *saved = ctx.saved_tensors
+        if dy is None:  # the mean alone was used
+            dy = x.new_zeros(*x.shape[:2], experts.shape[1])
         x_needed, weights_needed, experts_needed, base_needed, _, *factors_needed = ctx.needs_input_grad
         call: Call = ctx.call
         recipe = Recipe(experts, base, call.keep, call.factors(saved))
@@ -67,11 +73,13 @@ class MergedLinear(torch.autograd.Function):
         dfactors: Iterable[Tensor] | None = None
         if gathered is not None and call.once and learn:
             _backward(dy, x, s, source, Gradients(None, None, into.base), gathered)
+            gathered.mean(dmean)
             dexperts, dfactors = gathered.back(learn=True, domain=domain, once=True)
             _backward(dy, x, s, source, into._replace(base=None), None)
         else:
             _backward(dy, x, s, source.make(), into, gathered)
             if gathered is not None:
+                gathered.mean(dmean)
                 dexperts, dfactors = gathered.back(learn=learn, domain=domain, once=False)
         dweights = into.weights
         if dweights is not None:
@@ -142,29 +150,74 @@ def merged_linear(
     Returns:
         [G, L, out], in the dtype of the products.
     """
+    call = Options(alpha, Keep.of(keep), factors, sparse, form, shared, last)
+    return _run(x, weights, experts, base, call)[0]
+
+
+def merged_linear_and_mean(
+    x: Tensor,
+    weights: Tensor,
+    experts: Tensor,
+    base: Tensor | None,
+    *,
+    alpha: float = 1.0,
+    factors: Factors | None = None,
+    sparse: bool = False,
+    form: Form | Literal["auto"] = "auto",
+    shared: Shared | None = None,
+    last: bool = True,
+) -> tuple[Tensor, Tensor]:
+    """Return y and 1/N sum_i M_i tau_i [out, in], the mean over all experts, routed to or not.
+
+    Arguments as those of `merged_linear`; without a protocol's multiplier.
+    """
+    y, mean = _run(x, weights, experts, base, Options(alpha, None, factors, sparse, form, shared, last, True))
+    assert mean is not None
+    return y, mean
+
+
+class Options(NamedTuple):
+    """What `merged_linear` was given beside its tensors, and whether the mean of T is wanted."""
+
+    alpha: float
+    keep: Keep | None
+    factors: Factors | None
+    sparse: bool
+    form: Form | Literal["auto"]
+    shared: Shared | None
+    last: bool
+    mean: bool = False
+
+
+def _run(
+    x: Tensor, weights: Tensor, experts: Tensor, base: Tensor | None, given: Options
+) -> tuple[Tensor, Tensor | None]:
     device = x.device.type
     if torch.is_autocast_enabled(device):
         x = x.to(torch.get_autocast_dtype(device))
     lead = x.shape[:2]
     if weights.dim() == 3:  # every token is a group
         x, weights = x.flatten(0, 1).unsqueeze(1), weights.flatten(0, 1)  # [G * L, 1, in], [G * L, N]
-    shape = _shape(x, weights, experts, factors, sparse)
-    if form == "auto":
-        form = cheaper(shape)
+    shape = _shape(x, weights, experts, given.factors, given.sparse)
+    form = cheaper(shape) if given.form == "auto" else given.form
+    some = given.sparse and given.shared is None and device == "cpu" and not given.mean
+    curved = form == "merge" and given.shared is None and given.factors is not None
     call = Call(
-        alpha=alpha,
-        keep=Keep.of(keep),
-        sparse=sparse,
-        shared=shared,
-        last=last,
+        alpha=given.alpha,
+        keep=given.keep,
+        sparse=given.sparse,
+        shared=given.shared,
+        last=given.last,
         form=form,
-        active=_used(weights) if sparse and shared is None and device == "cpu" else None,
-        once=form == "merge" and shared is None and factors is not None and curves_once(shape),
-        kind=None if factors is None else type(factors),
+        active=_used(weights) if some else None,
+        once=curved and curves_once(shape),
+        mean=given.mean,
+        kind=None if given.factors is None else type(given.factors),
     )
     with torch.autocast(device_type=device, enabled=False):
-        y: Tensor = MergedLinear.apply(x, weights, experts, base, call, *(factors or ()))
-    return y.view(*lead, -1)
+        made = MergedLinear.apply(x, weights, experts, base, call, *(given.factors or ()))
+    y, mean = made if given.mean else (made, None)
+    return y.view(*lead, -1), mean
 
 
 def _shape(x: Tensor, weights: Tensor, experts: Tensor, factors: Factors | None, sparse: bool) -> Shape:

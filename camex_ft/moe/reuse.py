@@ -108,22 +108,27 @@ class Reuse:
         """Drop what is kept."""
         self._shared, self._state, self._step = None, (), None
 
-    def kept(self, recipe: Recipe) -> Shared | None:
-        """Return T for evaluation, made anew if a parameter changed; None where changes could not be noticed."""
-        state = _state(recipe)
+    def kept(self, recipe: Recipe, carried: object = None) -> Shared | None:
+        """Return T for evaluation, made anew if a parameter changed; None where changes could not be noticed.
+
+        `carried` stands for the values of a base expert that is carried; None: it is a parameter.
+        """
+        state = state_of(recipe, carried)
         if state is None:
             return None
         if self._shared is None or self._state != state or self._step is not None:
             self._set(Shared(transform(recipe)), state, None)
         return self._shared
 
-    def within(self, step: Step, recipe: Recipe, seed: int) -> Shared | None:
+    def within(self, step: Step, recipe: Recipe, seed: int, carried: object = None) -> Shared | None:
         """Return T for a micro-batch of `step`; the first one's recipe, and the seed of its multiplier, count for all.
+
+        A base expert that is `carried` is another tensor in every micro-batch, of the same values.
 
         Raises:
             RuntimeError: a parameter changed since the step's first micro-batch.
         """
-        state = _state(recipe)
+        state = state_of(recipe, carried)
         if state is None:
             return None
         if self._shared is None or self._step is not step:
@@ -141,9 +146,14 @@ class Reuse:
         self._shared, self._state, self._step = shared, state, step
 
 
-def _state(recipe: Recipe) -> tuple[object, ...] | None:
-    """Return what changes when a parameter does, or None for tensors that do not count their changes."""
-    tensors = [t for t in (recipe.experts, recipe.base, *(recipe.factors or ())) if t is not None]
+def state_of(recipe: Recipe, carried: object = None) -> tuple[object, ...] | None:
+    """Return what changes when a parameter does, or None for tensors that do not count their changes.
+
+    `carried` stands for the values of a base expert that is carried; None: it is a parameter.
+    """
+    own = recipe.base if carried is None else None
+    statistic = None if recipe.keep is None else recipe.keep.statistic
+    tensors = [t for t in (recipe.experts, own, statistic, *(recipe.factors or ())) if t is not None]
     if any(t.is_inference() for t in tensors):
         return None
-    return tuple((t.data_ptr(), t._version, t.dtype) for t in tensors)
+    return carried, *((t.data_ptr(), t._version, t.dtype) for t in tensors)

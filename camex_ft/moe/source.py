@@ -30,6 +30,7 @@ class Call:
         active: the experts that any group uses; None for all.
         once: the backward pass makes T while it takes dT back.
         kind: of the curvature's factors; None without.
+        mean: the mean of T over the experts is wanted as well.
     """
 
     alpha: float
@@ -41,6 +42,7 @@ class Call:
     active: list[int] | None
     once: bool
     kind: type[Factors] | None
+    mean: bool = False
 
     def factors(self, tensors: Sequence[Tensor]) -> Factors | None:
         """Return the tensors that went through autograd as the factors that they were."""
@@ -105,6 +107,15 @@ class Source:
         if base is None:
             return experts
         return torch.sub(experts, base, out=scratch("vector", tuple(experts.shape), experts))
+
+    def mean(self) -> Tensor:
+        """Return 1/N sum_i T_i; [out, in]."""
+        recipe = self.recipe
+        assert recipe.keep is None, "the mean is that of domain vectors without a multiplier"
+        if self.whole is not None:
+            return self.whole.mean(0)
+        mean = recipe.experts.mean(0)
+        return mean if recipe.base is None else mean.sub_(recipe.base)
 
     def multiplier(self, rows: slice) -> Tensor | None:
         """Return the multiplier of some rows of all experts; [N, rows, in]."""
@@ -173,6 +184,14 @@ class Gathered:
             self.grad += grad
         else:
             self.grad.copy_(grad)
+
+    def mean(self, grad: Tensor | None) -> None:
+        """Take the gradient of the mean of T, [out, in], which is that of every T_i times N; None is 0."""
+        if grad is None:
+            return
+        self.grad += grad / len(self.grad)
+        if self.direct and self.base is not None and self.recipe.base is not None:
+            self.base -= grad
 
     def back(self, *, learn: bool, domain: bool, once: bool) -> tuple[Tensor | None, Factors | None]:
         """Return (dE, d factors) and subtract sum_i dtau_i from the gradient of the base; nothing before the last.

@@ -21,7 +21,7 @@ SLICE_ELEMENTS = {"cpu": 3 << 17, "cuda": 1 << 28}
 
 
 # tau [N, ...] -> multiplier of the same shape, constant for the gradient, or None for one everywhere
-Weigh = Callable[[Tensor], "Tensor | None"]
+Weigh = Callable[..., "Tensor | None"]
 
 
 @dataclass(frozen=True)
@@ -31,19 +31,23 @@ class Keep:
     Attributes:
         weigh: the function, which must give the same result at every call.
         pointwise: an entry's multiplier depends on that entry of all experts alone, so that rows can be weighed apart.
+        statistic: what the protocol keeps for each entry and passes to the function as `statistic`; [N, ...], or None.
     """
 
     weigh: Weigh
     pointwise: bool = False
+    statistic: Tensor | None = None
 
     @staticmethod
     def of(weigh: Weigh | None) -> Keep | None:
         """Return any multiplier as a `Keep`; of one that is none nothing is assumed."""
         return weigh if weigh is None or isinstance(weigh, Keep) else Keep(weigh)
 
-    def __call__(self, tau: Tensor) -> Tensor | None:
-        """Return the multiplier of tau."""
-        return self.weigh(tau)
+    def __call__(self, tau: Tensor, rows: slice = slice(None)) -> Tensor | None:
+        """Return the multiplier of tau, which is of some rows of the domain vectors."""
+        if self.statistic is None:
+            return self.weigh(tau)
+        return self.weigh(tau, statistic=self.statistic[:, rows])
 
 
 class Recipe(NamedTuple):
@@ -83,8 +87,8 @@ class Recipe(NamedTuple):
         start, stop, _ = rows.indices(out)
         made = scratch("kept", (count, stop - start, width), self.experts)
         for part in slices(made):
-            tau = self.tau(slice(start + part.start, start + part.stop))
-            kept = self.keep(tau)
+            some = slice(start + part.start, start + part.stop)
+            kept = self.keep(self.tau(some), some)
             if kept is None:
                 return None
             made[:, part] = kept
@@ -160,7 +164,7 @@ def _multiply(vectors: Tensor, recipe: Recipe) -> Tensor:
         kept = keep(recipe.tau())
         return vectors if kept is None else vectors.mul_(kept)
     for rows in slices(vectors):
-        kept = keep(recipe.tau(rows))
+        kept = keep(recipe.tau(rows), rows)
         if kept is not None:
             vectors[:, rows].mul_(kept)
     return vectors

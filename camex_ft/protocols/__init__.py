@@ -4,10 +4,20 @@
     def ties(tau, *, density: float = 1.0): ...
 
 The function takes the domain vectors tau [N, ...] of one weight or bias and returns its *multiplier*, of the same
-shape, or None for one everywhere; `T = keep(tau) * M tau` follows. Parameters that it names `training` (bool) or
-`generator` (`torch.Generator`) are passed in; every other keyword-only parameter is an option of the protocol, with its
-type (and bounds: ``Annotated[float, Gt(0)]``) and default, in YAML under ``merging.options``. A protocol with a base
-expert gets a curvature-aware twin, ``<name>-ca``.
+shape, or None for one everywhere; `T = keep(tau) * M tau` follows. Parameters that it names `training` (bool),
+`generator` (`torch.Generator`) or `statistic` (a tensor as tau, see below) are passed in; every other keyword-only
+parameter is an option of the protocol, with its type (and bounds: ``Annotated[float, Gt(0)]``) and default, in YAML
+under ``merging.options``. A protocol with a base expert gets a curvature-aware twin, ``<name>-ca``, unless it is
+registered with ``twin=False``.
+
+A statistic is kept for every entry of the experts: it starts at 0 and is updated at every optimizer step by the
+function `update`, (statistic, gradient of T, options that it names) -> statistic.
+
+    @dynamic("ep-camex", summary=..., source=...)
+    def ep_camex(carried, *, mean, gamma: float = 1.0): ...
+
+registers dynamic merging: every layer merges with curvature, and the function makes the next layer's base expert of
+what is `Carried` to this one. `mean` (1/N sum_i M_i tau_i) and `vectors` (`Vectors`) are passed in where it names them.
 """
 
 from __future__ import annotations
@@ -21,12 +31,14 @@ from typing import Any, Literal, get_type_hints
 import torch
 from torch import Tensor
 
+from camex_ft.moe.chain import Carried, Step, Vectors
 from camex_ft.moe.vectors import Keep
 from camex_ft.registry import PROTOCOLS
 
 Weigh = Callable[..., "Tensor | None"]
-Form = Literal["dense", "outputs", "weights"]
-PASSED_IN = ("training", "generator")
+Update = Callable[..., Tensor]
+Form = Literal["dense", "outputs", "weights", "dynamic"]
+PASSED_IN = ("training", "generator", "statistic", "mean", "vectors")
 CURVED = "-ca"
 MERGED = ("sequence", "segment", "token", "encoder")
 
@@ -44,10 +56,13 @@ class Protocol:
         name: as in YAML.
         summary: one line for ``camex-ft ls protocols``.
         source: paper and equation.
-        form: "dense" keeps the layer, "outputs" mixes the experts' outputs, "weights" merges their weights.
+        form: "dense" keeps the layer, "outputs" mixes the experts' outputs, "weights" merges their weights, "dynamic"
+            also carries the base expert from layer to layer.
         base: a base expert E_m is stored, and domain vectors are merged onto it.
         curvature: domain vectors pass through a learned curvature M_i.
         weigh: multiplier of domain vectors, or None where they are taken as they are.
+        update_statistic: of the statistic that the multiplier takes, or None.
+        advance: makes the next layer's base expert, or None.
         pointwise: options -> whether an entry's multiplier depends on that entry of all experts alone.
         granularities: groups of tokens that may share routing weights.
         options: the protocol's own parameters: name to `inspect.Parameter`.
@@ -61,6 +76,8 @@ class Protocol:
     base: bool = True
     curvature: bool = False
     weigh: Weigh | None = None
+    update_statistic: Update | None = None
+    advance: Step | None = None
     pointwise: Callable[..., bool] = never
     granularities: tuple[str, ...] = MERGED
     options: Mapping[str, inspect.Parameter] = field(default_factory=dict)
@@ -71,13 +88,53 @@ class Protocol:
         """Whether the multiplier is drawn anew for every training step."""
         return self.weigh is not None and "generator" in inspect.signature(self.weigh).parameters
 
+    @property
+    def statistic(self) -> bool:
+        """Whether the multiplier depends on a running statistic of gradients."""
+        return self.update_statistic is not None
+
+    @property
+    def needs_mean(self) -> bool:
+        """Whether `step` takes the mean of the transformed domain vectors."""
+        return self.advance is not None and "mean" in inspect.signature(self.advance).parameters
+
+    @property
+    def bargains(self) -> bool:
+        """Whether `step` may solve for Nash weights."""
+        return self.advance is not None and "vectors" in inspect.signature(self.advance).parameters
+
+    @property
+    def step(self) -> Step | None:
+        """How the base expert is carried to the next layer: (carried, mean=, vectors=) -> carried; None: it is not."""
+        if self.advance is None:
+            return None
+        named, advance = inspect.signature(self.advance).parameters, self.advance
+
+        def step(carried: Carried, *, mean: Tensor | None, vectors: Vectors) -> Carried:
+            given: dict[str, Any] = {"mean": mean, "vectors": vectors}
+            return advance(carried, **{name: value for name, value in given.items() if name in named})
+
+        return step
+
+    def update(self, statistic: Tensor, gradient: Tensor) -> Tensor:
+        """Return the statistic after an optimizer step, from the gradient of T; both [N, ...]."""
+        assert self.update_statistic is not None
+        return self.update_statistic(statistic, gradient)
+
     def bind(self, options: Mapping[str, Any]) -> Protocol:
         """Return the protocol with these values of its options."""
+        if self.advance is not None:
+            return replace(self, advance=partial(self.advance, **options))
         if self.weigh is None:
             return self
         values = {k: p.default for k, p in self.options.items()} | dict(options)
-        pointwise = self.pointwise(**values)
-        return replace(self, weigh=partial(self.weigh, **options), pointwise=lambda **_: pointwise)
+        pointwise, update = self.pointwise(**values), self.update_statistic
+        return replace(
+            self,
+            weigh=partial(self.weigh, **_named(self.weigh, options)),
+            update_statistic=update and partial(update, **_named(update, options)),
+            pointwise=lambda **_: pointwise,
+        )
 
     def keep(self, *, training: bool, seed: int, device: torch.device) -> Keep | None:
         """Return the multiplier as a function of tau alone, which gives the same result at every call.
@@ -112,22 +169,22 @@ def protocol(
     base: bool = True,
     pointwise: Callable[..., bool] = never,
     granularities: tuple[str, ...] = MERGED,
+    update: Update | None = None,
+    twin: bool = True,
 ) -> Callable[[Weigh], Weigh]:
     """Register the decorated function as a protocol, and as ``<name>-ca`` where domain vectors exist to be curved.
 
-    `pointwise` receives the protocol's options and says whether an entry's multiplier depends on that entry of all
-    experts alone: such multipliers are made slice by slice, which is faster.
+    Args:
+        name, summary, source, form, base, granularities: as of `Protocol`.
+        pointwise: receives the protocol's options and says whether an entry's multiplier depends on that entry of all
+            experts alone: such multipliers are made slice by slice, which is faster.
+        update: of the statistic that the function takes; its keyword-only parameters are options as well.
+        twin: also register the curvature-aware twin.
     """
 
     def register(weigh: Weigh) -> Weigh:
-        parameters = inspect.signature(weigh).parameters
-        hints = get_type_hints(weigh, include_extras=True)
-        options = {
-            k: p.replace(annotation=hints.get(k, Any))
-            for k, p in parameters.items()
-            if p.kind is p.KEYWORD_ONLY and k not in PASSED_IN
-        }
-        weighs = form == "weights" and base and hints.get("return") is not type(None)
+        options = _options(weigh) | (_options(update) if update else {})
+        weighs = form == "weights" and base and get_type_hints(weigh).get("return") is not type(None)
         plain = Protocol(
             name=name,
             summary=summary,
@@ -135,13 +192,14 @@ def protocol(
             form=form,
             base=base and form == "weights",
             weigh=weigh if weighs else None,
+            update_statistic=update,
             pointwise=pointwise,
             granularities=granularities,
             options=options,
             doc=inspect.getdoc(weigh) or "",
         )
         PROTOCOLS.add(name, plain)
-        if plain.base:
+        if plain.base and twin:
             curved = replace(
                 plain,
                 name=name + CURVED,
@@ -153,3 +211,43 @@ def protocol(
         return weigh
 
     return register
+
+
+def dynamic(name: str, *, summary: str, source: str) -> Callable[[Step], Step]:
+    """Register the decorated function, which makes the next layer's base expert, as a protocol of dynamic merging.
+
+    There is no Euclidean one: without curvature, and with alpha = 1, the base expert cancels in
+    E_m + sum_i s_i (E_i - E_m), and carrying it would change nothing.
+    """
+
+    def register(advance: Step) -> Step:
+        made = Protocol(
+            name=name,
+            summary=summary,
+            source=source,
+            form="dynamic",
+            curvature=True,
+            advance=advance,
+            options=_options(advance),
+            doc=inspect.getdoc(advance) or "",
+        )
+        PROTOCOLS.add(name, made)
+        return advance
+
+    return register
+
+
+def _options(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
+    """Return the keyword-only parameters that are not passed in, with their types."""
+    hints = get_type_hints(function, include_extras=True)
+    return {
+        k: p.replace(annotation=hints.get(k, Any))
+        for k, p in inspect.signature(function).parameters.items()
+        if p.kind is p.KEYWORD_ONLY and k not in PASSED_IN
+    }
+
+
+def _named(function: Callable[..., Any], options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return those of the options that the function names."""
+    known = inspect.signature(function).parameters
+    return {name: value for name, value in options.items() if name in known}

@@ -1,0 +1,159 @@
+"""A layer's place in a chain of dynamic merging: where its base expert comes from, and what it passes on.
+
+In training a layer makes the base expert of the next one while it runs, with what its own merging needs anyway, and
+leaves it in the `Pass`; gradients flow back from layer to layer. Where gradients are off, base experts are made once
+and kept for as long as no parameter changes. A layer that runs by itself, outside a pass, makes those before it too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from camex_ft.moe.chain import Bases, Carried, Means, Vectors, gram_matrix
+from camex_ft.moe.nash import nash_weights
+
+if TYPE_CHECKING:
+    from camex_ft.moe.context import Pass
+    from camex_ft.moe.experts import ExpertLinear
+    from camex_ft.moe.ffn import MergedFFN
+
+Carry = Mapping[str, Bases]
+
+
+class Link:
+    """The link of one layer.
+
+    Args:
+        layer: whose link this is.
+        previous: the link of the layer before it in the chain; None for the first, which stores the base expert.
+    """
+
+    def __init__(self, layer: MergedFFN, previous: Link | None) -> None:
+        self.layer, self.previous = layer, previous
+        self.following: Link | None = None
+        if previous is not None:
+            previous.following = self
+        self._kept: Carry | None = None
+        self._state: tuple[object, ...] | None = None
+
+    def forget(self) -> None:
+        """Drop what is kept."""
+        self._kept = self._state = None
+
+    def bases(self, current: Pass) -> Carry:
+        """Return the layer's base expert by map, from the pass or made anew."""
+        if self.previous is None:
+            return {name: linear.own for name, linear in self.layer.linears.items()}
+        found = current.carried.get(self.layer.name)
+        if found is None:
+            before = self.previous.bases(current)
+            found = (
+                self.previous.made(before, current)
+                if torch.is_grad_enabled()
+                else self._settled(before, current)
+            )
+            current.carried[self.layer.name] = found
+        return found
+
+    def pass_on(self, bases: Carry, means: Mapping[str, Means | None], current: Pass) -> None:
+        """Leave the next layer's base expert in the pass."""
+        if self.following is not None:
+            carried = self._advance(bases, means, current)
+            # what runs again for gradient checkpointing leaves the first one, whose graph is in use, where it is
+            current.carried.setdefault(self.following.layer.name, carried)
+
+    def made(self, bases: Carry, current: Pass) -> Carry:
+        """Return the next layer's base expert, from this layer's parameters alone."""
+        needed = self.layer.settings.rule.needs_mean
+        linears = self.layer.linears.items()
+        return self._advance(bases, {n: m.means(bases[n]) if needed else None for n, m in linears}, current)
+
+    def _settled(self, before: Carry, current: Pass) -> Carry:
+        """Return the layer's base expert without a graph, kept while the chain before it stays the same."""
+        assert self.previous is not None
+        layer = self.previous.layer
+        states = [linear.state(before[name]) for name, linear in layer.linears.items()]
+        keeps = layer.settings.keep_vectors and None not in states
+        if keeps and self._kept is not None and self._state == tuple(states):
+            return self._kept
+        made = self.previous.made(before, current)
+        if keeps:
+            self._kept = made = {name: b._replace(kept=object()) for name, b in made.items()}
+            self._state = tuple(states)
+        return made
+
+    def _advance(self, bases: Carry, means: Mapping[str, Means | None], current: Pass) -> Carry:
+        step = self.layer.settings.rule.step
+        assert step is not None
+        gram, bargain = partial(self._gram, bases, current), partial(self._bargain, bases, current)
+
+        def carry(experts: Tensor | None, carried: Carried | None, mean: Tensor | None) -> Carried | None:
+            if experts is None or carried is None:
+                return None
+            return step(carried, mean=mean, vectors=Vectors(experts, carried.base, gram, bargain))
+
+        made = {}
+        with torch.autocast(device_type=self.layer.up.experts.device.type, enabled=False):
+            for name, linear in self.layer.linears.items():
+                (weight, bias, _), (mean, bias_mean) = bases[name], means[name] or (None, None)
+                made[name] = Bases(
+                    carry(linear.experts, weight, mean), carry(linear.expert_bias, bias, bias_mean)
+                )
+        return made
+
+    def _gram(self, bases: Carry, current: Pass) -> Tensor:
+        """Return the Gram matrix of the experts' domain vectors, each with all matrices and biases; [N, N], float64."""
+        known = current.grams.get(self.layer.name)
+        if known is None:
+            parts = [_gram(linear, bases[name]) for name, linear in self.layer.linears.items()]
+            known = current.grams[self.layer.name] = torch.stack(parts).sum(0)
+        return known
+
+    def _bargain(self, bases: Carry, current: Pass) -> Tensor:
+        """Return the Nash weights of the layer's experts; [N], float64."""
+        layer = self.layer
+        known = current.bargains.get(layer.name)
+        if known is None:
+            known = nash_weights(self._gram(bases, current), start=layer.bargain)
+            if layer.training and layer.bargain is not None:
+                with torch.no_grad():
+                    layer.bargain.copy_(known)  # where the next step starts from
+            current.bargains[layer.name] = known
+        return known
+
+
+def continues(
+    linears: Mapping[str, ExpertLinear], weights: Mapping[str, tuple[Tensor, Tensor | None]]
+) -> bool:
+    """Return whether a layer with these dense maps can take its base expert from one with these experts."""
+    there = {n: (m.experts.shape[1:], m.expert_bias is None) for n, m in linears.items()}
+    return there == {name: (weight.shape, bias is None) for name, (weight, bias) in weights.items()}
+
+
+def chains(layers: Sequence[MergedFFN]) -> list[list[str]]:
+    """Return the layers' names by chain, in order; nothing where base experts are not carried."""
+    found: list[list[str]] = []
+    for layer in layers:
+        link = layer.link
+        if link is not None and link.previous is None:
+            chain = [layer.name]
+            while link.following is not None:
+                link = link.following
+                chain.append(link.layer.name)
+            found.append(chain)
+    return found
+
+
+@torch.no_grad()
+def _gram(linear: ExpertLinear, bases: Bases) -> Tensor:
+    """Return the Gram matrix of one map's domain vectors, its bias's with it; [N, N]."""
+    assert bases.weight is not None
+    gram = gram_matrix(linear.experts, bases.weight.base)
+    if linear.expert_bias is not None and bases.bias is not None:
+        gram = gram + gram_matrix(linear.expert_bias, bases.bias.base)
+    return gram
