@@ -21,6 +21,7 @@ KEYS: dict[tuple[str, ...], st.SearchStrategy[Any]] = {
     ("merging", "experts"): st.integers(8, 16),
     ("merging", "top_k"): st.none() | st.integers(1, 4),
     ("merging", "alpha"): st.floats(0, 2),
+    ("merging", "curvature", "kind"): st.sampled_from(["kronecker", "diagonal", "low-rank"]),
     ("merging", "curvature", "rank"): st.integers(1, 16),
     ("routing", "granularity"): st.sampled_from(["auto", "sequence", "segment", "token"]),
     ("routing", "router"): st.sampled_from(["linear", "cosine"]),

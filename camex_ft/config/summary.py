@@ -23,7 +23,7 @@ def summary(config: Config) -> dict[str, str]:
         "experts": f"{merging.experts}, top {merging.k}, in layers: {_layers(config)}",
         "merging": f"alpha {merging.alpha:g}" if protocol.base else "",
         "routing": _routing(config),
-        "curvature": f"rank {merging.curvature.rank}" if protocol.curvature else "",
+        "curvature": f"{merging.curvature.kind}, rank {merging.curvature.rank}" if protocol.curvature else "",
         "options": ", ".join(f"{name} {value}" for name, value in merging.options.items()),
         "training": f"{length}, batches of {training.per_device_train_batch_size}, learning rate "
         f"{training.learning_rate:g}, seed {training.seed}",

@@ -70,6 +70,7 @@ def test_a_hash_is_eight_hexadecimal_digits_and_stays_what_it_is():
         {"training": {"warmup_steps": 0}},  # the default of TrainingArguments, written
         {"training": {"router_learning_rate": 2e-4}},  # the learning rate, written
         {"merging": {"top_k": 8}},  # all experts, written
+        {"merging": {"curvature": {"kind": "kronecker"}}},  # the default, written
         {"upcycle": {"noise": 0.5}},  # init is copy
         {"upcycle": {"drop": 0.1}},
         {"routing": {"router": "linear", "temperature": 1.0, "z_loss": 0.0}},
@@ -96,6 +97,8 @@ def test_what_has_no_effect_does_not_matter(sections):
         {"merging": {"top_k": 2}},
         {"merging": {"alpha": 0.5}},
         {"merging": {"curvature": {"rank": 1}}},
+        {"merging": {"curvature": {"kind": "diagonal"}}},
+        {"merging": {"curvature": {"kind": "low-rank"}}},
         {"merging": {"options": {"density": 0.5}}},
         {"routing": {"granularity": "token"}},
         {"routing": {"noise": False}},
@@ -124,6 +127,10 @@ def test_what_has_an_effect_matters(sections):
     ("always", "idle"),
     [
         ({"merging": {"protocol": "ties"}}, {"merging": {"protocol": "ties", "curvature": {"rank": 1}}}),
+        (
+            {"merging": {"protocol": "ties"}},
+            {"merging": {"protocol": "ties", "curvature": {"kind": "low-rank"}}},
+        ),
         ({"merging": {"protocol": "smear"}}, {"merging": {"protocol": "smear", "alpha": 0.5}}),
         (
             {"merging": {"protocol": "dense"}},

@@ -128,7 +128,9 @@ def test_the_nearest_name_may_be_in_another_section(write, written, meant):
         ("merging.alpha=.inf", "expected a finite number"),
         ("merging.alpha=1e999", "expected a finite number"),
         ("merging.curvature.rank=0", "expected at least 1, got 0"),
-        ("merging.curvature=3", "expected keys below it (rank), got 3"),
+        ("merging.curvature.kind=diag", "expected one of kronecker, diagonal, low-rank"),
+        ("merging.curvature.kind=diag", "Did you mean 'diagonal'?"),
+        ("merging.curvature=3", "expected keys below it (kind, rank), got 3"),
         (
             "merging=ties",
             "expected keys below it (protocol, experts, top_k, alpha, curvature, options, keep_vectors)",

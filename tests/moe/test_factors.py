@@ -24,7 +24,7 @@ EXACT = 1e-11  # float64, sums of about 100 products of numbers of about 1, up t
 EXPERTS = 3
 KIND = st.sampled_from(sorted(KINDS))
 SIZE = st.integers(1, 7)
-unhurried = settings(deadline=None)  # the first call starts threads and libraries
+unhurried = settings(deadline=None, max_examples=60)  # the first call starts threads and libraries
 every_kind = pytest.mark.parametrize("kind", KINDS)
 
 
