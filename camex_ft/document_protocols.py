@@ -30,14 +30,16 @@ domain vectors, `s_i` the routing weights, `alpha` the step size `merging.alpha`
 
     E_hat = E_m + alpha * sum_i s_i keep_i * M_i tau_i
 
-A name that ends in `-ca` is the same protocol with curvature; without it, `M_i` is the identity. What a protocol does
-to a weight matrix it does to the bias as well.
+A name that ends in `-ca` is the same protocol with curvature; the protocols whose form is "the base expert is carried"
+have it as well; for the others `M_i` is the identity. What a protocol does to a weight matrix it does to the bias as
+well.
 
 """
 FORMS = {
     "dense": "no experts",
     "outputs": "outputs are mixed",
     "weights": "weights are merged",
+    "dynamic": "weights are merged, the base expert is carried",
 }
 ARGUMENTS = "Args:"
 
@@ -45,14 +47,14 @@ ARGUMENTS = "Args:"
 def document() -> str:
     """Return the reference of all protocols in Markdown."""
     every: list[Protocol] = [PROTOCOLS.get(name) for name in PROTOCOLS.names()]
-    plain = [p for p in every if not p.curvature]
+    plain = [p for p in every if not p.name.endswith(CURVED)]
     return HEAD + _overview(every) + "\n" + "\n".join(_section(p, _twin(p, every)) for p in plain)
 
 
 def _overview(every: list[Protocol]) -> str:
     rows = ["| protocol | what it does | form | base expert | curvature |", "|---|---|---|---|---|"]
     for p in every:
-        link = f"[`{p.name}`](#{_anchor(p.name.removesuffix(CURVED) if p.curvature else p.name)})"
+        link = f"[`{p.name}`](#{_anchor(p.name.removesuffix(CURVED))})"
         rows.append(f"| {link} | {p.summary} | {FORMS[p.form]} | {_yes(p.base)} | {_yes(p.curvature)} |")
     return "\n".join(rows) + "\n"
 

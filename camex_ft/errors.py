@@ -10,6 +10,10 @@ class UserError(Exception):
     """The user's input is wrong: printed as it is, without a traceback, and the exit code is 2."""
 
 
+class FunctionChanged(UserWarning):
+    """The upcycled model does not compute what the dense model computes."""
+
+
 def nearest(name: str, valid: Iterable[str]) -> str:
     """Return `` Did you mean 'x'?`` for the valid name closest to `name`, or an empty string."""
     match = difflib.get_close_matches(str(name), [str(v) for v in valid], n=1, cutoff=0.5)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Mapping
 from functools import partial
 from typing import Any, cast
@@ -16,7 +17,7 @@ from camex_ft import config, upcycling
 from camex_ft.backbones.load import load as load_backbone
 from camex_ft.config import Config, Environment
 from camex_ft.config.backbones import EMBEDDED
-from camex_ft.errors import UserError
+from camex_ft.errors import FunctionChanged, UserError
 from camex_ft.registry import TASKS
 from camex_ft.reporting import Facts, make_record
 from camex_ft.results import Record, RunFolder, find_done, print_summary, run_name
@@ -164,13 +165,15 @@ def load_model(
         settled.backbone, head=task.head, seed=settled.training.seed, texts=texts, **task.backbone_options()
     )
     task.check_backbone(dense.config, settled.task)
-    model = upcycling.upcycle(
-        dense,
-        merging=settled.merging,
-        routing=settled.routing,
-        upcycle=settled.upcycle,
-        seed=settled.training.seed,
-    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FunctionChanged)  # said among the configuration's remarks
+        model = upcycling.upcycle(
+            dense,
+            merging=settled.merging,
+            routing=settled.routing,
+            upcycle=settled.upcycle,
+            seed=settled.training.seed,
+        )
     upcycling.freeze(model, settled.tuning.mode)
     return model, tokenizer
 

@@ -9,6 +9,7 @@ Source: sparse upcycling, Komatsuzaki et al. 2023 (arXiv 2212.05055), as CAMEx u
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -20,9 +21,9 @@ from torch import nn
 from transformers import AutoConfig, PreTrainedModel
 
 from camex_ft.backbones import DenseFFN, calls, family_of, generates, select_layers
-from camex_ft.config import MergingConfig, RoutingConfig, UpcycleConfig
+from camex_ft.config import MergingConfig, RoutingConfig, UpcycleConfig, changes
 from camex_ft.config.schema import Section
-from camex_ft.errors import UserError
+from camex_ft.errors import FunctionChanged, UserError
 from camex_ft.moe.context import RoutingContext
 from camex_ft.moe.experts import LayerSettings
 from camex_ft.moe.ffn import ExpertFFN, MergedFFN, MixtureFFN
@@ -62,6 +63,8 @@ def upcycle(
     if getattr(model.config, KEY, None) is not None:
         raise UserError(f"{type(model).__name__} has experts already: upcycle the dense model it came from")
     plan = _plan({"merging": merging, "routing": routing, "upcycle": upcycle})
+    for reason in changes(*plan):
+        warnings.warn(reason, FunctionChanged, stacklevel=2)
     made = copy.deepcopy(model)
     if PROTOCOLS.get(plan.merging.protocol).form == "dense":
         return made

@@ -11,6 +11,7 @@ from camex_ft.config.environment import Environment
 from camex_ft.config.identity import config_hash, to_yaml
 from camex_ft.config.loading import load_config, notes
 from camex_ft.config.problems import ConfigErrors, Problem
+from camex_ft.config.preserved import changes
 from camex_ft.config.profiles import resolve
 from camex_ft.config.schema import (
     Config,
@@ -42,6 +43,7 @@ __all__ = [
     "TrainingConfig",
     "TuningConfig",
     "UpcycleConfig",
+    "changes",
     "config_hash",
     "copy_config",
     "list_configs",

@@ -30,6 +30,7 @@ from camex_ft.training.cost import Speed
 from camex_ft.training.health import LossGuard
 from camex_ft.training.monitor import RoutingMonitor, by_sequence
 from camex_ft.training.order import EpochSampler
+from camex_ft.training.statistic import StatisticCallback
 from camex_ft.upcycling import routing_context
 
 Score = Callable[[str, Any], Mapping[str, float]]
@@ -82,6 +83,7 @@ class CamexTrainer(Trainer):
                 "CUDA_VISIBLE_DEVICES=0"
             )
         self.monitor = RoutingMonitor(trained)
+        self.add_callback(StatisticCallback(trained))
         self.guard = LossGuard()
         # heads for classification average over the micro-batch whatever they are told of the whole batch
         self.model_accepts_loss_kwargs &= generates(trained)

@@ -37,15 +37,16 @@ def test_the_nine_protocols_are_there() -> None:
 def test_every_protocol_says_what_it_is(name: str) -> None:
     found = PROTOCOLS.get(name)
     assert found.name == name and found.summary and found.source
-    assert found.form in ("dense", "outputs", "weights")
+    assert found.form in ("dense", "outputs", "weights", "dynamic")
     assert found.granularities and set(found.granularities) <= set(MERGED)
-    assert not (found.base or found.curvature) or found.form == "weights"
+    assert not (found.base or found.curvature) or found.form in ("weights", "dynamic")
+    assert (found.step is not None) == (found.form == "dynamic")
 
 
 @pytest.mark.parametrize("name", PROTOCOLS.names())
 def test_a_curved_twin_differs_from_its_protocol_in_the_curvature(name: str) -> None:
     found = PROTOCOLS.get(name)
-    if not found.base or found.curvature:
+    if not found.base or found.curvature or found.statistic:
         assert name + "-ca" not in PROTOCOLS.names()
         return
     twin = PROTOCOLS.get(name + "-ca")
