@@ -81,6 +81,29 @@ def validate(config: ConfigArgument, overrides: Overrides = None) -> None:
     typer.echo(to_yaml(resolved), nl=False)
 
 
+@app.command()
+def plan(
+    config: ConfigArgument,
+    overrides: Overrides = None,
+    json: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option("--json", metavar="FILE", help="Also write every number to a file."),
+    ] = None,
+) -> None:
+    """Count parameters and multiply-adds, and estimate memory, for several protocols side by side; reads no weights."""
+    from camex_ft.config import load_config
+
+    written = load_config(config, overrides or [])
+    from camex_ft import planning  # after the check, which needs less
+    from camex_ft.planning.show import print_plan, write_json
+
+    made = planning.plan(written)
+    print_plan(made)
+    if json is not None:
+        write_json(made, json)
+        typer.echo(f"wrote {json}")
+
+
 @app.command("ls")
 def list_(
     kind: Annotated[

@@ -48,7 +48,7 @@ def pipeline(monkeypatch):
 
 def test_no_arguments_show_help():
     shown = invoke()
-    for command in ("run", "validate", "ls", "cp", "doctor", "evaluate", "predict", "generate"):
+    for command in ("run", "validate", "plan", "ls", "cp", "doctor", "evaluate", "predict", "generate"):
         assert f" {command} " in shown.output
 
 

@@ -30,6 +30,7 @@ LAYERS = (
     ("pipeline",),
     ("trained",),
     ("listing", "doctor", "document_protocols"),
+    ("planning",),
     ("bench",),
     ("cli",),
     ("__main__",),

@@ -18,7 +18,7 @@ from camex_ft.backbones.base import family_for, generates
 from camex_ft.backbones.dequantised import as_plain, check_all_read, only_its_own, where
 from camex_ft.config import gguf
 from camex_ft.config.backbones import EMBEDDED, NEW
-from camex_ft.embedded import HEADS
+from camex_ft.embedded import HEADS, has_head
 from camex_ft.errors import UserError, nearest
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ def load(
     """
     if head not in HEADS:
         raise UserError(f"unknown head '{head}'.{nearest(head, HEADS)} Known heads: {', '.join(HEADS)}")
-    labels = _labels(head, label_names, num_labels, regression)
+    labels = label_fields(head, label_names, num_labels, regression)
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     if source.kind(spec) == "embedded":
@@ -80,7 +80,7 @@ def load(
     else:
         path = source.locate(spec)
         about = source.check_files(path, spec)
-        config = _config(path, spec, head, labels)
+        config = read_config(path, spec, head, labels)
         tokenizer = _tokenizer(path, spec)
         if spec.startswith(NEW):
             model = _new_model(config, head=head, seed=seed)
@@ -94,7 +94,7 @@ def load(
     return model, tokenizer
 
 
-def _labels(
+def label_fields(
     head: str, label_names: Sequence[str] | None, num_labels: int | None, regression: bool
 ) -> dict[str, Any]:
     """Return the configuration's fields for the labels, or none if nothing is said about them."""
@@ -140,14 +140,19 @@ def agree_on_padding(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase,
         )
 
 
-def _config(path: Path, spec: str, head: str, labels: dict[str, Any]) -> PreTrainedConfig:
+def read_config(path: Path, spec: str, head: str, labels: dict[str, Any]) -> PreTrainedConfig:
+    """Return the configuration in the folder or GGUF file `path` of `spec`, with these fields for the labels.
+
+    Raises:
+        UserError: it is broken, of a family that is not supported, or without that head.
+    """
     try:
         config = transformers.AutoConfig.from_pretrained(**where(path), trust_remote_code=False, **labels)
     except Exception as error:  # transformers raises many types here; each one is about the file's content
         what = path.name if path.is_file() else "config.json"
         raise UserError(f"backbone {spec}: its {what} is not usable: {_one_line(error)}") from error
     family_for(config.model_type)
-    heads = [name for name, auto in HEADS.items() if type(config) in (auto._model_mapping or ())]
+    heads = [name for name in HEADS if has_head(type(config), name)]
     if "masked-lm" in heads and not getattr(config, "is_decoder", False) and not config.is_encoder_decoder:
         heads = [name for name in heads if name != "causal-lm"]  # would see the words that it is to predict
     if head not in heads:

@@ -76,10 +76,10 @@ def check(spec: str) -> Kind:
     return form
 
 
-def locate(spec: str) -> Path:
+def locate(spec: str, *, weights: bool = True) -> Path:
     """Return the folder or GGUF file of `spec`, absolute; not for embedded backbones.
 
-    A hub id that is not in the cache is downloaded; for ``new:`` its small files only.
+    A hub id that is not in the cache is downloaded; for ``new:``, and without `weights`, its small files only.
 
     Raises:
         UserError: there is no such package, folder or model, or no network to fetch it.
@@ -88,28 +88,28 @@ def locate(spec: str) -> Path:
     if form == "package":
         return _named(in_package, name)
     if form == "hub":
-        return _from_hub(name, SMALL if spec.startswith(NEW) else NEEDED)
+        return _from_hub(name, NEEDED if weights and not spec.startswith(NEW) else SMALL)
     return Path(name).expanduser().absolute()
 
 
-def check_files(path: Path, spec: str) -> dict[str, Any] | gguf.Header:
+def check_files(path: Path, spec: str, *, weights: bool = True) -> dict[str, Any] | gguf.Header:
     """Check the folder or GGUF file `path` of `spec`, without reading weights; return its configuration or header.
 
     Raises:
         UserError: it is not there, broken, truncated, or of a kind that is not read; see `check_folder`.
     """
     if not path.is_file():
-        return check_folder(path, spec)
+        return check_folder(path, spec, weights=weights)
     try:
         return gguf.check(path)
     except UserError as error:
         raise UserError(f"backbone {spec}: {error}") from error
 
 
-def check_folder(folder: Path, spec: str) -> dict[str, Any]:
+def check_folder(folder: Path, spec: str, *, weights: bool = True) -> dict[str, Any]:
     """Check that `folder` holds a configuration and complete safetensors weights; return the configuration.
 
-    Of a ``new:`` backbone the weights are not asked for.
+    Of a ``new:`` backbone, and without `weights`, they are not asked for.
 
     Raises:
         UserError: config.json is missing or broken, weights are missing, truncated or stored as pickle only, or the
@@ -126,6 +126,8 @@ def check_folder(folder: Path, spec: str) -> dict[str, Any]:
         raise UserError(
             f"backbone {spec}: its weights are quantised; fine-tuning needs the original checkpoint"
         )
+    if not weights:
+        return config
     if (folder / WEIGHTS).is_file():  # as in transformers, before the index
         shards = [WEIGHTS]
     elif (folder / INDEX).is_file():

@@ -9,7 +9,7 @@ from transformers import AutoConfig, PreTrainedModel
 
 from camex_ft import embedded
 from camex_ft.config.backbones import EMBEDDED
-from camex_ft.embedded import HEADS
+from camex_ft.embedded import HEADS, has_head
 from camex_ft.errors import UserError, nearest
 from camex_ft.registry import EMBEDDED as FAMILIES
 
@@ -92,9 +92,7 @@ def build(name: str, *, head: str = "sequence-classification", seed: int = 0) ->
     model_type, sizes = PUBLISHED[name]
     config = AutoConfig.for_model(model_type, num_labels=LABELS, **sizes)
     # transformers gives BERT a causal head too, which is causal only as half of an encoder-decoder
-    if type(config) not in (HEADS[head]._model_mapping or ()) or (
-        head == "causal-lm" and model_type == "bert"
-    ):
+    if not has_head(type(config), head) or (head == "causal-lm" and model_type == "bert"):
         raise UserError(f"backbone '{name}' has no head '{head}'")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

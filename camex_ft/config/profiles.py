@@ -27,10 +27,17 @@ PROFILES = ("paper", "embedded")
 AUTO = "auto"
 
 
-def resolve(config: Config, environment: Environment | None = None) -> tuple[Config, str]:
+def resolve(
+    config: Config, environment: Environment | None = None, *, needs: bool = True
+) -> tuple[Config, str]:
     """Return `config` with its profile applied and nothing left to `auto`, and in words which profile, and why.
 
     What is in `routing.granularity` stays: it depends on the backbone's stacks. Resolving twice changes nothing.
+
+    Args:
+        config: what was written.
+        environment: what the machine has.
+        needs: see to it that all that a run needs is there: data, weights, folders.
 
     Raises:
         ConfigErrors: combinations that can't be, or something that the run needs and this machine lacks.
@@ -42,7 +49,8 @@ def resolve(config: Config, environment: Environment | None = None) -> tuple[Con
     resolved, problems = check(document)
     if problems:
         raise ConfigErrors(_named(problems, profile))
-    lacks = [Problem(message, document.origin(key), key) for key, message in lacking(resolved, environment)]
+    lacking_here = lacking(resolved, environment) if needs else ()
+    lacks = [Problem(message, document.origin(key), key) for key, message in lacking_here]
     if lacks:
         raise ConfigErrors(lacks)
     return _complete(resolved), f"profile {profile}: {reason}"

@@ -6,7 +6,7 @@ say nothing about the benchmarks.
 """
 
 from camex_ft.embedded.corpora import CORPORA, corpus
-from camex_ft.embedded.families import HEADS, backbone, heads
+from camex_ft.embedded.families import HEADS, backbone, configuration, has_head, heads
 from camex_ft.embedded.lexicon import DOMAINS
 
-__all__ = ["CORPORA", "DOMAINS", "HEADS", "backbone", "corpus", "heads"]
+__all__ = ["CORPORA", "DOMAINS", "HEADS", "backbone", "configuration", "corpus", "has_head", "heads"]

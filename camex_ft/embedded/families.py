@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 import transformers
-from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 from camex_ft.embedded.tokenizer import MAX_LENGTH, Layout, build_tokenizer, train_tokenizer
 from camex_ft.errors import UserError, nearest
@@ -180,8 +180,17 @@ def heads(family: str) -> tuple[str, ...]:
     encoder-decoder.
     """
     kind = type(AutoConfig.for_model(EMBEDDED.get(family).model_type))
-    names = tuple(name for name, auto in HEADS.items() if kind in (auto._model_mapping or ()))
+    names = tuple(name for name in HEADS if has_head(kind, name))
     return tuple(name for name in names if name != "causal-lm" or "masked-lm" not in names)
+
+
+def has_head(kind: type[PreTrainedConfig], head: str) -> bool:
+    """Return whether transformers has this head, a key of `HEADS`, for models of a configuration class.
+
+    Asked of the mapping itself: whether it is empty would take the import of every model that there is.
+    """
+    mapping: Any = HEADS[head]._model_mapping
+    return kind in mapping
 
 
 def backbone(
@@ -196,10 +205,32 @@ def backbone(
     """Return a tiny model with random weights, in evaluation mode, and its tokenizer.
 
     Args:
+        family, head, num_labels, texts, label_info: as of `configuration`.
+        seed: of the weights. The global random state is left as it was.
+
+    Raises:
+        UserError: unknown family or head, or a head that the family does not have.
+    """
+    config, tokenizer = configuration(family, head=head, num_labels=num_labels, texts=texts, **label_info)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return HEADS[head].from_config(config).eval(), tokenizer
+
+
+def configuration(
+    family: str,
+    *,
+    head: str = "sequence-classification",
+    num_labels: int = 2,
+    texts: Iterable[str] | None = None,
+    **label_info: Any,
+) -> tuple[PreTrainedConfig, PreTrainedTokenizerFast]:
+    """Return the configuration of a tiny model and its tokenizer.
+
+    Args:
         family: a name in `registry.EMBEDDED`.
         head: a key of `HEADS`.
         num_labels: outputs of a classifier, where no ``id2label`` is given; 1 is a regression.
-        seed: of the weights. The global random state is left as it was.
         texts: what the tokenizer is trained on, in pieces; None gives the one that knows the project's own words.
         label_info: further configuration fields, such as ``id2label``, ``label2id``, ``problem_type``.
 
@@ -224,6 +255,4 @@ def backbone(
         **({"num_labels": num_labels} if head in CLASSIFIERS and "id2label" not in label_info else {}),
         **label_info,
     )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return HEADS[head].from_config(config).eval(), tokenizer
+    return config, tokenizer

@@ -80,7 +80,9 @@ class Curvature(nn.Module):
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Make the map the identity, with terms that come to differ in training."""
+        """Make the map the identity, with terms that come to differ in training; nothing on the meta device."""
+        if self.get_parameter(self.names[0]).is_meta:
+            return
         self.factors.reset()
         if self.bias_factors is not None:
             self.bias_factors.reset()

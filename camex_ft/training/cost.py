@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import resource
 import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from camex_ft.moe.experts import ExpertLinear
 from camex_ft.moe.ffn import ExpertFFN, MixtureFFN
 from camex_ft.upcycling import expert_layers
+
+STEMS = {"expert": "experts", "base": "base"}  # how names of parameters begin
 
 
 class Speed(NamedTuple):
@@ -21,17 +26,59 @@ class Speed(NamedTuple):
     tokens: float
 
 
+@dataclass(frozen=True, kw_only=True)
+class Parameters:
+    """Numbers of parameters, each counted once however often it is used.
+
+    Attributes:
+        total: all of them.
+        trainable: those that are trained.
+        active: those that one token meets: of a layer with experts its router and one merged feed-forward layer, or k
+            experts of a mixture.
+        experts, base, routers, curvature: of the layers with experts, biases included.
+        statistics: what protocols keep about experts in buffers as large as they are; no parameters.
+    """
+
+    total: int
+    trainable: int
+    active: int
+    experts: int = 0
+    base: int = 0
+    routers: int = 0
+    curvature: int = 0
+    statistics: int = 0
+
+
+def count_parameters(model: nn.Module) -> Parameters:
+    """Return the numbers of parameters of a model with or without experts; works on the meta device as well."""
+    sizes = {id(p): p.numel() for p in model.parameters()}
+    kinds: dict[str, dict[int, int]] = {kind: {} for kind in ("experts", "base", "routers", "curvature")}
+    met = statistics = 0
+    layers = list(expert_layers(model).values())
+    for layer in layers:
+        met += _met(layer)
+        statistics += _statistics(layer)
+        for name, parameter in layer.named_parameters():
+            if (kind := _kind(name)) is not None:
+                kinds[kind][id(parameter)] = parameter.numel()
+    found = {kind: sum(members.values()) for kind, members in kinds.items()}
+    mergeable = found["experts"] + found["base"] + found["curvature"]
+    return Parameters(
+        total=sum(sizes.values()),
+        trainable=sum(p.numel() for p in model.parameters() if p.requires_grad),
+        active=sum(sizes.values()) - mergeable + met,
+        statistics=statistics,
+        **found,
+    )
+
+
 def describe(model: PreTrainedModel) -> dict[str, int]:
     """Return the number of ``parameters``, of ``trainable`` and ``active`` ones, and ``flops_per_token``.
 
-    Active parameters are those that one token meets: of a layer with experts its router and one merged feed-forward
-    layer, or k experts of a mixture. Operations are those of a forward pass, 2 for each active parameter outside the
-    embeddings (one that is the head's matrix as well counts); merging, which is paid once a sequence or segment, is
-    not among them.
+    Operations are those of a forward pass, 2 for each active parameter (`Parameters`) outside the embeddings (one that
+    is the head's matrix as well counts); merging, which is paid once a sequence or segment, is not among them.
     """
-    total = sum(p.numel() for p in model.parameters())
-    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    active = total - sum(_idle(layer) for layer in expert_layers(model).values())
+    counted = count_parameters(model)
     embeddings = {
         id(m.weight): m.weight.numel() for m in model.modules() if isinstance(m, torch.nn.Embedding)
     }
@@ -39,23 +86,44 @@ def describe(model: PreTrainedModel) -> dict[str, int]:
         if isinstance(module, torch.nn.Linear):
             embeddings.pop(id(module.weight), None)
     return {
-        "parameters": total,
-        "trainable": trainable,
-        "active": active,
-        "flops_per_token": 2 * (active - sum(embeddings.values())),
+        "parameters": counted.total,
+        "trainable": counted.trainable,
+        "active": counted.active,
+        "flops_per_token": 2 * (counted.active - sum(embeddings.values())),
     }
 
 
-def _idle(layer: ExpertFFN) -> int:
+def _kind(name: str) -> str | None:
+    """Return which part of a layer with experts a parameter belongs to, by its name in the layer."""
+    parts = name.split(".")
+    if "router" in parts:
+        return "routers"
+    if "curvature" in parts:
+        return "curvature"
+    return next((kind for stem, kind in STEMS.items() if parts[-1].startswith(stem)), None)
+
+
+def _met(layer: ExpertFFN) -> int:
+    """Return how many parameters of experts a token meets: one merged layer, or k experts of a mixture."""
     met = layer.settings.top_k if isinstance(layer, MixtureFFN) else 1
-    idle = 0
-    for linear in layer.children():
-        if isinstance(linear, ExpertLinear):
-            one = linear.experts[0].numel() + (
-                0 if linear.expert_bias is None else linear.expert_bias[0].numel()
-            )
-            idle += sum(p.numel() for p in linear.parameters()) - met * one
-    return idle
+    return sum(met * tensor[0].numel() for linear in _linears(layer) for tensor in _experts(linear))
+
+
+def _statistics(layer: ExpertFFN) -> int:
+    return sum(
+        buffer.numel()
+        for linear in _linears(layer)
+        for buffer in linear.buffers()
+        if buffer.shape in [tensor.shape for tensor in _experts(linear)]
+    )
+
+
+def _linears(layer: ExpertFFN) -> Iterator[ExpertLinear]:
+    return (child for child in layer.children() if isinstance(child, ExpertLinear))
+
+
+def _experts(linear: ExpertLinear) -> list[Tensor]:
+    return [tensor for tensor in (linear.experts, linear.expert_bias) if tensor is not None]
 
 
 def peak_memory_mb() -> float:
