@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from camex_ft.errors import UserError
-from camex_ft.upcycling import expert_layers, load, routing_context, upcycle
+from camex_ft.upcycling import FunctionChanged, expert_layers, load, routing_context, upcycle
 
 CLASSIFIER = "sequence-classification"
 CHOICE = {"router": "expert-choice"}
@@ -27,7 +28,9 @@ OPTIONS = [
 
 
 def upcycled(model_type: str = "bert", head: str = CLASSIFIER, **sections: Any) -> PreTrainedModel:
-    return upcycle(dense(model_type, head), **{"merging": SMOE, **sections}).eval()
+    changed = any(word in str(sections) for word in ("'before'", "'init': 'drop'"))
+    with pytest.warns(FunctionChanged) if changed else contextlib.nullcontext():
+        return upcycle(dense(model_type, head), **{"merging": SMOE, **sections}).eval()
 
 
 @pytest.mark.parametrize(
@@ -43,7 +46,7 @@ def upcycled(model_type: str = "bert", head: str = CLASSIFIER, **sections: Any) 
         ("t5", "seq2seq-lm", {"routing": CHOICE}, "T5ForConditionalGeneration, which generates"),
         ("bert", CLASSIFIER, {"routing": {"temperature": 0.0}}, "temperature"),
         ("bert", CLASSIFIER, {"routing": {"router": "cos"}}, "router"),
-        ("bert", CLASSIFIER, {"upcycle": {"init": "drop", "drop": 2.0}}, "drop"),
+        ("bert", CLASSIFIER, {"upcycle": {"drop": 2.0}}, "drop"),
     ],
 )
 def test_what_cannot_be_is_refused(model_type: str, head: str, sections: dict[str, Any], said: str) -> None:

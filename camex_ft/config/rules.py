@@ -125,7 +125,7 @@ def _choice(config: Config) -> Iterator[Broken]:
     if config.routing.router != CHOICE or merging.protocol not in registry.PROTOCOLS.names():
         return
     entry = registry.PROTOCOLS.get(merging.protocol)
-    if entry.form == "weights":
+    if entry.form not in ("outputs", "dense"):
         yield (
             (router, protocol),
             f"expert-choice lets experts take tokens, and protocol '{entry.name}' merges weights: expected linear or "
