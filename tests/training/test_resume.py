@@ -50,6 +50,8 @@ def run(folder: Path, protocol: str, settings: dict[str, Any], *callbacks: Train
         ("ties-ca", EPOCHS, STEPS_AN_EPOCH, STEPS_AN_EPOCH),
         ("dare-ca", STEPS, 5, 3),  # in the middle of an epoch, and a step after what was saved
         ("smoe", {**STEPS, "train_sampling_strategy": "random", "gradient_accumulation_steps": 2}, 3, 3),
+        ("fisher", {**STEPS, "gradient_accumulation_steps": 2}, 3, 3),
+        ("namex-full", STEPS, 4, 3),
         ("domain", {**EPOCHS, "train_sampling_strategy": "random"}, STEPS_AN_EPOCH + 2, STEPS_AN_EPOCH),
     ],
 )
