@@ -99,7 +99,7 @@ class CurvatureConfig(Section):
 
     kind: Literal["kronecker", "diagonal", "low-rank"] = Field(
         default="kronecker",
-        description="`kronecker`: a sum of Kronecker products, the paper's; `diagonal`: a factor for each entry, a sum of "
+        description="`kronecker`: sums of Kronecker products, the paper's; `diagonal`: a factor for each entry, from "
         "outer products; `low-rank`: the identity and a map of low rank on either side.",
     )
     rank: Count = Field(default=8, description="Terms R in each curvature M_i; 1 is the cheapest.")

@@ -12,6 +12,9 @@ area = out in:
     curve     factor  R N area (a1 + a2 + c1 + c2)        beside either form
               vector  N area
 
+The rate of curvature is that of Kronecker products. Curvature costs the same beside either form, so that it decides
+`curves_once` alone, which gains nothing where curvature is as cheap as that of the other kinds.
+
 The rates are constants of the package and not taken on the user's machine: a choice that varied from run to run would
 change the rounding, and with it the bits, of a run that is repeated or resumed. Only their ratios decide.
 `camex-ft bench cost` measures and fits them; how well they predict is in docs/cost.md.
@@ -35,7 +38,8 @@ class Shape:
         groups, length: G groups of L tokens.
         out, width: of the map.
         experts, used: N, and how many a group uses on average.
-        rank, factors: R and a1 + a2 + c1 + c2 of the curvature; 0 without.
+        rank, factors: R of the curvature and the multiply-adds of each term and entry, a1 + a2 + c1 + c2 for Kronecker
+            products (`factors.Factors.cost`); 0 without.
     """
 
     groups: int

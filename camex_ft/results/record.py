@@ -83,7 +83,7 @@ class LayerRouting(Section):
 
 
 class LayerCurvature(Section):
-    """Per expert, how far the curvature is from the identity (relative) and its condition number (rank 1 only)."""
+    """Per expert, how far the curvature is from the identity (relative) and, where cheap, its condition number."""
 
     distance: list[Number]
     condition: list[Number] | None = None

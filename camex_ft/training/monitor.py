@@ -13,6 +13,9 @@ from camex_ft.moe.experts import ExpertLinear
 from camex_ft.upcycling import expert_layers
 
 
+ROUNDING = 1e-3  # more than rounding takes from a sum of weights
+
+
 class RoutingMonitor:
     """Sums each layer's routing entropy and load over the steps between two log lines."""
 
@@ -28,7 +31,8 @@ class RoutingMonitor:
         for name, layer in layers.items():
             s = layer.weights.flatten(0, -2)  # [groups, N]
             keep = s.new_ones(len(s)) if layer.mask is None else layer.mask.flatten().to(s.dtype)
-            entropy = -(torch.xlogy(s, s).sum(-1) * keep).sum()
+            p = scaled_to_one(s)
+            entropy = -(torch.xlogy(p, p).sum(-1) * keep).sum()
             load = (nn.functional.one_hot(s.argmax(-1), s.shape[-1]) * keep.unsqueeze(-1)).sum(0)
             for sums, value in ((self._entropy, entropy), (self._load, load), (self._count, keep.sum())):
                 sums[name] = sums[name] + value if name in sums else value
@@ -49,8 +53,14 @@ class RoutingMonitor:
         return made
 
 
+def scaled_to_one(s: Tensor) -> Tensor:
+    """Return routing weights [..., N] with the rows that sum to less than 1, as after a softmax over all, scaled."""
+    total = s.sum(-1, keepdim=True)
+    return s / torch.where((total > 0) & (total < 1 - ROUNDING), total, 1)
+
+
 def curvature_statistics(model: nn.Module, *, condition: bool = False) -> dict[str, dict[str, list[float]]]:
-    """Return, by layer, per expert: ``distance`` ||M - I||_F / ||I||_F and, if asked for and rank is 1, ``condition``.
+    """Return, by layer, per expert: ``distance`` ||M - I||_F / ||I||_F and, if asked for and cheap, ``condition``.
 
     A layer's matrices are taken together: the mean over them of the distance, the largest of the condition numbers.
     """

@@ -10,7 +10,7 @@ from training_runs import model
 
 from camex_ft.errors import UserError
 from camex_ft.moe.context import LayerRouting
-from camex_ft.moe.curvature import condition_number, distance_from_identity
+from camex_ft.moe.curvature import KINDS, condition_number, distance_from_identity
 from camex_ft.training.health import LossGuard
 from camex_ft.training.monitor import RoutingMonitor, curvature_statistics
 from camex_ft.upcycling import expert_layers, upcycle
@@ -45,10 +45,10 @@ def test_groups_of_tokens_count_alike() -> None:
     assert one.summary() == pytest.approx(two.summary())
 
 
-def shaken(rank: int) -> torch.nn.Module:
-    made = model()
+def shaken(rank: int, kind: str) -> torch.nn.Module:
+    curvature = {"kind": kind, "rank": rank}
     made = upcycle(
-        model("dense"), merging={"protocol": "ties-ca", "experts": 3, "curvature": {"rank": rank}}, seed=1
+        model("dense"), merging={"protocol": "ties-ca", "experts": 3, "curvature": curvature}, seed=1
     )
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
@@ -59,15 +59,16 @@ def shaken(rank: int) -> torch.nn.Module:
 
 
 @pytest.mark.parametrize("rank", [1, 2])
-def test_curvature_of_a_layer_is_that_of_its_maps(rank: int) -> None:
-    made = shaken(rank)
+@pytest.mark.parametrize("kind", KINDS)
+def test_curvature_of_a_layer_is_that_of_its_maps(kind: str, rank: int) -> None:
+    made = shaken(rank, kind)
     found = curvature_statistics(made, condition=True)
     assert list(found) == list(expert_layers(made))
     for name, each in expert_layers(made).items():
         up, down = each.up.curvature.factors, each.down.curvature.factors
         mean = (distance_from_identity(up) + distance_from_identity(down)) / 2
         assert found[name]["distance"] == pytest.approx(mean.tolist())
-        if rank == 1:
+        if rank == 1 or kind == "low-rank":
             worst = torch.maximum(condition_number(up), condition_number(down))
             assert found[name]["condition"] == pytest.approx(worst.tolist())
         else:
