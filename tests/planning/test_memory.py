@@ -1,0 +1,97 @@
+"""Memory of a training step against what torch holds: the optimizer to the byte, activations to a tolerance."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from planning_sizes import CASES, CLASSIFIER, SEGMENT, batch, inputs, small
+
+from camex_ft.planning.memory import Precision, activations, memory
+from camex_ft.planning.survey import survey
+from camex_ft.upcycling import expert_layers, freeze, upcycle
+
+CHECKPOINTED = {"use_reentrant": False}
+
+
+def saved(model: Any, head: str) -> int:
+    """Bytes that autograd saves in a forward pass: every storage once, parameters and buffers left out."""
+    own = {t.untyped_storage().data_ptr() for t in (*model.parameters(), *model.buffers())}
+    kept: dict[int, torch.Tensor] = {}  # tensors, so that no storage is used again
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        if tensor.untyped_storage().data_ptr() not in own:
+            kept.setdefault(tensor.untyped_storage().data_ptr(), tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        model(**inputs(head))
+    return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+
+
+def merged(dense: Any, protocol: str) -> Any:
+    merging = {"protocol": protocol, "experts": 4, "top_k": 2}
+    return upcycle(dense, merging=merging, routing={"segment": SEGMENT}).train()
+
+
+def planned(dense: Any, model: Any, **precision: Any) -> int:
+    return activations(survey(dense, batch(dense)), expert_layers(model), Precision(**precision))
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+@pytest.mark.parametrize(
+    ("protocol", "least"), [("dense", 0.94), ("domain-ca", 0.88), ("ep-camex", 0.86), ("smoe", 0.8)]
+)
+@pytest.mark.parametrize(("model_type", "head"), CASES)
+def test_activations(model_type: str, head: str, protocol: str, least: float, dropout: float) -> None:
+    """Below by what routing keeps, which is small beside a wider model's own activations than 64 numbers a token."""
+    dense = small(model_type, head, dropout=dropout)
+    model = merged(dense, protocol)
+    assert least < planned(dense, model) / saved(model, head) < 1.03
+
+
+@pytest.mark.parametrize(("model_type", "head"), [("bert", CLASSIFIER), ("gpt2", "causal-lm")])
+def test_activations_with_gradient_checkpointing(model_type: str, head: str) -> None:
+    """Inputs of all blocks, and everything of one, which is what a model with one block more keeps more."""
+    whole = [saved(merged(small(model_type, head, layers=n), "domain-ca"), head) for n in (2, 3)]
+    dense = small(model_type, head)
+    model = merged(dense, "domain-ca")
+    model.activation_checkpointing_enable(CHECKPOINTED)
+    most = saved(model, head) + whole[1] - whole[0]
+    assert 0.85 < planned(dense, model, checkpointing=True) / most < 1.1
+
+
+def test_autocast_keeps_less_but_copies_of_the_weights() -> None:
+    dense = small("gpt2", "causal-lm")
+    with torch.autocast("cpu", torch.bfloat16):
+        measured = saved(dense, "causal-lm")
+    assert 0.9 < planned(dense, dense, half=True) / measured < 1.1
+    assert planned(dense, dense, half=True) < 0.8 * planned(dense, dense)
+
+
+@pytest.mark.parametrize("protocol", ["dense", "ties-ca", "ep-camex", "fisher"])
+@pytest.mark.parametrize("mode", ["full", "experts"])
+def test_the_optimizer_to_the_byte(protocol: str, mode: str) -> None:
+    dense = small("bert", CLASSIFIER)
+    model = merged(dense, protocol)
+    if protocol != "dense":
+        freeze(model, mode)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained)
+    for parameter in trained:
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    found = memory(model, survey(dense, batch(dense)), expert_layers(model), Precision())
+    state = [t for each in optimizer.state.values() for t in each.values()]
+    assert found.optimizer == sum(t.nbytes for t in state)
+    assert found.gradients == sum(p.grad.nbytes for p in trained if p.grad is not None)
+    assert found.weights == sum(t.nbytes for t in (*model.parameters(), *model.buffers()))
+
+
+@pytest.mark.parametrize(("name", "moments"), [("adamw_torch_fused", 2), ("sgd", 0), ("rmsprop", 1)])
+def test_other_optimizers_hold_fewer_moments(name: str, moments: int) -> None:
+    model = small("bert", CLASSIFIER)
+    found = memory(model, survey(model, batch(model)), {}, Precision(optimizer=name))
+    tensors = len(list(model.parameters()))
+    assert found.optimizer == moments * found.gradients + (4 * tensors if moments else 0)

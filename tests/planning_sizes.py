@@ -1,0 +1,75 @@
+"""Small models of several families for the tests of `camex-ft plan`, and one training step's inputs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import transformers
+
+from camex_ft.embedded import HEADS
+from camex_ft.planning.survey import Batch
+
+WIDTH, INNER, HEADS_OF_ATTENTION, LAYERS, VOCABULARY = 64, 128, 4, 2, 100
+ROWS, LENGTH = 4, 64
+CLASSIFIER = "sequence-classification"
+SEGMENT = 16
+CASES = [
+    ("t5", CLASSIFIER),
+    ("t5", "seq2seq-lm"),
+    ("bert", CLASSIFIER),
+    ("roberta", CLASSIFIER),
+    ("distilbert", CLASSIFIER),
+    ("gpt2", "causal-lm"),
+    ("llama", "causal-lm"),
+    ("qwen3", "causal-lm"),
+]
+
+
+def sizes(model_type: str, *, dropout: float = 0.0, layers: int = LAYERS) -> dict[str, Any]:
+    if model_type == "t5":
+        return {
+            "d_model": WIDTH,
+            "d_ff": INNER,
+            "d_kv": WIDTH // HEADS_OF_ATTENTION,
+            "num_heads": HEADS_OF_ATTENTION,
+            "num_layers": layers,
+            "num_decoder_layers": layers,
+            "dropout_rate": dropout,
+            "decoder_start_token_id": 0,
+        }
+    named = {"hidden_size": WIDTH, "intermediate_size": INNER, "num_hidden_layers": layers}
+    if model_type == "distilbert":
+        named = {"dim": WIDTH, "hidden_dim": INNER, "n_layers": layers, "dropout": dropout}
+    if model_type == "gpt2":
+        named = {"n_embd": WIDTH, "n_inner": INNER, "n_layer": layers}
+        named |= dict.fromkeys(["resid_pdrop", "embd_pdrop", "attn_pdrop"], dropout)
+    heads = {"distilbert": "n_heads", "gpt2": "n_head"}.get(model_type, "num_attention_heads")
+    named |= {heads: HEADS_OF_ATTENTION, "max_position_embeddings": 2 * LENGTH}
+    dropouts = dict.fromkeys(["hidden_dropout_prob", "attention_probs_dropout_prob"], dropout)
+    return named | dropouts | {"attention_dropout": dropout, "num_key_value_heads": 2}
+
+
+def small(
+    model_type: str, head: str, *, attention: str = "sdpa", dropout: float = 0.0, layers: int = LAYERS
+) -> Any:
+    special = {"pad_token_id": 0, "eos_token_id": 1, "bos_token_id": 2, "use_cache": False}
+    config = transformers.AutoConfig.for_model(
+        model_type,
+        vocab_size=VOCABULARY,
+        **special,
+        **sizes(model_type, dropout=dropout, layers=layers),
+    )
+    torch.manual_seed(0)
+    return HEADS[head].from_config(config, attn_implementation=attention).train()
+
+
+def batch(model: Any) -> Batch:
+    return Batch(rows=ROWS, length=LENGTH, target=LENGTH if model.config.is_encoder_decoder else 0)
+
+
+def inputs(head: str) -> dict[str, torch.Tensor]:
+    ids = torch.randint(3, VOCABULARY, (ROWS, LENGTH), generator=torch.Generator().manual_seed(0))
+    ids[:, -1] = 1
+    labels = ids if "lm" in head else torch.zeros(ROWS, dtype=torch.long)
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels}
