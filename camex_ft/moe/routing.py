@@ -130,8 +130,9 @@ def _scale(logits: Tensor, temperature: float) -> Tensor:
     """Return logits / T, less the largest where T is not 1, so that no T makes them overflow."""
     if temperature == 1.0:
         return logits
-    floor = torch.finfo(logits.dtype).tiny
-    return (logits - logits.amax(dim=-1, keepdim=True).detach()) / max(temperature, floor)
+    kind = torch.finfo(logits.dtype)
+    below = (logits - logits.amax(dim=-1, keepdim=True).detach()) / max(temperature, kind.tiny)
+    return below.clamp_min(kind.min)
 
 
 def masked_mean(x: Tensor, mask: Tensor | None) -> Tensor:

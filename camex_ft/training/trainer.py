@@ -35,7 +35,7 @@ from camex_ft.upcycling import routing_context
 
 Score = Callable[[str, Any], Mapping[str, float]]
 Outputs = Callable[[Any, Mapping[str, Any]], tuple[Tensor | None, Any]]
-CURVATURE, ROUTER = ".curvature.", ".router."
+CURVATURE, ROUTER, TEMPERATURE = ".curvature.", ".router.", ".router.log_temperature"
 
 
 def loss_and_logits(model: nn.Module, inputs: Mapping[str, Any]) -> tuple[Tensor | None, Any]:
@@ -187,7 +187,7 @@ class CamexTrainer(Trainer):
     # -- optimizer ----------------------------------------------------------------------------------------------------
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """Give router and curvature learning rates of their own, and curvature no weight decay: 0 is not its origin."""
+        """Give router and curvature learning rates of their own, and what does not start at 0 no weight decay."""
         if self.optimizer is not None:
             return self.optimizer
         names = {id(p): n for n, p in cast(nn.Module, model or self.model).named_parameters()}
@@ -198,15 +198,15 @@ class CamexTrainer(Trainer):
         return optimizer
 
     def _split(self, group: dict[str, Any], names: Mapping[int, str]) -> list[dict[str, Any]]:
-        parts: dict[str, list[nn.Parameter]] = {"": [], ROUTER: [], CURVATURE: []}
+        parts: dict[str, list[nn.Parameter]] = {"": [], TEMPERATURE: [], ROUTER: [], CURVATURE: []}
         for parameter in group["params"]:
             name = names.get(id(parameter), "")
-            parts[next((key for key in (ROUTER, CURVATURE) if key in name), "")].append(parameter)
+            parts[next((key for key in parts if key and key in name), "")].append(parameter)
         made = []
         for key, parameters in parts.items():
             if parameters:
-                rate = self.rates.get(key) or group["lr"]
-                decay = 0.0 if key == CURVATURE else group["weight_decay"]
+                rate = self.rates.get(ROUTER if key == TEMPERATURE else key) or group["lr"]
+                decay = 0.0 if key in (CURVATURE, TEMPERATURE) else group["weight_decay"]
                 made.append({**group, "params": parameters, "lr": rate, "weight_decay": decay})
         return made
 

@@ -239,6 +239,13 @@ def test_expert_choice_holds_where_probabilities_round_to_zero() -> None:
     assert torch.autograd.grad(s[:, 0].sum(), logits)[0].isfinite().all()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_expert_choice_has_a_weight_for_every_token_however_cold(dtype: torch.dtype) -> None:
+    logits = drawn(2, 7, 3).to(dtype)
+    s = choose(logits, torch.tensor([[1] * 7, [1] * 3 + [0] * 4]), top_k=1, temperature=1e-300)
+    assert torch.equal(s.sum(-1), torch.ones(2, 7, dtype=dtype))
+
+
 def test_expert_choice_of_every_expert_is_the_softmax() -> None:
     logits = drawn(2, 5, 3)
     torch.testing.assert_close(choose(logits, None, top_k=3), logits.softmax(-1), rtol=EXACT, atol=EXACT)

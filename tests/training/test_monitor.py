@@ -36,6 +36,13 @@ def test_entropy_and_largest_load_by_hand() -> None:
     assert monitor.summary() == {}  # and begins again
 
 
+def test_weights_that_sum_to_less_than_one_are_scaled() -> None:
+    one, two = RoutingMonitor(torch.nn.Identity()), RoutingMonitor(torch.nn.Identity())
+    one.observe({"a": layer([[0.1, 0.3], [0.5, 0.5]])})
+    two.observe({"a": layer([[0.25, 0.75], [0.5, 0.5]])})
+    assert one.summary() == pytest.approx(two.summary(), rel=1e-6)
+
+
 def test_groups_of_tokens_count_alike() -> None:
     one, two = RoutingMonitor(torch.nn.Identity()), RoutingMonitor(torch.nn.Identity())
     s = torch.rand(2, 3, 4).softmax(-1)

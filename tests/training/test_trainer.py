@@ -135,6 +135,17 @@ def test_router_and_curvature_have_learning_rates_of_their_own(tmp_path: Path) -
     assert {CURVATURE in n for n in seen} == {ROUTER in n for n in seen} == {True, False}
 
 
+def test_a_learned_temperature_has_the_router_s_rate_and_no_decay(tmp_path: Path) -> None:
+    """Decay would pull t towards 1."""
+    made = trainer(tmp_path, model(router="cosine"), weight_decay=0.1, router_learning_rate=3e-3)
+    names = {id(p): n for n, p in made.model.named_parameters()}
+    groups = made.create_optimizer().param_groups
+    seen = {names[id(p)]: (g["lr"], g["weight_decay"]) for g in groups for p in g["params"]}
+    assert set(seen) == set(names.values())
+    assert seen["bert.encoder.layer.0.intermediate.router.log_temperature"] == (3e-3, 0.0)
+    assert seen["bert.encoder.layer.0.intermediate.router.gate"] == (3e-3, 0.1)
+
+
 def test_without_rates_of_their_own_they_have_everyone_s(tmp_path: Path) -> None:
     assert {g["lr"] for g in trainer(tmp_path).create_optimizer().param_groups} == {1e-2}
 
