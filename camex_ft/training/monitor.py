@@ -12,7 +12,6 @@ from camex_ft.moe.curvature import Curvature, condition_number, distance_from_id
 from camex_ft.moe.experts import ExpertLinear
 from camex_ft.upcycling import expert_layers
 
-
 ROUNDING = 1e-3  # more than rounding takes from a sum of weights
 
 
