@@ -27,6 +27,7 @@ TopK = Annotated[
     typer.Option("--top-k", help="Experts that serve a sequence; all if left out."),
 ]
 Rank = Annotated[int, typer.Option("--rank", help="Rank of the curvature, where the protocol has one.")]
+CurvatureKind = Annotated[str, typer.Option("--curvature", help="Its kind: kronecker, diagonal or low-rank.")]
 ProtocolName = Annotated[str, typer.Option("--protocol", help="A name that `camex-ft ls protocols` lists.")]
 Dtype = Annotated[
     str, typer.Option("--dtype", help="Of parameters and inputs: float32, bfloat16 or float64.")
@@ -49,6 +50,7 @@ def layer(
     experts: Experts = 8,
     top_k: TopK = None,
     rank: Rank = 1,
+    curvature: CurvatureKind = "kronecker",
     protocol: ProtocolName = "ties-ca",
     dtype: Dtype = "float32",
     device: Device = "cpu",
@@ -85,6 +87,7 @@ def step(
     experts: Experts = 8,
     top_k: TopK = None,
     rank: Rank = 1,
+    curvature: CurvatureKind = "kronecker",
     protocol: ProtocolName = "ties-ca",
     dtype: Dtype = "float32",
     device: Device = "cpu",
@@ -115,6 +118,7 @@ def decode(
     experts: Experts = 8,
     top_k: TopK = None,
     rank: Rank = 1,
+    curvature: CurvatureKind = "kronecker",
     protocol: ProtocolName = "ties-ca",
     dtype: Dtype = "float32",
     device: Device = "cpu",

@@ -35,7 +35,7 @@ def upcycled(dense: PreTrainedModel, settings: DecodeBench) -> PreTrainedModel:
             "protocol": settings.protocol,
             "experts": settings.experts,
             "top_k": settings.top_k,
-            "curvature": {"rank": settings.rank},
+            "curvature": {"kind": settings.curvature, "rank": settings.rank},
         },
         routing={"segment": settings.segment},
         upcycle={"layers": "all", "init": "noise", "noise": APART},

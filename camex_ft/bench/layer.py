@@ -71,6 +71,7 @@ def make(settings: LayerBench) -> Problem:
             top_k=settings.k,
             base=protocol.base,
             rank=settings.effective_rank,
+            curvature=settings.curvature,
             noise=False,
         )
         linear = ExpertLinear(weight, None, given)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, get_args
 
 from camex_ft.config.environment import cuda_is_there
+from camex_ft.config.schema import CurvatureConfig
 from camex_ft.errors import UserError, nearest
 from camex_ft.registry import PROTOCOLS
 
 DTYPES = ("float32", "bfloat16", "float64")
 DEVICES = ("cpu", "cuda")
+CURVATURES: tuple[str, ...] = get_args(CurvatureConfig.model_fields["kind"].annotation)  # the default first
 OPTIONS = {"in_features": "in", "out_features": "out"}  # where an option's name is not the field's
 
 
@@ -21,7 +23,7 @@ class Bench:
     Attributes:
         batch, length: B sequences of L tokens.
         experts, top_k: N, and how many of them serve a sequence; None: all.
-        rank: of the curvature; without effect where the protocol has none.
+        rank, curvature: of the curvature, and its kind; without effect where the protocol has none.
         protocol: name in the registry.
         dtype: number format of parameters and inputs.
         device: "cpu" or "cuda".
@@ -33,6 +35,7 @@ class Bench:
     experts: int = 8
     top_k: int | None = None
     rank: int = 1
+    curvature: str = "kronecker"
     protocol: str = "ties-ca"
     dtype: str = "float32"
     device: str = "cpu"
@@ -50,7 +53,7 @@ class Bench:
                 raise UserError(f"{_option(field.name)} is {value}: expected at least 1")
         if self.k > self.experts:
             raise UserError(f"--top-k is {self.k}: expected at most {self.experts}, the number of experts")
-        for name, known in (("dtype", DTYPES), ("device", DEVICES)):
+        for name, known in (("dtype", DTYPES), ("device", DEVICES), ("curvature", CURVATURES)):
             value = getattr(self, name)
             if value not in known:
                 raise UserError(
@@ -84,7 +87,8 @@ class Bench:
 
     def _experts(self) -> str:
         rank = f"-r{self.effective_rank}" if self.effective_rank else ""
-        return f"n{self.experts}-k{self.k}{rank}-{self.dtype}-{self.device}"
+        kind = f"-{self.curvature}" if self.effective_rank and self.curvature != CURVATURES[0] else ""
+        return f"n{self.experts}-k{self.k}{kind}{rank}-{self.dtype}-{self.device}"
 
 
 @dataclass(frozen=True, kw_only=True)

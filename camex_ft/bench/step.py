@@ -37,7 +37,7 @@ def upcycled(dense: PreTrainedModel, settings: StepBench) -> PreTrainedModel:
         "protocol": settings.protocol,
         "experts": settings.experts,
         "top_k": settings.top_k,
-        "curvature": {"rank": settings.rank},
+        "curvature": {"kind": settings.curvature, "rank": settings.rank},
     }
     return upcycle(dense, merging=merging, upcycle={"layers": "all", "init": "noise", "noise": APART})
 

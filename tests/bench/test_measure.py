@@ -146,6 +146,7 @@ def test_settings_that_differ_have_records_of_their_own():
         LayerBench(experts=2),
         LayerBench(top_k=2),
         LayerBench(rank=2),
+        LayerBench(curvature="diagonal"),
         LayerBench(protocol="ties"),
         LayerBench(dtype="float64"),
         LayerBench(evaluate=True),
@@ -155,7 +156,8 @@ def test_settings_that_differ_have_records_of_their_own():
     assert names[0] == "layer-ties-ca-b16-l128-768x3072-n8-k8-r1-float32-cpu"
     assert names[-1] == "step-ties-ca-embedded-t5-b8-l128-n8-k8-r1-float32-cpu"
     assert len(set(names)) == len(names)
-    assert LayerBench(protocol="ties", rank=2).name() == LayerBench(protocol="ties").name()
+    plain = LayerBench(protocol="ties")
+    assert LayerBench(protocol="ties", rank=2, curvature="low-rank").name() == plain.name()
 
 
 def test_a_folder_that_cannot_be_written_is_the_users_to_mend(tmp_path):
