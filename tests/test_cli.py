@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -236,3 +237,13 @@ def test_a_fault_of_ours_is_exit_code_1_with_the_traceback(capsys):
 
 def test_success_is_exit_code_0():
     assert cli.guard(lambda: None) == 0
+
+
+def test_plan_prints_tables_and_writes_numbers(tmp_path):
+    file = tmp_path / "plan.json"
+    shown = invoke("plan", "glue", "profile=embedded", "merging.protocol=smear", "--json", str(file))
+    assert shown.exit_code == 0, shown.output
+    assert shown.output.splitlines()[0] == "profile embedded: asked for"
+    (head,) = [line for line in shown.output.splitlines() if line.startswith("parameters")]
+    assert head.split() == ["parameters", "dense", "smoe", "domain-ca", "ep-camex", "smear", "*"]
+    assert [column["protocol"] for column in json.loads(file.read_text())["columns"]][-1] == "smear"

@@ -9,6 +9,7 @@ gradients, the state of AdamW. Multiply-adds are counted by the formulas in `ope
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -191,7 +192,8 @@ def _column(
     name: str, settled: Config, dense: PreTrainedModel, found: Survey, precision: Precision
 ) -> Column:
     chosen = under(settled, name)
-    with torch.device("meta"):
+    with torch.device("meta"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of a function that upcycling changes: nothing is computed here
         model = upcycling.upcycle(
             dense, merging=chosen.merging, routing=chosen.routing, upcycle=chosen.upcycle
         )

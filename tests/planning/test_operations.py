@@ -39,11 +39,19 @@ def test_a_dense_model(model_type: str, head: str) -> None:
     assert planned(model, model).total * ROWS * LENGTH == counted(model, head)
 
 
-@pytest.mark.parametrize("protocol", ["smear", "domain", "domain-ca", "ep-camex"])
-@pytest.mark.parametrize(("model_type", "head"), [("t5", CLASSIFIER), ("llama", "causal-lm")])
+@pytest.mark.parametrize(
+    ("model_type", "head", "protocol"),
+    [
+        ("t5", CLASSIFIER, "ep-camex"),
+        ("t5", "seq2seq-lm", "smear"),
+        ("llama", "causal-lm", "domain"),
+        ("llama", "causal-lm", "domain-ca"),
+    ],
+)
 def test_a_merged_model(model_type: str, head: str, protocol: str) -> None:
     dense = small(model_type, head, attention="eager")
-    model = upcycle(dense, merging={"protocol": protocol, "experts": 4}, routing={"segment": SEGMENT}).train()
+    merging = {"protocol": protocol, "experts": 4, "curvature": {"rank": 2}}
+    model = upcycle(dense, merging=merging, routing={"segment": SEGMENT}).train()
     found = planned(dense, model)
     sums = found.chain * ROWS * LENGTH  # over experts: no products of matrices
     assert found.total * ROWS * LENGTH == counted(model, head) + sums
