@@ -220,5 +220,7 @@ def _notes(settled: Config, *, trained: bool) -> Iterator[str]:
     optimizer = str((settled.training.model_extra or {}).get("optim") or "adamw_torch")
     if not optimizer.startswith(("adamw_torch", "sgd", "adagrad", "rmsprop")):
         yield f"training.optim {optimizer} counts as AdamW with two float32 moments"
+    if settled.merging.top_k is None:
+        yield "merging.top_k is not set: a token of smoe meets all experts"
     if settled.tuning.mode != "full":
         yield "activations are those of full tuning; frozen parts save less"

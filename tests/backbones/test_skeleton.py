@@ -41,7 +41,9 @@ def test_a_folder_with_its_labels(tmp_path: Path) -> None:
         load(str(tmp_path), label_names=names)
 
 
-@pytest.mark.skipif(importlib.util.find_spec("gguf") is None, reason="needs the package gguf: pip install gguf")
+@pytest.mark.skipif(
+    importlib.util.find_spec("gguf") is None, reason="needs the package gguf: pip install gguf"
+)
 @pytest.mark.parametrize("tied", [True, False])
 def test_a_gguf_file(tied: bool, tmp_path: Path) -> None:
     from gguf_files import tiny_model, write_gguf
@@ -79,7 +81,7 @@ def test_what_is_wrong_is_said(spec: str, message: str) -> None:
 
 
 def test_a_head_that_there_is_not() -> None:
-    with pytest.raises(UserError, match="Did you mean|has no head"):
+    with pytest.raises(UserError, match="has no head"):
         skeleton("embedded/bert", head="causal-lm")
     with pytest.raises(UserError, match="unknown head"):
         skeleton("embedded/bert", head="causal")

@@ -14,7 +14,6 @@ from camex_ft.planning.survey import survey
 from camex_ft.upcycling import expert_layers, upcycle
 
 
-
 def in_place(total: Any, left: list[int], right: list[int], **_: Any) -> int:
     """Operations of `baddbmm_`, curvature's product, which torch's counter does not know."""
     batches, rows, inner = left

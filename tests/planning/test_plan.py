@@ -27,7 +27,14 @@ from camex_ft.upcycling import freeze, upcycle
 N, R = 8, 4
 MERGING = [f"merging.experts={N}", "merging.top_k=2", f"merging.curvature.rank={R}", "upcycle.layers=all"]
 FACTORS = {768: (24, 32), 3072: (48, 64), 4096: (64, 64), 11008: (86, 128)}
-T5_BASE = {"d_model": 768, "d_ff": 3072, "d_kv": 64, "num_layers": 12, "num_decoder_layers": 12, "num_heads": 12}
+T5_BASE = {
+    "d_model": 768,
+    "d_ff": 3072,
+    "d_kv": 64,
+    "num_layers": 12,
+    "num_decoder_layers": 12,
+    "num_heads": 12,
+}
 
 
 def squares(*sizes: int) -> int:
@@ -48,7 +55,11 @@ def test_t5_base_by_hand(tmp_path: Path) -> None:
     norms, biases = (12 * 2 + 12 * 3 + 2) * 768, 2 * 32 * 12
     dense = 32128 * 768 + 36 * attention + 24 * layer + norms + biases + head
     routers, curvature = 24 * 2 * 768 * N, 24 * 2 * N * R * squares(768, 3072)
-    for name, base in (("domain-ca", 24 * layer), ("ep-camex", 2 * layer), ("smoe", 0)):  # one a layer, one a stack
+    for name, base in (
+        ("domain-ca", 24 * layer),
+        ("ep-camex", 2 * layer),
+        ("smoe", 0),
+    ):  # one a layer, one a stack
         curved = curvature if base else 0
         met = dense + routers + (24 * layer if name == "smoe" else 0)  # k is 2
         assert asdict(found[name].parameters) == {
@@ -187,7 +198,9 @@ def test_a_chain_is_told_of_and_everything_fits_a_terminal(tmp_path: Path) -> No
         shown = console.export_text()
         assert max(map(len, shown.splitlines())) <= 100
         assert "namex *" in shown
-        assert "ep-camex, chain in the encoder: 2 layers from encoder.block.0.layer.1.DenseReluDense on" in shown
+        assert (
+            "ep-camex, chain in the encoder: 2 layers from encoder.block.0.layer.1.DenseReluDense on" in shown
+        )
     write_json(found, tmp_path / "plan.json")
     read = json.loads((tmp_path / "plan.json").read_text())
     for column, entry in zip(found.columns, read["columns"], strict=True):
