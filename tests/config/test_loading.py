@@ -377,6 +377,9 @@ def test_what_has_no_effect_is_noted(write):
         "data.dir has no effect with data.source: hub",
     ]
     assert notes(load_config(write("profile: auto\n"))) == []
+    kind = write("merging: {protocol: ties, curvature: {kind: diagonal}}\n")
+    assert notes(load_config(kind)) == ["merging.curvature has no effect: protocol 'ties' has no curvature"]
+    assert notes(load_config(kind, ["merging.protocol=ties-ca"])) == []
     other = ["task.suite=lm", "task.name=text", "task.max_length=9", "task.block_size=16"]
     assert notes(load_config(path, ["merging.protocol=ties-ca", "upcycle.init=noise", *other]))[-1] == (
         "task.max_length has no effect in the suite lm"
