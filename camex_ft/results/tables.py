@@ -1,7 +1,8 @@
 """A table of records: ``python -m camex_ft.results.tables FOLDER`` prints it in Markdown.
 
-One row a protocol, the mean and the standard deviation over its seeds. Records of different data, backbone, profile or
-task never share a table.
+One row a protocol, the mean and the standard deviation over its seeds; where a protocol's records differ in how they
+merge, route or upcycle, one row for each way, named by what differs. Records of different data, backbone, profile or task
+never share a table.
 """
 
 from __future__ import annotations
@@ -9,14 +10,15 @@ from __future__ import annotations
 import statistics
 import sys
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from camex_ft.errors import UserError
 from camex_ft.results.record import Record, load_record
 from camex_ft.results.summary import duration
 
-HEAD = ("protocol", "seeds", "best epoch", "last epoch", "difference", "parameters", "time")
+HEAD = ("protocol", "seeds", "best epoch", "last epoch", "difference", "parameters", "time", "memory")
+SECTIONS = ("merging", "routing", "upcycle")
 BASELINE = "dense"
 
 
@@ -33,7 +35,7 @@ def table(records: Sequence[Record]) -> list[tuple[str, ...]]:
 
     Scores are in hundredths, those of which less is better (perplexity) as they are; mean and sample standard deviation
     over seeds. `difference` is that of the mean best score from the baseline's. Best is the best epoch on the
-    validation split, as the paper reports it.
+    validation split, as the paper reports it. Time and memory are means, memory the peak of the process or GPU.
 
     Raises:
         UserError: the records are of different experiments.
@@ -48,7 +50,11 @@ def table(records: Sequence[Record]) -> list[tuple[str, ...]]:
         by_protocol[record.protocol].append(record)
     base = _scores(by_protocol.get(BASELINE, []), "best")
     order = sorted(by_protocol, key=lambda name: (name != BASELINE, name))
-    return [HEAD, *(_row(name, by_protocol[name], base) for name in order)]
+    rows = []
+    for protocol in order:
+        for way, some in _ways(by_protocol[protocol]).items():
+            rows.append(_row(protocol, way, some, base))
+    return [HEAD, *rows]
 
 
 def markdown(rows: Iterable[Sequence[str]]) -> str:
@@ -68,23 +74,50 @@ def _shared(records: Sequence[Record]) -> dict[str, set[str]]:
     }
 
 
+def _ways(records: Sequence[Record]) -> dict[str, list[Record]]:
+    """Return one protocol's records by what they differ in, such as "options.angle 0.5"; "" where in nothing."""
+    flat = [dict(_leaves({name: r.config.get(name) for name in SECTIONS})) for r in records]
+    differing = sorted({k for f in flat for k in f if len({str(other.get(k)) for other in flat}) > 1})
+    found: dict[str, list[Record]] = defaultdict(list)
+    for values, record in sorted(
+        zip(flat, records, strict=True), key=lambda pair: [str(pair[0].get(k)) for k in differing]
+    ):
+        words = (f"{key.partition('.')[2]} {_short(values.get(key))}" for key in differing)
+        found[", ".join(words)].append(record)
+    return found
+
+
+def _leaves(tree: object, path: str = "") -> Iterator[tuple[str, object]]:
+    if not isinstance(tree, Mapping):
+        yield path, tree
+        return
+    for key, value in tree.items():
+        yield from _leaves(value, f"{path}.{key}" if path else str(key))
+
+
+def _short(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
 def _scores(records: Sequence[Record], which: str) -> list[float]:
     found = [(getattr(record.metrics, which), record.metrics.greater_is_better) for record in records]
     return [100 * value if hundredths else value for value, hundredths in found if value is not None]
 
 
-def _row(name: str, records: Sequence[Record], base: Sequence[float]) -> tuple[str, ...]:
+def _row(protocol: str, way: str, records: Sequence[Record], base: Sequence[float]) -> tuple[str, ...]:
     best = _scores(records, "best")
-    gap = statistics.mean(best) - statistics.mean(base) if best and base and name != BASELINE else None
+    gap = statistics.mean(best) - statistics.mean(base) if best and base and protocol != BASELINE else None
     seconds = [r.run.seconds for r in records if r.run.seconds is not None]
+    memory = [r.cost.peak_memory_mb for r in records if r.cost.peak_memory_mb is not None]
     return (
-        f"`{name}`",
+        f"`{protocol}`" + (f" {way}" if way else ""),
         ", ".join(str(seed) for seed in sorted(r.seed for r in records)),
         _spread(best),
         _spread(_scores(records, "last")),
         "" if gap is None else f"{gap:+.2f}",
         f"{records[0].model.parameters / 1e6:.1f} M",
         duration(statistics.mean(seconds)) if seconds else "",
+        f"{statistics.mean(memory):,.0f} MB" if memory else "",
     )
 
 

@@ -35,6 +35,19 @@ def test_mean_spread_and_difference_from_the_baseline() -> None:
     assert rows[2][1:5] == ("0, 1", "80.00 ± 14.14", "80.00 ± 14.14", "+0.00")
 
 
+def test_ways_to_run_one_protocol_have_rows_of_their_own() -> None:
+    records = []
+    for angle, best in ((0.5, 0.9), (0.0, 0.7), (0.5, 0.8)):
+        record = made("namex-full", len(records), best)
+        merging = {**record.config["merging"], "options": {"angle": angle}}
+        records.append(record.model_copy(update={"config": {**record.config, "merging": merging}}))
+    rows = table([made("dense", 0, 0.8), *records])
+    assert [row[:3] for row in rows[2:]] == [
+        ("`namex-full` options.angle 0", "1", "70.00"),
+        ("`namex-full` options.angle 0.5", "0, 2", "85.00 ± 7.07"),
+    ]
+
+
 def test_a_perplexity_stands_as_it_is() -> None:
     """It is no fraction; that less of it is better does not turn the difference over."""
     records = []
