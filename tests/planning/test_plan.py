@@ -184,6 +184,20 @@ def test_what_only_the_own_protocol_allows_is_left_out_elsewhere() -> None:
     assert found["smoe"].trainable < found["smoe"].total
 
 
+def test_micro_batches_share_domain_vectors() -> None:
+    """What is kept is T and its gradient, in float32, of all experts; T5 has no biases."""
+    given = ["profile=embedded", "merging.protocol=domain-ca"]
+    (one, four) = (
+        {c.protocol: c for c in planning.plan(load_config("glue", [*given, *more])).columns}
+        for more in ([], ["training.gradient_accumulation_steps=4"])
+    )
+    shared, alone = four["domain-ca"], one["domain-ca"]
+    assert shared.operations.curvature == alone.operations.curvature / 4
+    assert shared.operations.merging == alone.operations.merging
+    assert (shared.memory.vectors, alone.memory.vectors) == (2 * 4 * alone.parameters.experts, 0)
+    assert four["smoe"].memory.vectors == 0
+
+
 def test_a_trained_tokenizer_counts_as_full(tmp_path: Path) -> None:
     given = ["profile=embedded", "task.name=text", f"data.dir={tmp_path / 'nowhere'}"]
     found = planning.plan(load_config("lm", given))
