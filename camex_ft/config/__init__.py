@@ -10,8 +10,8 @@ Imports no torch: what needs it is imported when it is first asked for.
 from camex_ft.config.environment import Environment
 from camex_ft.config.identity import config_hash, to_yaml
 from camex_ft.config.loading import load_config, notes
-from camex_ft.config.problems import ConfigErrors, Problem
 from camex_ft.config.preserved import changes
+from camex_ft.config.problems import ConfigErrors, Problem
 from camex_ft.config.profiles import resolve
 from camex_ft.config.schema import (
     Config,

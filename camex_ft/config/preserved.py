@@ -20,8 +20,8 @@ def changes(merging: MergingConfig, routing: RoutingConfig, upcycle: UpcycleConf
     if protocol.form == "dynamic" and merging.alpha != 1:
         found.append(
             f"merging.alpha: {protocol.name} carries the base expert from other layers, and E_m + alpha * (E_i - E_m) "
-            f"is E_i at alpha = 1 alone; with {merging.alpha:g} every layer but the first is mixed with another layer's "
-            f"weights, {START}"
+            f"is E_i at alpha = 1 alone; with {merging.alpha:g} every layer but the first is mixed with another "
+            f"layer's weights, {START}"
         )
     scaled = protocol.form != "weights" or not protocol.base
     if routing.normalise == "before" and merging.k < merging.experts and scaled:

@@ -171,7 +171,7 @@ class ExpertLinear(nn.Module):
         # from the process's generator, so that a run's seed and its checkpoints determine the mask
         return int(torch.randint(2**62, ()).item()) if self.rule.random and self.training else 0
 
-    def _keep(self, seed: int, statistic: Tensor | None) -> Keep | None:
+    def _keep(self, seed: int, statistic: Tensor | None = None) -> Keep | None:
         keep = self.rule.keep(training=self.training, seed=seed, device=self.experts.device)
         return keep if keep is None or statistic is None else replace(keep, statistic=statistic)
 

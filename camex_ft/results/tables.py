@@ -1,8 +1,8 @@
 """A table of records: ``python -m camex_ft.results.tables FOLDER`` prints it in Markdown.
 
 One row a protocol, the mean and the standard deviation over its seeds; where a protocol's records differ in how they
-merge, route or upcycle, one row for each way, named by what differs. Records of different data, backbone, profile or task
-never share a table.
+merge, route or upcycle, one row for each way, named by what differs. Records of different data, backbone, profile or
+task never share a table.
 """
 
 from __future__ import annotations

@@ -133,6 +133,8 @@ class Recording:
     """A rule that notes with what it was asked for its multiplier."""
 
     random: bool = True
+    statistic = bargains = needs_mean = False
+    step = None
     calls: list[tuple[bool, int]] = field(default_factory=list)
 
     def keep(self, *, training: bool, seed: int, device: torch.device) -> None:
