@@ -13,8 +13,8 @@ from tiny import inputs_of
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from camex_ft.errors import UserError
-from camex_ft.upcycling import FunctionChanged, expert_layers, load, routing_context, upcycle
+from camex_ft.errors import FunctionChanged, UserError
+from camex_ft.upcycling import expert_layers, load, routing_context, upcycle
 
 CLASSIFIER = "sequence-classification"
 CHOICE = {"router": "expert-choice"}
@@ -148,7 +148,7 @@ def test_experts_are_set_apart_once(init: str, tmp_path: Path) -> None:
 
 def test_loading_draws_no_units(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     upcycled(upcycle={"init": "drop"}).save_pretrained(tmp_path)
-    monkeypatch.setattr("camex_ft.upcycling.drop_units", lambda *_: pytest.fail("drawn again"))
+    monkeypatch.setattr("camex_ft.upcycling.restructure.drop_units", lambda *_: pytest.fail("drawn again"))
     load(tmp_path)
 
 

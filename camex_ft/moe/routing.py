@@ -23,10 +23,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 NOISE_FLOOR = 1e-2
-START, COLDEST = (
-    0.5,
-    0.01,
-)  # learned temperature of the cosine router: where it starts, and the least it can be
+# learned temperature of the cosine router: where it starts, and the least it can be
+START, COLDEST = 0.5, 0.01
 TINY = 1e-12  # shorter vectors have no direction
 
 RouterKind = Literal["linear", "cosine", "expert-choice"]

@@ -1,0 +1,126 @@
+"""Upcycling: a backbone's dense feed-forward layers become experts, and the function that it computes stays the same.
+
+    dense model --copy--> model --restructure (chosen layers -> MergedFFN or MixtureFFN)--> upcycled model
+
+What was done is kept in the model's own config, under ``camex``, so that `load` finds it in a saved checkpoint.
+Source: sparse upcycling, Komatsuzaki et al. 2023 (arXiv 2212.05055), as CAMEx uses it.
+"""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from transformers import AutoConfig, PreTrainedModel
+
+from camex_ft.config import MergingConfig, RoutingConfig, UpcycleConfig, changes
+from camex_ft.errors import FunctionChanged, UserError
+from camex_ft.registry import PROTOCOLS
+from camex_ft.upcycling.granularities import granularity_of
+from camex_ft.upcycling.layers import base_chains, caches, expert_layers, freeze, routing_context
+from camex_ft.upcycling.restructure import plan_of, restructure, set_apart
+
+__all__ = [
+    "base_chains",
+    "caches",
+    "expert_layers",
+    "freeze",
+    "granularity_of",
+    "load",
+    "routing_context",
+    "upcycle",
+]
+KEY = "camex"
+
+
+def upcycle(
+    model: PreTrainedModel,
+    *,
+    merging: MergingConfig | Mapping[str, Any] | None = None,
+    routing: RoutingConfig | Mapping[str, Any] | None = None,
+    upcycle: UpcycleConfig | Mapping[str, Any] | None = None,
+    seed: int = 0,
+) -> PreTrainedModel:
+    """Return a copy of `model` whose chosen feed-forward layers have experts; `model` itself is left as it is.
+
+    With ``init: copy`` (the default) every expert and the base start as the dense layer, so the copy computes what
+    `model` computes.
+
+    Args:
+        model: a transformers model of a known family, with any head.
+        merging, routing, upcycle: sections of the configuration, or mappings as in YAML.
+        seed: of the new parameters; the global random state stays as it is.
+
+    Raises:
+        UserError: `model` has experts already, its family is unknown, or the settings do not fit it or each other.
+    """
+    if getattr(model.config, KEY, None) is not None:
+        raise UserError(f"{type(model).__name__} has experts already: upcycle the dense model it came from")
+    plan = plan_of({"merging": merging, "routing": routing, "upcycle": upcycle})
+    for reason in changes(*plan):
+        warnings.warn(reason, FunctionChanged, stacklevel=2)
+    made = copy.deepcopy(model)
+    if PROTOCOLS.get(plan.merging.protocol).form == "dense":
+        return made
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        restructure(made, plan)
+        set_apart(made, plan.upcycle)
+    setattr(made.config, KEY, {k: section.model_dump(mode="json") for k, section in plan._asdict().items()})
+    return made
+
+
+def load(path: str | Path) -> PreTrainedModel:
+    """Return the model of a checkpoint folder: upcycled where its config says so, else dense; in evaluation mode.
+
+    Raises:
+        UserError: the folder holds no checkpoint, or one that does not fit its own config.
+    """
+    folder = Path(path)
+    if not (folder / "config.json").is_file():
+        raise UserError(f"{folder} is not a checkpoint folder: it has no config.json")
+    try:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        plain = getattr(transformers, (config.architectures or ["none"])[0])
+    except (OSError, ValueError, AttributeError) as error:
+        raise UserError(f"{folder}: its config.json is not usable: {str(error).splitlines()[0]}") from error
+    try:
+        loaded: Any = _with_experts(plain).from_pretrained(
+            folder,
+            config=config,
+            use_safetensors=True,
+            dtype="auto",
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are reported below, by name
+        )
+    except UserError:
+        raise
+    except Exception as error:  # safetensors, transformers and the file system each raise their own
+        raise UserError(f"{folder}: its weights cannot be read: {str(error).splitlines()[0]}") from error
+    model, info = loaded
+    wrong = [*info["missing_keys"], *info["unexpected_keys"], *(k[0] for k in info["mismatched_keys"])]
+    if wrong:
+        raise UserError(
+            f"{folder}: the checkpoint is incomplete or of another model: {len(wrong)} weights do not "
+            f"match, such as {sorted(wrong)[0]}"
+        )
+    made: PreTrainedModel = model.eval()
+    return made
+
+
+def _with_experts(plain: type[PreTrainedModel]) -> type[PreTrainedModel]:
+    """Return `plain` with a constructor that restructures the new model as its config's ``camex`` entry says."""
+
+    def make(self: PreTrainedModel, config: Any, *args: Any, **kwargs: Any) -> None:
+        plain.__init__(self, config, *args, **kwargs)
+        saved = getattr(config, KEY, None)
+        if saved is not None:
+            restructure(self, plan_of(saved))
+
+    # the name stays, since `architectures` in a saved config is made from it
+    return type(plain.__name__, (plain,), {"__init__": make, "__module__": plain.__module__})

@@ -1,0 +1,142 @@
+"""Chosen feed-forward layers of a model exchanged for layers with experts, in place, as a configuration says."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, NamedTuple, TypeVar
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from camex_ft.backbones import DenseFFN, calls, family_of, select_layers
+from camex_ft.config import MergingConfig, RoutingConfig, UpcycleConfig
+from camex_ft.config.schema import Section
+from camex_ft.errors import UserError
+from camex_ft.moe.context import RoutingContext
+from camex_ft.moe.experts import LayerSettings
+from camex_ft.moe.ffn import ExpertFFN, MergedFFN, MixtureFFN
+from camex_ft.moe.granularity import Grouping
+from camex_ft.moe.link import continues
+from camex_ft.moe.perturb import add_noise, drop_units
+from camex_ft.moe.routing import RouterSettings
+from camex_ft.protocols import Protocol
+from camex_ft.registry import PROTOCOLS
+from camex_ft.upcycling.granularities import granularity_of
+from camex_ft.upcycling.layers import expert_layers
+
+Options = TypeVar("Options", bound=Section)
+Layer = TypeVar("Layer", bound=ExpertFFN)
+
+
+class Plan(NamedTuple):
+    """What upcycling does, as the configuration's sections say it."""
+
+    merging: MergingConfig
+    routing: RoutingConfig
+    upcycle: UpcycleConfig
+
+
+def plan_of(sections: Mapping[str, Any]) -> Plan:
+    """Return the plan of sections as they are or as mappings; `UserError` for what they do not know."""
+    return Plan(
+        _section(MergingConfig, sections.get("merging")),
+        _section(RoutingConfig, sections.get("routing")),
+        _section(UpcycleConfig, sections.get("upcycle")),
+    )
+
+
+def _section(kind: type[Options], given: Any) -> Options:
+    if isinstance(given, kind):
+        return given
+    try:
+        return kind.model_validate(dict(given or {}))
+    except ValueError as error:
+        raise UserError(f"{kind.__name__}: {error}") from error
+
+
+def restructure(model: PreTrainedModel, plan: Plan) -> None:
+    """Give the chosen layers of `model` experts, in place.
+
+    Raises:
+        UserError: the plan does not fit the model, or its parts each other.
+    """
+    family = family_of(model)
+    merging = plan.merging
+    protocol: Protocol = PROTOCOLS.get(merging.protocol)
+    if merging.k > merging.experts or merging.experts < 2:
+        raise UserError(
+            f"merging: experts is {merging.experts} and top_k is {merging.k}: expected at least 2 experts and a top_k "
+            "of at most as many"
+        )
+    context = RoutingContext(partial(calls.read_pass, family), calls.write_state)
+    chosen = select_layers(family.ffns(model), plan.upcycle.layers)
+    last: dict[str, MergedFFN] = {}  # of each stack
+    for ffn in chosen:
+        settings = _settings(model, ffn.stack, protocol, plan)
+        if protocol.form == "outputs":
+            _replace(model, ffn, partial(MixtureFFN, context=context, settings=settings))
+            continue
+        before = last.get(ffn.stack) if protocol.form == "dynamic" else None
+        previous = before if before is not None and continues(before.linears, ffn.weights) else None
+        made = partial(MergedFFN, context=context, settings=settings, previous=previous)
+        last[ffn.stack] = _replace(model, ffn, made)
+    for module in model.modules():
+        if isinstance(module, PreTrainedModel):
+            context.attach(module)
+    if getattr(model.config, "is_encoder_decoder", False):
+        context.attach_encoder(model.get_encoder())
+
+
+def _settings(model: PreTrainedModel, stack: str, protocol: Protocol, plan: Plan) -> LayerSettings:
+    """Return the settings of one stack's layers."""
+    merging, routing = plan.merging, plan.routing
+    return LayerSettings(
+        rule=protocol.bind(merging.options),
+        experts=merging.experts,
+        top_k=merging.k,
+        base=protocol.base,
+        rank=merging.curvature.rank if protocol.curvature else 0,
+        curvature=merging.curvature.kind,
+        alpha=merging.alpha,
+        noise=routing.noise,
+        balance=routing.balance,
+        grouping=Grouping(
+            granularity=granularity_of(protocol, routing, stack=stack, model=model),
+            segment=routing.segment,
+            first_segment=routing.first_segment,
+        ),
+        router=RouterSettings(
+            kind=routing.router,
+            temperature=routing.temperature,
+            normalise=routing.normalise,
+            z_loss=routing.z_loss,
+        ),
+        keep_vectors=merging.keep_vectors,
+    )
+
+
+def _replace(model: PreTrainedModel, ffn: DenseFFN, kind: Callable[..., Layer]) -> Layer:
+    layer = kind(
+        ffn.weights,
+        copy.deepcopy(ffn.activation),
+        name=ffn.path,
+        stack=ffn.stack,
+        inner_dropout=ffn.inner_dropout,
+        outer_dropout=ffn.outer_dropout,
+    )
+    layer.train(model.training)
+    model.set_submodule(ffn.path, layer)
+    for path in ffn.silence:
+        model.set_submodule(path, nn.Identity())
+    return layer
+
+
+def set_apart(model: nn.Module, given: UpcycleConfig) -> None:
+    """Make the experts differ as ``init`` says; only when a model is upcycled, not when a saved one is built again."""
+    layers = expert_layers(model).values()
+    if given.init == "noise":
+        add_noise(layers, given.noise)
+    elif given.init == "drop":
+        drop_units(layers, given.drop)
