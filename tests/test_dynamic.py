@@ -20,6 +20,7 @@ from transformers.pytorch_utils import Conv1D
 
 from camex_ft.errors import FunctionChanged
 from camex_ft.moe.experts import ExpertLinear
+from camex_ft.planning import chains_of
 from camex_ft.registry import PROTOCOLS
 from camex_ft.training.cost import describe
 from camex_ft.upcycling import base_chains, expert_layers, load, upcycle
@@ -75,6 +76,8 @@ def test_a_layer_of_another_shape_starts_a_new_chain() -> None:
     made = upcycle(given, merging={**MERGING, "protocol": "ep-camex"}).eval()
     names = list(expert_layers(made))
     assert base_chains(made) == [[name] for name in names] and stores(made) == names
+    first, *others = chains_of(expert_layers(made))
+    assert "a new one" not in first and all("other shapes" in line for line in others)
     inputs = inputs_of(given, CLASSIFIER)
     with torch.no_grad():
         torch.testing.assert_close(made(**inputs).logits, given.eval()(**inputs).logits, rtol=1e-5, atol=1e-5)

@@ -23,6 +23,7 @@ from camex_ft.backbones.skeleton import skeleton
 from camex_ft.config import Config
 from camex_ft.config.backbones import EMBEDDED
 from camex_ft.moe.ffn import ExpertFFN, MergedFFN
+from camex_ft.moe.link import chains
 from camex_ft.planning.memory import Memory, Precision, gpu_here, memory
 from camex_ft.planning.operations import Operations, operations
 from camex_ft.planning.survey import Batch, Survey, survey
@@ -170,22 +171,13 @@ def under(settled: Config, name: str) -> Config:
 
 def chains_of(layers: dict[str, ExpertFFN]) -> tuple[str, ...]:
     """Return a line for each chain of dynamic merging: where its base expert is stored, and how far it is carried."""
-    return tuple(
-        f"{stack}: {len(chain)} layer{'s' * (len(chain) > 1)} from {chain[0]} on"
-        for stack, chain in _chains(layers)
-    )
-
-
-def _chains(layers: dict[str, ExpertFFN]) -> Iterator[tuple[str, list[str]]]:
-    for layer in layers.values():
-        link = layer.link if isinstance(layer, MergedFFN) else None
-        if link is None or link.previous is not None:
-            continue
-        chain = []
-        while link is not None:
-            chain.append(link.layer.name)
-            link = link.following
-        yield layer.stack, chain
+    made, stacks = [], set()
+    for chain in chains([layer for layer in layers.values() if isinstance(layer, MergedFFN)]):
+        stack = layers[chain[0]].stack
+        why = ", a new one: its matrices have other shapes than those before" if stack in stacks else ""
+        made.append(f"{stack}: {len(chain)} layer{'s' * (len(chain) > 1)} from {chain[0]} on{why}")
+        stacks.add(stack)
+    return tuple(made)
 
 
 def _column(
