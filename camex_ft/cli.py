@@ -72,11 +72,12 @@ def run(
 @app.command()
 def validate(config: ConfigArgument, overrides: Overrides = None) -> None:
     """Check a configuration without running it, and print it with every default filled in."""
-    from camex_ft.config import load_config, notes, resolve, to_yaml
+    from camex_ft.config import changes, load_config, notes, resolve, to_yaml
 
     written = load_config(config, overrides or [])
     resolved, reason = resolve(written)
-    for line in (reason, *notes(written)):
+    changed = changes(resolved.merging, resolved.routing, resolved.upcycle)
+    for line in (reason, *changed, *notes(written)):
         typer.echo(f"# {line}")
     typer.echo(to_yaml(resolved), nl=False)
 

@@ -52,7 +52,8 @@ def run(given: Config, *, force: bool = False) -> Record:
     started = time.time()
     quieten()
     settled, reason = resolve(given)
-    for line in (reason, *config.notes(given)):
+    changed = config.changes(settled.merging, settled.routing, settled.upcycle)
+    for line in (reason, *changed, *config.notes(given)):
         say(line)
     task: Task = TASKS.get(settled.task.id)
     splits = load_splits(settled, task)

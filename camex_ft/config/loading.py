@@ -9,7 +9,6 @@ from typing import Any
 from camex_ft import registry
 from camex_ft.config.composition import compose
 from camex_ft.config.identity import idle_routing_keys, idle_task_keys
-from camex_ft.config.preserved import changes
 from camex_ft.config.problems import ConfigErrors, Problem
 from camex_ft.config.profiles import candidates, under
 from camex_ft.config.rules import CHOICE
@@ -41,8 +40,7 @@ def load_config(path: str | Path, overrides: Iterable[str] = ()) -> Config:
 
 
 def notes(config: Config) -> list[str]:
-    """Return remarks: what keeps the upcycled model from computing what the dense model computes, and keys that were
-    written, differ from their default and have no effect beside the others."""
+    """Return remarks on keys that were written, differ from their default and have no effect beside the others."""
     written, default = config.model_dump(exclude_unset=True), Config()
     merging, remarks = written.get("merging", {}), []
     entry = registry.PROTOCOLS.get(config.merging.protocol)
@@ -69,7 +67,7 @@ def notes(config: Config) -> list[str]:
     for key in idle_task_keys(config.task.suite):
         if key in written.get("task", {}) and getattr(config.task, key) != getattr(default.task, key):
             remarks.append(f"task.{key} has no effect in the suite {config.task.suite}")
-    return changes(config.merging, config.routing, config.upcycle) + remarks
+    return remarks
 
 
 def _routing(config: Config, written: dict[str, Any]) -> list[str]:

@@ -9,7 +9,7 @@ START = "so that training starts from a changed function"
 
 
 def changes(merging: MergingConfig, routing: RoutingConfig, upcycle: UpcycleConfig) -> list[str]:
-    """Return the reasons, one sentence each; an empty list where the function is preserved.
+    """Return the reasons, one sentence each, for sections with every default settled; none: the function is preserved.
 
     `init: noise` is not among them: how far it moves the experts is what its key says.
     """

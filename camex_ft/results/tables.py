@@ -1,4 +1,4 @@
-"""A table of records: ``python -m camex_ft.results.tables FOLDER`` prints it in Markdown.
+"""A table of records: ``python -m camex_ft.results.tables FOLDER`` prints it in Markdown; several folders side by side.
 
 One row a protocol, the mean and the standard deviation over its seeds; where a protocol's records differ in how they
 merge, route or upcycle, one row for each way, named by what differs. Records of different data, backbone, profile or
@@ -55,6 +55,25 @@ def table(records: Sequence[Record]) -> list[tuple[str, ...]]:
         for way, some in _ways(by_protocol[protocol]).items():
             rows.append(_row(protocol, way, some, base))
     return [HEAD, *rows]
+
+
+def beside(tables: Mapping[str, Sequence[Sequence[str]]]) -> list[tuple[str, ...]]:
+    """Return one table of several, title -> rows: of each the best epoch, its difference, time and memory.
+
+    The rows are those of the longest table; one that another lacks is empty there.
+    """
+    chosen = [HEAD.index(name) for name in ("best epoch", "difference", "time", "memory")]
+    found = {title: {row[0]: [row[i] for i in chosen] for row in rows[1:]} for title, rows in tables.items()}
+    head = (
+        HEAD[0],
+        *(f"{title}: {HEAD[i]}" if i == chosen[0] else HEAD[i] for title in tables for i in chosen),
+    )
+    longest = max(found.values(), key=len)
+    blank = [""] * len(chosen)
+    return [
+        head,
+        *((name, *(cell for part in found.values() for cell in part.get(name, blank))) for name in longest),
+    ]
 
 
 def markdown(rows: Iterable[Sequence[str]]) -> str:
@@ -115,7 +134,7 @@ def _row(protocol: str, way: str, records: Sequence[Record], base: Sequence[floa
         _spread(best),
         _spread(_scores(records, "last")),
         "" if gap is None else f"{gap:+.2f}",
-        f"{records[0].model.parameters / 1e6:.1f} M",
+        f"{records[0].model.parameters / 1e6:.3g} M",
         duration(statistics.mean(seconds)) if seconds else "",
         f"{statistics.mean(memory):,.0f} MB" if memory else "",
     )
@@ -128,5 +147,11 @@ def _spread(values: Sequence[float]) -> str:
     return f"{mean} ± {statistics.stdev(values):.2f}" if len(values) > 1 else mean
 
 
+def of_folders(folders: Sequence[Path | str]) -> str:
+    """Return the table of a folder of records, or of several side by side under their tasks' names, in Markdown."""
+    made = {records[0].task: table(records) for records in map(read_records, folders)}
+    return markdown(beside(made) if len(folders) > 1 else next(iter(made.values())))
+
+
 if __name__ == "__main__":
-    print(markdown(table(read_records(sys.argv[1]))), end="")
+    print(of_folders(sys.argv[1:]), end="")

@@ -9,11 +9,12 @@ import pytest
 
 from camex_ft.errors import UserError
 from camex_ft.results.record import Record, load_record
-from camex_ft.results.tables import HEAD, markdown, read_records, table
+from camex_ft.results.tables import HEAD, beside, of_folders, read_records, table
 
 ROOT = Path(__file__).resolve().parents[2]
 RECORDS = ROOT / "results" / "records"
-FOLDERS = sorted(path for path in RECORDS.iterdir() if path.is_dir())
+PAGE = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
+TABLES = re.findall(r"<!-- ((?!end)[\w -]+) -->", PAGE)
 
 
 def committed() -> Record:
@@ -77,9 +78,20 @@ def test_folder_without_records_is_refused(tmp_path: Path) -> None:
         read_records(tmp_path)
 
 
-@pytest.mark.parametrize("folder", FOLDERS, ids=lambda path: path.name)
-def test_committed_table_is_that_of_the_committed_records(folder: Path) -> None:
-    page = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
-    found = re.search(rf"<!-- {folder.name} -->\n(.*?)<!-- end -->", page, re.DOTALL)
-    assert found is not None, f"docs/results.md has no table of {folder.name}"
-    assert found.group(1) == markdown(table(read_records(folder)))
+@pytest.mark.parametrize("names", TABLES)
+def test_committed_table_is_that_of_the_committed_records(names: str) -> None:
+    found = re.search(rf"<!-- {names} -->\n(.*?)<!-- end -->", PAGE, re.DOTALL)
+    assert found is not None and found.group(1) == of_folders([RECORDS / name for name in names.split()])
+
+
+def test_all_committed_records_are_in_a_table() -> None:
+    assert {name for names in TABLES for name in names.split()} == {path.name for path in RECORDS.iterdir()}
+
+
+def test_tables_side_by_side() -> None:
+    first = table([made("dense", 0, 0.8), made("ties", 0, 0.9)])
+    second = table([made("dense", 0, 0.5)])
+    rows = beside({"a": first, "b": second})
+    assert rows[0][:6] == ("protocol", "a: best epoch", "difference", "time", "memory", "b: best epoch")
+    assert rows[1][1] == "80.00" and rows[1][5] == "50.00"
+    assert rows[2][:3] == ("`ties`", "90.00", "+10.00") and rows[2][5:] == ("", "", "", "")
