@@ -107,11 +107,12 @@ class LayerBench(Bench):
     skip_plain: bool = False
 
     def check_form(self, form: str) -> None:
-        """Refuse protocols that merge no weights."""
+        """Refuse protocols that merge no weights, and those that carry a base expert from one map to another."""
         if form != "weights":
             merging = [name for name in PROTOCOLS.names() if PROTOCOLS.get(name).form == "weights"]
             raise UserError(
-                f"bench layer is for protocols that merge weights, which {self.protocol} does not: "
+                f"bench layer is for protocols that merge the weights of one map by itself, which {self.protocol} "
+                "does not: "
                 f"choose one of {', '.join(merging)}"
             )
 

@@ -198,8 +198,8 @@ def test_the_table_names_every_side(tmp_path, monkeypatch):
     ("arguments", "words"),
     [
         (["--protocol", "tis-ca"], "Did you mean 'ties-ca'?"),
-        (["--protocol", "smoe"], "for protocols that merge weights, which smoe does not"),
-        (["--protocol", "dense"], "for protocols that merge weights, which dense does not"),
+        (["--protocol", "smoe"], "the weights of one map by itself, which smoe does not"),
+        (["--protocol", "dense"], "the weights of one map by itself, which dense does not"),
         (["--batch", "0"], "--batch is 0: expected at least 1"),
         (["--in", "-1"], "--in is -1"),
         (["--top-k", "0"], "--top-k is 0"),
