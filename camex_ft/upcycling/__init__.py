@@ -23,7 +23,7 @@ from camex_ft.errors import FunctionChanged, UserError
 from camex_ft.registry import PROTOCOLS
 from camex_ft.upcycling.granularities import granularity_of
 from camex_ft.upcycling.layers import base_chains, caches, expert_layers, freeze, routing_context
-from camex_ft.upcycling.restructure import plan_of, restructure, set_apart
+from camex_ft.upcycling.restructuring import plan_of, restructure, set_apart
 
 __all__ = [
     "base_chains",
