@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -81,3 +81,17 @@ class Model(nn.Module):
 def tokens(batch: int, length: int, seed: int = 0) -> Tensor:
     """Hidden states; [batch, length, HIDDEN], float64."""
     return torch.randn(batch, length, HIDDEN, generator=torch.Generator().manual_seed(seed)).double()
+
+
+def learn(made: nn.Module, curve: Callable[[Tensor], Tensor]) -> None:
+    """Take a few steps of a curvature towards a random target; `curve` is the map of domain vectors [EXPERTS, 6, 8]."""
+    tau, target = torch.randn(EXPERTS, 6, 8).double(), torch.randn(EXPERTS, 6, 8).double()
+    optimizer = torch.optim.Adam(made.parameters(), lr=0.01)
+    losses = []
+    for _ in range(5):
+        optimizer.zero_grad()
+        loss = (curve(tau) - target).square().sum()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0]
