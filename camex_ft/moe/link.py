@@ -88,14 +88,16 @@ class Link:
         return made
 
     def _advance(self, bases: Carry, means: Mapping[str, Means | None], current: Pass) -> Carry:
-        step = self.layer.settings.rule.step
-        assert step is not None
+        step, following = self.layer.settings.rule.step, self.following
+        assert step is not None and following is not None
+        device = following.layer.up.experts.device  # another one where a model lies on several
         gram, bargain = partial(self._gram, bases, current), partial(self._bargain, bases, current)
 
         def carry(experts: Tensor | None, carried: Carried | None, mean: Tensor | None) -> Carried | None:
             if experts is None or carried is None:
                 return None
-            return step(carried, mean=mean, vectors=Vectors(experts, carried.base, gram, bargain))
+            made = step(carried, mean=mean, vectors=Vectors(experts, carried.base, gram, bargain))
+            return Carried._make(None if part is None else part.to(device) for part in made)
 
         made = {}
         with torch.autocast(device_type=self.layer.up.experts.device.type, enabled=False):

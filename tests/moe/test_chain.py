@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from camex_ft.moe.chain import Carried, descend, gram_matrix
-from camex_ft.moe.context import RoutingContext
+from camex_ft.moe.context import Pass, RoutingContext
 from camex_ft.moe.ffn import MergedFFN
 from camex_ft.moe.linear import merged_linear, merged_linear_and_mean
 from camex_ft.moe.link import chains
@@ -236,6 +236,18 @@ def test_micro_batches_share_domain_vectors(protocol: str, options: dict[str, fl
             stack(x).square().sum().backward()
     for name, parameter in stack.named_parameters():
         close(parameter.grad, apart[name], name)
+
+
+@pytest.mark.parametrize(("protocol", "options"), CASES)
+def test_what_is_carried_goes_to_the_device_of_the_next_layer(
+    protocol: str, options: dict[str, float]
+) -> None:
+    stack = Stack(protocol, options)
+    stack.layers[1].to("meta")
+    first, current = stack.layers[0].link, Pass()
+    for bases in first.made(first.bases(current), current).values():
+        for carried in (bases.weight, bases.bias):
+            assert {part.device.type for part in carried if part is not None} == {"meta"}
 
 
 def test_a_chain_survives_copies_and_files() -> None:
