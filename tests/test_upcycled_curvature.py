@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from camex_ft.moe.curvature import KINDS, Curvature
 from camex_ft.training.monitor import curvature_statistics
-from camex_ft.upcycling import load
+from camex_ft.upcycling import load, routing_context, upcycle
 
 CASE = Case("gpt2", "causal-lm", "ties-ca", "auto")
 TOLERANCE = 1e-9  # float64: the same sums in another order, through three layers
@@ -68,3 +68,44 @@ def test_one_training_step_reaches_all_factors(kind: str) -> None:
     made(**inputs, labels=inputs["input_ids"]).loss.backward()
     gradients = {n: p.grad for n, p in made.named_parameters() if ".curvature." in n}
     assert gradients and all(g is not None and g.isfinite().all() and g.any() for g in gradients.values())
+
+
+@every_kind
+@pytest.mark.parametrize("protocol", ["ties-ca", "ep-camex"])
+def test_under_autocast_domain_vectors_stay_in_float32(kind: str, protocol: str) -> None:
+    """Made once for two micro-batches, and kept for evaluation, they are those that every call makes for itself."""
+    found = []
+    for keeps in (False, True):
+        given = {
+            "curvature": {"kind": kind, "rank": 3},
+            "protocol": protocol,
+            "experts": 3,
+            "keep_vectors": keeps,
+        }
+        made = shake(
+            upcycle(dense("gpt2", "causal-lm"), merging=given, routing={"segment": 3, "noise": False}), 0.05
+        )
+        made.train()
+        for module in made.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = 0.0
+        inputs, context = inputs_of(made, "causal-lm"), routing_context(made)
+        assert context is not None
+        for last in (False, True):
+            with context.micro_batch(last=last), torch.autocast("cpu", dtype=torch.bfloat16):
+                loss = made(**inputs).logits.float().square().mean()
+                loss.backward()
+        gradients = {n: p.grad for n, p in made.named_parameters() if p.grad is not None}
+        with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+            evaluated = made.eval()(**inputs).logits
+            generated = made.generate(inputs["input_ids"][:1], max_new_tokens=5, do_sample=False)
+        found.append((gradients, evaluated, generated))
+    (apart, one, text), (shared, other, same) = found
+    # bfloat16 products of the same float32 weights, but for the order of float32 sums before they are rounded
+    torch.testing.assert_close(other, one, rtol=2e-2, atol=2e-2 * float(one.abs().max()))
+    for name, gradient in apart.items():
+        scale = float(gradient.abs().max())
+        torch.testing.assert_close(
+            shared[name], gradient, rtol=0, atol=2e-2 * scale, msg=lambda m, n=name: n + m
+        )
+    assert text.shape == same.shape

@@ -54,7 +54,16 @@ class MergedLinear(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, dy: Tensor | None, dmean: Tensor | None = None) -> tuple[Tensor | None, ...]:
-        x, weights, experts, base, *saved = ctx.saved_tensors
+        saved = ctx.saved_tensors  # may be asked for once alone
+        # who calls backward may still be under autocast
+        with torch.autocast(device_type=saved[0].device.type, enabled=False):
+            return MergedLinear._gradients(ctx, saved, dy, dmean)
+
+    @staticmethod
+    def _gradients(
+        ctx: Any, tensors: tuple[Tensor, ...], dy: Tensor | None, dmean: Tensor | None
+    ) -> tuple[Tensor | None, ...]:
+        x, weights, experts, base, *saved = tensors
         if dy is None:  # the mean alone was used
             dy = x.new_zeros(*x.shape[:2], experts.shape[1])
         x_needed, weights_needed, experts_needed, base_needed, _, *factors_needed = ctx.needs_input_grad

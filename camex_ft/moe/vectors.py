@@ -105,7 +105,7 @@ def slices(experts: Tensor) -> Iterator[slice]:
 
 
 def transform(recipe: Recipe, active: Sequence[int] | None = None, *, out: Tensor | None = None) -> Tensor:
-    """Return T; [N, out, in].
+    """Return T; [N, out, in], in the experts' dtype, under autocast too.
 
     Args:
         recipe: what it is made of.
@@ -114,11 +114,12 @@ def transform(recipe: Recipe, active: Sequence[int] | None = None, *, out: Tenso
     """
     if recipe.base is None:
         return recipe.experts
-    if recipe.factors is None:
-        made = torch.sub(recipe.experts, recipe.base, out=out)
-    else:
-        made = recipe.factors.curve(recipe.experts, recipe.base, active, out=out)
-    return _multiply(made, recipe)
+    with torch.autocast(device_type=recipe.experts.device.type, enabled=False):
+        if recipe.factors is None:
+            made = torch.sub(recipe.experts, recipe.base, out=out)
+        else:
+            made = recipe.factors.curve(recipe.experts, recipe.base, active, out=out)
+        return _multiply(made, recipe)
 
 
 def pull_back(

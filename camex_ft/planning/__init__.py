@@ -148,7 +148,7 @@ def precision_of(settled: Config, *, gpu: bool) -> Precision:
     return Precision(
         half=bool(extra.get("bf16") or extra.get("fp16")),
         gpu=gpu,
-        checkpointing=bool(extra.get("gradient_checkpointing")),
+        checkpointing=bool(extra.get("activation_checkpointing") or extra.get("gradient_checkpointing")),
         optimizer=str(extra.get("optim") or "adamw_torch"),
     )
 
@@ -175,7 +175,8 @@ def chains_of(layers: dict[str, ExpertFFN]) -> tuple[str, ...]:
     for chain in chains([layer for layer in layers.values() if isinstance(layer, MergedFFN)]):
         stack = layers[chain[0]].stack
         why = ", a new one: its matrices have other shapes than those before" if stack in stacks else ""
-        made.append(f"{stack}: {len(chain)} layer{'s' * (len(chain) > 1)} from {chain[0]} on{why}")
+        length = f"{len(chain)} layers" if len(chain) > 1 else "1 layer, which has nothing to carry to,"
+        made.append(f"{stack}: {length} from {chain[0]} on{why}")
         stacks.add(stack)
     return tuple(made)
 
