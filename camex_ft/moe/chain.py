@@ -127,7 +127,8 @@ class WeightedSum(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         (a,) = ctx.saved_tensors
         grad, (experts, base, _) = grad.to(a.dtype), ctx.needs_input_grad
-        back = torch.einsum("n,...->n...", a, grad).to(ctx.dtype) if experts else None
+        # no matrix product, which the caller's autocast would round
+        back = (a.view(-1, *[1] * grad.dim()) * grad).to(ctx.dtype) if experts else None
         return back, (-a.sum() * grad).to(ctx.dtype) if base else None, None
 
 

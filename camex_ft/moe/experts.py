@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from camex_ft.moe.chain import Bases, Carried, Means
 from camex_ft.moe.curvature import Curvature
 from camex_ft.moe.linear import merged_linear, merged_linear_and_mean
-from camex_ft.moe.reuse import Micro, Reuse, Shared, state_of
+from camex_ft.moe.reuse import Micro, Reuse, Shared, versions
 from camex_ft.moe.settings import LayerSettings
 from camex_ft.moe.vectors import Keep, Recipe, transform
 
@@ -117,8 +117,8 @@ class ExpertLinear(nn.Module):
         return mixed.view(-1, *vectors.shape[1:]), None if bias is None else bias.flatten(1)
 
     def state(self, bases: Bases) -> tuple[object, ...] | None:
-        """Return what changes when the experts, base or curvature do; None where that could not be noticed."""
-        return state_of(self._recipe(0, bases), bases.kept if self.carried else None)
+        """Return what changes when a parameter or the carried base does; None where that could not be noticed."""
+        return versions(self.parameters(), bases.kept)
 
     def train(self, mode: bool = True) -> ExpertLinear:
         """Choose training or evaluation; forget what was kept, but not between two micro-batches in training."""

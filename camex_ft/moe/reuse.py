@@ -8,7 +8,7 @@ summed, and the backward pass of the last one takes the sum back through multipl
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -113,7 +113,7 @@ class Reuse:
 
         `carried` stands for the values of a base expert that is carried; None: it is a parameter.
         """
-        state = state_of(recipe, carried)
+        state = _state(recipe, carried)
         if state is None:
             return None
         if self._shared is None or self._state != state or self._step is not None:
@@ -128,7 +128,7 @@ class Reuse:
         Raises:
             RuntimeError: a parameter changed since the step's first micro-batch.
         """
-        state = state_of(recipe, carried)
+        state = _state(recipe, carried)
         if state is None:
             return None
         if self._shared is None or self._step is not step:
@@ -146,14 +146,20 @@ class Reuse:
         self._shared, self._state, self._step = shared, state, step
 
 
-def state_of(recipe: Recipe, carried: object = None) -> tuple[object, ...] | None:
+def _state(recipe: Recipe, carried: object = None) -> tuple[object, ...] | None:
     """Return what changes when a parameter does, or None for tensors that do not count their changes.
 
     `carried` stands for the values of a base expert that is carried; None: it is a parameter.
     """
     own = recipe.base if carried is None else None
     statistic = None if recipe.keep is None else recipe.keep.statistic
-    tensors = [t for t in (recipe.experts, own, statistic, *(recipe.factors or ())) if t is not None]
-    if any(t.is_inference() for t in tensors):
+    tensors = (recipe.experts, own, statistic, *(recipe.factors or ()))
+    return versions((t for t in tensors if t is not None), carried)
+
+
+def versions(tensors: Iterable[Tensor], carried: object = None) -> tuple[object, ...] | None:
+    """Return what changes when one of the tensors or `carried` does, or None where that could not be noticed."""
+    found = list(tensors)
+    if any(t.is_inference() for t in found):
         return None
-    return carried, *((t.data_ptr(), t._version, t.dtype) for t in tensors)
+    return carried, *((t.data_ptr(), t._version, t.dtype) for t in found)

@@ -15,7 +15,7 @@ from expert_layers import EXPERTS, layer_of, read, settings, tokens
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from camex_ft.moe.chain import Carried, descend, gram_matrix
+from camex_ft.moe.chain import Carried, Vectors, descend, gram_matrix
 from camex_ft.moe.context import Pass, RoutingContext
 from camex_ft.moe.ffn import MergedFFN
 from camex_ft.moe.linear import merged_linear, merged_linear_and_mean
@@ -194,6 +194,8 @@ def test_evaluation_keeps_bases_and_notices_changes(protocol: str, options: dict
         stack.layers[0].down.experts.mul_(1.1)  # far up the chain
         close(stack(x), plain(stack, protocol, options, x))
         assert stack.layers[2].link._kept is not kept
+        stack.layers[0].down.expert_bias.mul_(1.5)  # a bias alone
+        close(stack(x), plain(stack, protocol, options, x))
         alone = stack.layers[2](x)  # outside a pass
     fresh = copy.deepcopy(stack).train().eval()
     assert fresh.layers[2].link._kept is None and fresh.layers[1].link.previous.layer is fresh.layers[0]
@@ -275,6 +277,21 @@ def test_the_mean_is_that_of_the_domain_vectors(form: Any, base: bool) -> None:
     (mine,) = torch.autograd.grad(mean.square().sum(), layer.experts)  # y is not used
     (oracle,) = torch.autograd.grad(expected.square().sum(), layer.experts)
     close(mine, oracle)
+
+
+@pytest.mark.parametrize("shape", [(4, 7, 5), (4, 7)])
+def test_weighted_sums_are_not_rounded_by_autocast(shape: tuple[int, ...]) -> None:
+    generator = torch.Generator().manual_seed(0)
+    experts, base = (torch.randn(s, generator=generator).requires_grad_() for s in (shape, shape[1:]))
+    a, upstream = torch.rand(shape[0], generator=generator), torch.randn(shape[1:], generator=generator)
+    made = Vectors(experts, base, lambda: a, lambda: a).sum(a)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        mine = torch.autograd.grad(made, (experts, base), upstream)
+    expected = torch.einsum("n,n...->...", a, experts - base)
+    # float32, sums of four products
+    torch.testing.assert_close(made, expected, rtol=0, atol=1e-6)
+    for one, other in zip(mine, torch.autograd.grad(expected, (experts, base), upstream), strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("shape", [(4, 7, 5), (4, 7)])
