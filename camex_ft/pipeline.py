@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import Any, cast
 
 import datasets
 import transformers
 from accelerate import PartialState
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, set_seed
 
 from camex_ft import config, upcycling
 from camex_ft.backbones.load import load as load_backbone
@@ -39,12 +39,13 @@ def resolve(given: Config, environment: Environment | None = None) -> tuple[Conf
     return config.resolve(given, environment)
 
 
-def run(given: Config, *, force: bool = False) -> Record:
+def run(given: Config, *, force: bool = False, callbacks: Iterable[TrainerCallback] = ()) -> Record:
     """Fine-tune, evaluate, write the record and return it. A run that is done is shown and not repeated.
 
     Args:
         given: the configuration.
         force: run again what is done, from nothing.
+        callbacks: more that the Trainer is to call.
 
     Raises:
         UserError: the input is at fault; as far as possible before a model is built.
@@ -69,13 +70,16 @@ def run(given: Config, *, force: bool = False) -> Record:
     except UserError:
         folder.remove_if_empty()  # nothing was done yet: leave nothing behind
         raise
-    speed = train(trainer, settled, folder, anew=force)
+    for callback in callbacks:
+        trainer.add_callback(callback)
+    speed, resumed = train(trainer, settled, folder, anew=force)
     facts = Facts(
         name=folder.path.name,
         started=started,
         reason=reason,
         data_sha256=digest,
         speed=speed,
+        resumed=resumed,
         tokenizer=made_tokenizer(settled, task, trainer.processing_class),
     )
     record = make_record(settled, data, trainer, facts)
@@ -201,7 +205,7 @@ def make_trainer(
     split, primary = data.primary
     labelled = data.labelled(split)
     task = data.task.owner(split)
-    return CamexTrainer(
+    trainer = CamexTrainer(
         model=model,
         args=training_arguments(
             settled.training,
@@ -217,12 +221,18 @@ def make_trainer(
         score=data.score,
         router_learning_rate=settled.training.router_learning_rate,
         curvature_learning_rate=settled.training.curvature_learning_rate,
-        callbacks=[HistoryCallback(folder.append_history)],
     )
+    trainer.add_callback(HistoryCallback(folder.append_history, lambda: trainer.monitor.loads))
+    return trainer
 
 
-def train(trainer: CamexTrainer, settled: Config, folder: RunFolder, *, anew: bool) -> Speed | None:
-    """Train from the checkpoint that the configuration asks for; return how fast, where there was anything to train."""
+def train(
+    trainer: CamexTrainer, settled: Config, folder: RunFolder, *, anew: bool
+) -> tuple[Speed | None, int | None]:
+    """Train from the checkpoint that the configuration asks for.
+
+    Return how fast, where there was anything to train, and the step that it went on from, where there was a checkpoint.
+    """
     resume = "never" if anew else settled.training.resume
     checkpoint, notes = choose(resume, folder.checkpoints)
     for note in notes:
@@ -234,13 +244,15 @@ def train(trainer: CamexTrainer, settled: Config, folder: RunFolder, *, anew: bo
             else:
                 folder.rewind_history(state_of(checkpoint).global_step)
             folder.write_config(config.to_yaml(settled))
-    if checkpoint is not None:
-        say(f"going on from {checkpoint.name}")
-        if state_of(checkpoint).global_step >= state_of(checkpoint).max_steps:
-            trainer.finish(checkpoint)
-            return None
-    result = trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-    return trainer.speed(result.metrics)
+    if checkpoint is None:
+        return trainer.speed(trainer.train().metrics), None
+    say(f"going on from {checkpoint.name}")
+    state = state_of(checkpoint)
+    if state.global_step >= state.max_steps:
+        trainer.finish(checkpoint)
+        return None, state.global_step
+    result = trainer.train(resume_from_checkpoint=str(checkpoint))
+    return trainer.speed(result.metrics), state.global_step
 
 
 def make_predictions(trainer: CamexTrainer, data: Prepared) -> dict[str, Any]:

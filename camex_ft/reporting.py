@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from camex_ft.config import Config
 from camex_ft.results import Record, command_line, strip_paths
 from camex_ft.results import environment as software
+from camex_ft.results.correctness import pack
 from camex_ft.results.record import Cost, Data, LayerCurvature, LayerRouting, Metrics, Model, Run
 from camex_ft.results.routing import layer_routing
 from camex_ft.tasks.prepared import Prepared
@@ -32,6 +33,7 @@ class Facts:
         reason: which profile, and why, as `config.resolve` says it.
         data_sha256: fingerprint of its data.
         speed: of training; None where there was nothing left to train.
+        resumed: the step that an interrupted run went on from; None where it was not interrupted.
         tokenizer: what was made for this text; None where the backbone's own serves.
     """
 
@@ -40,6 +42,7 @@ class Facts:
     reason: str
     data_sha256: str
     speed: Speed | None
+    resumed: int | None = None
     tokenizer: str | None = None
 
 
@@ -49,7 +52,7 @@ def make_record(config: Config, data: Prepared, trainer: CamexTrainer, facts: Fa
     rows = epochs(trainer.state.log_history)
     greater = data.greater_is_better
     outcome = best_and_last(rows, f"{split}_{primary}", greater_is_better=greater)
-    final, routing = _evaluate(data, trainer)
+    final, routing, correct = _evaluate(data, trainer)
     model = cast(PreTrainedModel, trainer.model)
     curvature = curvature_statistics(model, condition=True)
     return Record(
@@ -62,6 +65,7 @@ def make_record(config: Config, data: Prepared, trainer: CamexTrainer, facts: Fa
             seconds=time.time() - facts.started,
             command=command_line(),
             exit=0,
+            resumed=facts.resumed,
         ),
         config=strip_paths(config.model_dump(mode="json")),
         task=config.task.id,
@@ -77,6 +81,7 @@ def make_record(config: Config, data: Prepared, trainer: CamexTrainer, facts: Fa
             per_epoch=[dict(row) for row in rows],
             all={k.removeprefix(f"{split}_"): v for k, v in final.items()},
             test=_test(data, trainer),
+            correct=correct,
         ),
         routing=routing,
         curvature={name: LayerCurvature.model_validate(entry) for name, entry in curvature.items()},
@@ -97,17 +102,22 @@ def make_record(config: Config, data: Prepared, trainer: CamexTrainer, facts: Fa
     )
 
 
-def _evaluate(data: Prepared, trainer: CamexTrainer) -> tuple[dict[str, float], dict[str, LayerRouting]]:
-    """Return the metrics of all validation splits, and the routing on the one that decides."""
+def _evaluate(
+    data: Prepared, trainer: CamexTrainer
+) -> tuple[dict[str, float], dict[str, LayerRouting], str | None]:
+    """Return the metrics of all validation splits, and of the one that decides the routing and what was right."""
     metrics: dict[str, float] = {}
     routing: dict[str, LayerRouting] = {}
+    correct: str | None = None
     for name in data.validation:
         found = trainer.evaluate(name, metric_key_prefix=f"final_{name}")
         metrics.update(only_metrics(found, prefix="final_"))
         if name == data.primary[0]:
-            domains = data.domains(name)
-            routing = {layer: layer_routing(s, domains) for layer, s in trainer.routing.items()}
-    return metrics, routing
+            kinds = data.kinds(name)
+            routing = {layer: layer_routing(s, kinds) for layer, s in trainer.routing.items()}
+            found_right = data.correct(name, trainer.outcome)
+            correct = None if found_right is None else pack(found_right)
+    return metrics, routing, correct
 
 
 def _test(data: Prepared, trainer: CamexTrainer) -> dict[str, Any] | None:

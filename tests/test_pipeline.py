@@ -240,12 +240,10 @@ def test_another_experiment_is_another_run(
 
 
 class StopAt(TrainerCallback):
-    """Stands in for the callback that writes the history, and stops a run."""
+    """Stops a run."""
 
-    step = 0
-
-    def __init__(self, write: Any) -> None:
-        self.write = write
+    def __init__(self, step: int) -> None:
+        self.step = step
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.global_step == self.step:
@@ -259,14 +257,11 @@ def same_results(found: Record, expected: Record) -> None:
 
 
 def test_a_run_killed_in_training_goes_on(
-    whole: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    whole: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = settings(tmp_path)
-    with monkeypatch.context() as patch:
-        patch.setattr(StopAt, "step", 5)
-        patch.setattr(pipeline, "HistoryCallback", StopAt)
-        with pytest.raises(Stop):
-            pipeline.run(config)
+    with pytest.raises(Stop):
+        pipeline.run(config, callbacks=[StopAt(5)])
     folder = folder_of(tmp_path)
     assert not (folder / "record.json").exists()
     cut_short = folder / "checkpoints" / "checkpoint-4" / "model.safetensors"
@@ -276,6 +271,7 @@ def test_a_run_killed_in_training_goes_on(
     assert "checkpoint-4 is passed over: its model.safetensors cannot be read" in said
     assert "going on from checkpoint-2" in said
     same_results(found, whole.record)
+    assert whole.record.run.resumed is None and found.run.resumed == 2
 
 
 def test_a_run_killed_before_its_record_goes_on(

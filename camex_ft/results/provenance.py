@@ -31,6 +31,7 @@ PACKAGES = (
     "scikit-learn",
     "scipy",
     "numpy",
+    "matplotlib",
     "typer",
     "rich",
     "packaging",

@@ -48,7 +48,8 @@ class Run(Section):
     """The run itself.
 
     `profile` is the one in force, `profile_reason` says why it was picked; `started` is UTC, ISO 8601; `exit` is the
-    exit code. `status` is "done" only for a run that came to its end.
+    exit code. `status` is "done" only for a run that came to its end. `resumed` is the step that an interrupted run
+    went on from: `seconds`, like its speed, is of the last part alone.
     """
 
     name: str
@@ -59,10 +60,14 @@ class Run(Section):
     seconds: Number
     command: str
     exit: int
+    resumed: int | None = None
 
 
 class Metrics(Section):
-    """Validation metrics: `primary` names what `best` and `last` hold; `all` is everything at the best epoch."""
+    """Validation metrics: `primary` names what `best` and `last` hold; `all` is everything at the best epoch.
+
+    `correct` tells which rows of the deciding split the best model got right: see `camex_ft.results.correctness`.
+    """
 
     primary: str
     greater_is_better: bool = True
@@ -72,14 +77,19 @@ class Metrics(Section):
     per_epoch: list[dict[str, Number]]
     all: dict[str, Number]
     test: dict[str, Number] | None = None
+    correct: str | None = None
 
 
 class LayerRouting(Section):
-    """How one layer routed the validation inputs: see `camex_ft.results.routing`. `nmi` needs known domains."""
+    """How one layer routed the validation inputs: see `camex_ft.results.routing`. `nmi` needs known domains.
+
+    `by` holds the mean routing weights [N] of the inputs of a kind: ``{"label": {"entailment": [...], ...}, ...}``.
+    """
 
     entropy: Number
     load: list[Number]
     nmi: Number = None
+    by: dict[str, dict[str, list[Number]]] = Field(default_factory=dict)
 
 
 class LayerCurvature(Section):

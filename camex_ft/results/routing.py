@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 from numpy.typing import ArrayLike
 
@@ -45,14 +47,28 @@ def nmi(assignments: ArrayLike, domains: ArrayLike) -> float:
     return float(normalized_mutual_info_score(np.asarray(domains), np.asarray(assignments)))
 
 
-def layer_routing(weights: ArrayLike, domains: ArrayLike | None = None) -> LayerRouting:
-    """Return one layer's entry of the record from routing weights [n, N] and, where known, domains [n].
+def means_by(weights: ArrayLike, kinds: ArrayLike) -> dict[str, list[float | None]]:
+    """Return the mean routing weights [N] of the inputs of each kind, to 4 decimals; kinds by name.
 
-    An input is assigned to the expert of its largest weight.
+    Args:
+        weights: routing weights s; [n, N].
+        kinds: of each input; [n], such as labels or domains.
     """
-    s = _weights(weights)
-    score = None if domains is None else nmi(s.argmax(axis=1), domains)
-    return LayerRouting(entropy=entropy(s), load=load(s).tolist(), nmi=score)
+    s, kinds = _weights(weights), np.asarray(kinds)
+    return {str(kind): s[kinds == kind].mean(axis=0).round(4).tolist() for kind in np.unique(kinds)}
+
+
+def layer_routing(weights: ArrayLike, kinds: Mapping[str, ArrayLike] | None = None) -> LayerRouting:
+    """Return one layer's entry of the record from routing weights [n, N].
+
+    Args:
+        weights: routing weights s; [n, N]. An input is assigned to the expert of its largest one.
+        kinds: of what kind each input is, [n], by the name of the distinction; "domain" is scored against (`nmi`).
+    """
+    s, kinds = _weights(weights), kinds or {}
+    score = nmi(s.argmax(axis=1), kinds["domain"]) if "domain" in kinds else None
+    by = {name: means_by(s, each) for name, each in kinds.items()}
+    return LayerRouting(entropy=entropy(s), load=load(s).tolist(), nmi=score, by=by)
 
 
 def _weights(weights: ArrayLike) -> np.ndarray:

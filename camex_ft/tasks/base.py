@@ -106,6 +106,11 @@ class Task(ABC):
         return f"{self.suite}/{self.name}"
 
     @property
+    def kind_names(self) -> tuple[str, ...]:
+        """Names of the values of the rows' column ``label``, where routing is shown by them."""
+        return ()
+
+    @property
     def configuration(self) -> str:
         """The configuration of the hub's data set that holds the task."""
         return self.hub_config or self.name
@@ -187,6 +192,13 @@ class Task(ABC):
     @abstractmethod
     def metrics(self, outputs: Any, rows: Dataset, origin: np.ndarray | None = None) -> Scores:
         """Return the metrics, the primary one among them; arguments as of `predict`."""
+
+    def correct(self, outputs: Any, rows: Dataset, origin: np.ndarray | None = None) -> np.ndarray | None:
+        """Return which rows were got right, [rows], bool; None where right and wrong is not said row by row.
+
+        Arguments as of `predict`.
+        """
+        return None
 
     @abstractmethod
     def labelled(self, rows: Dataset) -> bool:

@@ -64,6 +64,11 @@ class Classification(Task):
         """Whether labels are real numbers."""
         return self.label_names is None
 
+    @property
+    def kind_names(self) -> tuple[str, ...]:
+        """The classes, where a row is one of them."""
+        return self.label_names or ()
+
     def backbone_options(self) -> dict[str, Any]:
         """Return the names of the labels, or that there are none."""
         return {"label_names": self.label_names, "regression": self.regression}
@@ -130,6 +135,12 @@ class Classification(Task):
                 f"{self.id}: the labels of these rows are withheld, so there is nothing to measure"
             )
         return self.score(self.predict(outputs, rows), rows)
+
+    def correct(self, outputs: Any, rows: Dataset, origin: np.ndarray | None = None) -> np.ndarray | None:
+        """Return which rows got their label, where a row is an example and labels are classes; else None."""
+        if self.regression or self.decide is not most_likely:
+            return None
+        return np.asarray(self.predict(outputs, rows)) == np.asarray(rows["label"][:])
 
     def submission(self, predictions: Predictions, rows: Dataset, path: str | Path) -> None:
         """Write `predictions` of a whole test split in the form that the benchmark's site takes (see `files`)."""

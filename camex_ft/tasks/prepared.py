@@ -92,10 +92,17 @@ class Prepared:
         """Return the task's decisions on what was collected of a split."""
         return self.task.predict(outputs, self.rows[split], self.origin[split])
 
-    def domains(self, split: str) -> np.ndarray | None:
-        """Return the true domain of each encoded row, where it is known; [encoded rows]."""
+    def kinds(self, split: str) -> dict[str, np.ndarray]:
+        """Return of what kind each encoded row is, [encoded rows]: its true "domain", its "label", as far as known."""
         rows, origin = self.rows[split], self.origin[split]
-        if "domain" not in rows.column_names:
+        found = {"domain": np.asarray(rows["domain"][:])} if "domain" in rows.column_names else {}
+        names = self.task.owner(split).kind_names
+        if names and self.labelled(split):
+            found["label"] = np.asarray(names)[np.asarray(rows["label"][:])]
+        return {name: each if origin is None else each[origin] for name, each in found.items()}
+
+    def correct(self, split: str, outputs: Any) -> np.ndarray | None:
+        """Return which rows of a split were got right, [rows], bool; None where that is not a matter of yes or no."""
+        if not self.labelled(split):
             return None
-        found = np.asarray(rows["domain"][:])
-        return found if origin is None else found[origin]
+        return self.task.owner(split).correct(outputs, self.rows[split], self.origin[split])

@@ -159,6 +159,15 @@ class Answering(TextToText):
         predictions = self.predict(outputs, rows, origin)
         return dict(metric.compute(predictions=predictions, references=rows["answers"][:]) or {})
 
+    def correct(self, outputs: Any, rows: Dataset, origin: np.ndarray | None = None) -> np.ndarray:
+        """Return which questions were answered exactly."""
+        metric = SquadAnswersOrNone() if self.optional else SquadAnswers()
+        pairs = zip(self.predict(outputs, rows, origin), rows["answers"][:], strict=True)
+        scores = [
+            metric.score(predictions=[made], references=[golds])["exact_match"] for made, golds in pairs
+        ]
+        return np.asarray(scores) == 1
+
     def labelled(self, rows: Dataset) -> bool:
         """Return whether the answers are there: all of them, or where there may be none, any."""
         found = [bool(golds) for golds in rows["answers"][:]]

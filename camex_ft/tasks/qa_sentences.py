@@ -111,6 +111,10 @@ class SentenceSelection(TextToText):
             or {}
         )
 
+    def correct(self, outputs: Any, rows: Dataset, origin: np.ndarray | None = None) -> np.ndarray:
+        """Return of which sentences it was said rightly whether they answer."""
+        return (np.asarray(self.predict(outputs, rows)) > 0) == (np.asarray(rows["label"][:]) == 1)
+
     def labelled(self, rows: Dataset) -> bool:
         """Return whether every row has its label."""
         return labelled(rows)

@@ -12,10 +12,20 @@ TIMING = ("runtime", "samples_per_second", "steps_per_second", "preparation_time
 
 
 class HistoryCallback(TrainerCallback):
-    """Hands every log entry, with its step and epoch, to `write`, in the main process alone."""
+    """Hands every log entry, with its step and epoch, to `write`, in the main process alone.
 
-    def __init__(self, write: Callable[[dict[str, Any]], None]) -> None:
-        self.write = write
+    Args:
+        write: takes an entry.
+        loads: the load by layer since the last entry of a training step, which that entry gets as ``routing_load``; it
+            is kept from the log itself, which is for people.
+    """
+
+    def __init__(
+        self,
+        write: Callable[[dict[str, Any]], None],
+        loads: Callable[[], Mapping[str, list[float]]] = dict,
+    ) -> None:
+        self.write, self.loads = write, loads
 
     def on_log(
         self,
@@ -27,7 +37,13 @@ class HistoryCallback(TrainerCallback):
     ) -> None:
         """Write one entry."""
         if state.is_world_process_zero:
-            self.write({"step": state.global_step, "epoch": state.epoch, **(logs or {})})
+            entry = {"step": state.global_step, "epoch": state.epoch, **(logs or {})}
+            loads = self.loads() if "loss" in entry else {}
+            if loads:
+                entry["routing_load"] = {
+                    layer: [round(x, 4) for x in shares] for layer, shares in loads.items()
+                }
+            self.write(entry)
 
 
 class Outcome(NamedTuple):

@@ -16,13 +16,18 @@ ROUNDING = 1e-3  # more than rounding takes from a sum of weights
 
 
 class RoutingMonitor:
-    """Sums each layer's routing entropy and load over the steps between two log lines."""
+    """Sums each layer's routing entropy and load over the steps between two log lines.
+
+    Attributes:
+        loads: share of the groups whose largest routing weight is each expert's, [N], by layer, at the last log line.
+    """
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
         self._entropy: dict[str, Tensor] = {}
         self._load: dict[str, Tensor] = {}
         self._count: dict[str, Tensor] = {}
+        self.loads: dict[str, list[float]] = {}
 
     @torch.no_grad()
     def observe(self, layers: Mapping[str, LayerRouting]) -> None:
@@ -38,13 +43,15 @@ class RoutingMonitor:
 
     def summary(self) -> dict[str, float]:
         """Return and forget: entropy (nats, mean over layers), the largest share that one expert has of a layer's
-        groups, and the largest distance of a curvature from the identity."""
+        groups, and the largest distance of a curvature from the identity. Each layer's shares stay in `loads`."""
         made: dict[str, float] = {}
+        self.loads = {}
         if self._entropy:
             counts = {n: c.clamp_min(1) for n, c in self._count.items()}
             entropies = torch.stack([e / counts[n] for n, e in self._entropy.items()])
-            shares = torch.stack([(share / counts[n]).max() for n, share in self._load.items()])
-            made = {"routing_entropy": float(entropies.mean()), "routing_max_load": float(shares.max())}
+            self.loads = {n: (share / counts[n]).tolist() for n, share in self._load.items()}
+            largest = max(max(shares) for shares in self.loads.values())
+            made = {"routing_entropy": float(entropies.mean()), "routing_max_load": largest}
         distances = [d for layer in curvature_statistics(self.model).values() for d in layer["distance"]]
         if distances:
             made["curvature_distance"] = max(distances)

@@ -69,6 +69,7 @@ class CamexTrainer(Trainer):
         self.outputs, self.score = outputs, score
         self.rates = {ROUTER: router_learning_rate, CURVATURE: curvature_learning_rate}
         self.routing: dict[str, np.ndarray] = {}
+        self.outcome: Any = None
         self._evaluated: str | None = None
         self.tokens: Tensor | int = 0
         self.evaluating = 0.0
@@ -268,7 +269,7 @@ class CamexTrainer(Trainer):
 
     def _metrics(self, prediction: EvalPrediction) -> dict[str, float]:
         collected: Any = prediction.predictions
-        self.routing = {}
+        self.routing, self.outcome = {}, collected["outputs"]
         if "routing" in collected and self.context is not None and self.context.last is not None:
             names = self.context.last.layers
             self.routing = {name: collected["routing"][:, i] for i, name in enumerate(names)}

@@ -69,8 +69,10 @@ def test_nmi_by_hand():
 def test_layer_routing_scores_only_where_domains_are_known():
     s = np.eye(3)[[0, 0, 1, 2]]
     assert layer_routing(s).nmi is None
-    scored = layer_routing(s, [0, 0, 1, 1])
+    assert layer_routing(s, {"label": ["no", "no", "no", "yes"]}).nmi is None
+    scored = layer_routing(s, {"domain": [0, 0, 1, 1]})
     assert scored.nmi == pytest.approx(0.8, rel=1e-12)
+    assert scored.by == {"domain": {"0": [1.0, 0.0, 0.0], "1": [0.0, 0.5, 0.5]}}
     assert scored.load == [0.5, 0.25, 0.25]
     assert scored.entropy == 0.0
 

@@ -1,0 +1,147 @@
+"""Finished runs, and the cells of a grid that they fill: what tables, pictures and reports are made of."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from camex_ft.errors import UserError
+from camex_ft.results.folder import RunFolder, find_done
+from camex_ft.results.record import Record, load_record
+
+SECTIONS = ("merging", "routing", "upcycle")
+PROTOCOL = "merging.protocol"
+HISTORY = ".history.jsonl"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """One finished run.
+
+    Attributes:
+        record: its record.
+        history: the lines of its history.jsonl; none where it was not kept.
+    """
+
+    record: Record
+    history: tuple[Mapping[str, Any], ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """One cell of a grid.
+
+    Attributes:
+        task: its id, such as "glue/sst2".
+        row: label of the row, such as "ties-ca" or "ties-ca, alpha 0.5".
+        keys: what makes the row, by configuration key; neither task nor seed.
+        seed: of the run.
+        result: None where it has not been run, or has failed.
+    """
+
+    task: str
+    row: str
+    seed: int
+    keys: Mapping[str, Any] = field(default_factory=dict)
+    result: Result | None = None
+
+
+def read_results(folder: Path | str) -> list[Result]:
+    """Return the finished runs of a folder, sorted by name.
+
+    Args:
+        folder: one of records (``NAME.json``, beside it ``NAME.history.jsonl`` where it was kept), or an output folder,
+            with ``runs/*/record.json``.
+
+    Raises:
+        UserError: there is no record in it, or one is broken.
+    """
+    folder = Path(folder)
+    if (folder / "runs").is_dir():
+        runs = [RunFolder(path) for path in sorted((folder / "runs").iterdir()) if path.is_dir()]
+        found = [(find_done(run), run) for run in runs]
+        results = [
+            Result(record=record, history=tuple(run.read_history()))
+            for record, run in found
+            if record is not None
+        ]
+    else:
+        results = [
+            Result(record=load_record(file), history=_history(file)) for file in sorted(folder.glob("*.json"))
+        ]
+    if not results:
+        raise UserError(f"{folder}: no records here; expected NAME.json files, or runs/NAME/record.json")
+    return results
+
+
+def keep_result(result: Result, folder: Path | str, name: str) -> None:
+    """Write a result as ``NAME.json`` and ``NAME.history.jsonl``, the form that `read_results` reads."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{name}.json").write_text(result.record.to_json(), encoding="utf-8")
+    lines = "".join(json.dumps(line) + "\n" for line in result.history)
+    (folder / f"{name}{HISTORY}").write_text(lines, encoding="utf-8")
+
+
+def entries_of(results: Sequence[Result]) -> list[Entry]:
+    """Return the cells that finished runs fill, one row a protocol and way to run it, by task and row.
+
+    Where the runs of one protocol on a task differ in how they merge, route or upcycle, each way is a row, named by
+    what differs.
+    """
+    by_task: dict[str, dict[str, list[Result]]] = defaultdict(lambda: defaultdict(list))
+    for result in results:
+        by_task[result.record.task][result.record.protocol].append(result)
+    return [
+        entry
+        for _, protocols in sorted(by_task.items())
+        for _, some in sorted(protocols.items())
+        for entry in _entries(some)
+    ]
+
+
+def row_label(keys: Mapping[str, Any]) -> str:
+    """Return the label of a row: its protocol, then the other keys' last names with their values."""
+    others = [f"{name_of(key)} {_short(value)}" for key, value in keys.items() if key != PROTOCOL]
+    return ", ".join([*([str(keys[PROTOCOL])] if PROTOCOL in keys else []), *others])
+
+
+def name_of(key: str) -> str:
+    """Return what a key is called in a label: "merging.curvature.rank" is "rank", "merging.curvature.kind" both."""
+    *above, last = key.split(".")
+    return last if last != "kind" or not above else f"{above[-1]} {last}"
+
+
+def _entries(results: Sequence[Result]) -> list[Entry]:
+    """Return the cells of one protocol on one task."""
+    flat = [dict(_leaves({s: r.record.config.get(s) for s in SECTIONS})) for r in results]
+    differing = sorted({k for f in flat for k in f if len({str(other.get(k)) for other in flat}) > 1})
+    made = []
+    for values, result in zip(flat, results, strict=True):
+        keys = {PROTOCOL: result.record.protocol, **{key: values.get(key) for key in differing}}
+        record = result.record
+        made.append(Entry(task=record.task, row=row_label(keys), keys=keys, seed=record.seed, result=result))
+    return sorted(made, key=lambda e: ([str(e.keys[k]) for k in differing], e.seed))
+
+
+def _leaves(tree: object, path: str = "") -> Iterator[tuple[str, object]]:
+    if not isinstance(tree, Mapping):
+        yield path, tree
+        return
+    for key, value in tree.items():
+        yield from _leaves(value, f"{path}.{key}" if path else str(key))
+
+
+def _short(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _history(file: Path) -> tuple[Mapping[str, Any], ...]:
+    beside = file.with_name(file.stem + HISTORY)
+    if not beside.is_file():
+        return ()
+    return tuple(json.loads(line) for line in beside.read_text(encoding="utf-8").splitlines())
