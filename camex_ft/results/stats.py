@@ -1,0 +1,205 @@
+"""Paired tests of one row against another over seeds, and what goes with them. docs/statistics.md says why these.
+
+All of it is about the differences d_i = score_i - baseline_i of the seeds that both rows have.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import median
+
+import numpy as np
+from scipy import optimize, special, stats
+
+from camex_ft.results.bootstrap import paired_bootstrap, without_difference, without_spread
+
+
+@dataclass(frozen=True, kw_only=True)
+class Effect:
+    """Standardised mean difference: Hedges' g, and the interval of the d that it estimates."""
+
+    value: float | None = None
+    low: float | None = None
+    high: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class McNemar:
+    """McNemar's test over seeds: rows that only this row's models have right, only the baseline's; p."""
+
+    seeds: int
+    gained: int
+    lost: int
+    p: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """A row against another, over the seeds that both have. What cannot be computed is None.
+
+    Attributes:
+        seeds: the pairs.
+        difference: mean of the differences; None without pairs.
+        low, high: its t-interval.
+        effect: see `effect_size`.
+        p_t, p_bootstrap: two-sided, of `paired_t` and `paired_bootstrap`.
+        mcnemar: see `mcnemar`; None where the rows' answers were not kept.
+    """
+
+    seeds: tuple[int, ...]
+    difference: float | None = None
+    low: float | None = None
+    high: float | None = None
+    effect: Effect = Effect()
+    p_t: float | None = None
+    p_bootstrap: float | None = None
+    mcnemar: McNemar | None = None
+
+
+def compare(
+    scores: Mapping[int, float | None],
+    baseline: Mapping[int, float | None],
+    *,
+    correct: Mapping[int, np.ndarray] | None = None,
+    baseline_correct: Mapping[int, np.ndarray] | None = None,
+    level: float = 0.05,
+) -> Comparison:
+    """Compare two rows, seed -> score; a seed that one of them lacks, or has no finite score for, is left out.
+
+    Args:
+        scores, baseline: the score of each seed.
+        correct, baseline_correct: seed -> bool [rows], whether the model has that row of the validation split right.
+        level: 1 - that of the intervals.
+    """
+    seeds = tuple(
+        sorted(s for s in scores.keys() & baseline.keys() if finite(scores[s]) and finite(baseline[s]))
+    )
+    if not seeds:
+        return Comparison(seeds=())
+    ours, theirs = (np.array([float(of[s] or 0.0) for s in seeds]) for of in (scores, baseline))
+    p_t, low, high = paired_t(ours, theirs, level=level)
+    return Comparison(
+        seeds=seeds,
+        difference=float(np.mean(ours - theirs)),
+        low=low,
+        high=high,
+        effect=effect_size(ours, theirs, level=level),
+        p_t=p_t,
+        p_bootstrap=paired_bootstrap(ours, theirs),
+        mcnemar=mcnemar(correct or {}, baseline_correct or {}, seeds),
+    )
+
+
+def finite(value: float | None) -> bool:
+    """Return whether it is a number."""
+    return value is not None and math.isfinite(value)
+
+
+def paired_t(
+    scores: np.ndarray, baseline: np.ndarray, *, level: float = 0.05
+) -> tuple[float | None, float | None, float | None]:
+    """Return p of the paired t-test (two-sided) and the interval of the mean difference; from SciPy.
+
+    No spread, no test: all are None for less than two pairs and for differences that are all the same, except that
+    differences of 0 throughout have p = 1.
+
+    Args:
+        scores, baseline: [n], in the order of the seeds.
+        level: 1 - that of the interval.
+    """
+    if len(scores) < 2 or without_spread(scores, baseline):
+        return (1.0 if without_difference(scores, baseline) else None), None, None
+    found = stats.ttest_rel(scores, baseline)
+    interval = found.confidence_interval(1 - level)
+    return float(found.pvalue), float(interval.low), float(interval.high)
+
+
+def effect_size(scores: np.ndarray, baseline: np.ndarray, *, level: float = 0.05) -> Effect:
+    """Return Hedges' g = J(n - 1) mean(d) / sd(d), and the exact interval of the population's mean / sd.
+
+    J(f) = Gamma(f / 2) / (sqrt(f / 2) Gamma((f - 1) / 2)) takes the bias away. The interval holds the delta for which
+    the observed t is no rarer than level / 2 under the noncentral t with delta sqrt(n). Nothing for less than three
+    pairs (J(1) = 0) or where the differences have no spread. Source: Hedges, 1981.
+
+    Args:
+        scores, baseline: [n], in the order of the seeds.
+        level: 1 - that of the interval.
+    """
+    n = len(scores)
+    if n < 3 or without_spread(scores, baseline):
+        return Effect()
+    differences = scores - baseline
+    d = float(differences.mean() / differences.std(ddof=1))
+    t, freedom = d * math.sqrt(n), n - 1
+    correction = math.exp(special.gammaln(freedom / 2) - special.gammaln((freedom - 1) / 2))
+    correction /= math.sqrt(freedom / 2)
+    reach = 5 + 3 * abs(t)
+
+    def bound(tail: float) -> float | None:
+        try:
+            found = optimize.brentq(lambda nc: stats.nct.cdf(t, freedom, nc) - tail, -reach, reach, xtol=1e-8)
+        except ValueError:  # beyond what SciPy's noncentral t can do: differences nearly all the same
+            return None
+        return float(found) / math.sqrt(n)
+
+    return Effect(value=correction * d, low=bound(1 - level / 2), high=bound(level / 2))
+
+
+def mcnemar(
+    correct: Mapping[int, np.ndarray], baseline: Mapping[int, np.ndarray], seeds: Sequence[int]
+) -> McNemar | None:
+    """Return McNemar's exact test of the answers of each seed's two models, combined over seeds; None without answers.
+
+    Per seed, of the rows that one model alone has right, as many should be either's: `scipy.stats.binomtest`. Over
+    seeds, p = min(1, 2 median p), which holds however the seeds depend on each other (they share the rows); the p of
+    a single seed stays. Source: Rueger, 1978.
+
+    Args:
+        correct, baseline: seed -> bool [rows]; seeds that one lacks are left out.
+        seeds: the pairs to look at.
+
+    Raises:
+        ValueError: the two models of a seed answered different numbers of rows.
+    """
+    gained, lost, p = [], [], []
+    for seed in seeds:
+        if seed in correct and seed in baseline:
+            ours, theirs = correct[seed], baseline[seed]
+            if ours.shape != theirs.shape:
+                raise ValueError(f"seed {seed}: answers to {len(ours)} and to {len(theirs)} rows")
+            gained.append(int((ours & ~theirs).sum()))
+            lost.append(int((theirs & ~ours).sum()))
+            both = gained[-1] + lost[-1]
+            p.append(float(stats.binomtest(gained[-1], both, 0.5).pvalue) if both else 1.0)
+    if not p:
+        return None
+    combined = p[0] if len(p) == 1 else min(1.0, 2 * median(p))
+    return McNemar(seeds=len(p), gained=sum(gained), lost=sum(lost), p=combined)
+
+
+def holm(p: Sequence[float | None]) -> list[float | None]:
+    """Return p-values corrected by Holm's step-down method, in the order given.
+
+    The k-th smallest of m becomes the largest of (m - j + 1) p_(j) over j <= k, at most 1. None, a comparison that
+    could not be tested, stays None and counts as one with p = 1. Source: Holm, 1979.
+    """
+    values = np.array([1.0 if value is None else value for value in p])
+    order = np.argsort(values, kind="stable")
+    steps = np.minimum(1.0, np.maximum.accumulate(values[order] * np.arange(len(values), 0, -1)))
+    corrected = np.empty_like(values)
+    corrected[order] = steps
+    return [None if before is None else float(after) for before, after in zip(p, corrected, strict=True)]
+
+
+def power(effect: float, n: int, *, level: float = 0.05) -> float:
+    """Return the power of the two-sided paired t-test, from the noncentral t.
+
+    Args:
+        effect: true mean difference in standard deviations of the differences.
+        n: pairs, at least 2.
+        level: of the test.
+    """
+    critical, shift = stats.t.isf(level / 2, n - 1), effect * math.sqrt(n)
+    return float(stats.nct.sf(critical, n - 1, shift) + stats.nct.cdf(-critical, n - 1, shift))
