@@ -1,0 +1,85 @@
+"""Published numbers beside ours: published.yaml, one entry a number, each with its source."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib import resources
+from typing import Any
+
+import yaml
+
+from camex_ft.errors import UserError, nearest
+
+PROFILE = "paper"  # the profile that is meant to give published numbers
+
+
+@dataclass(frozen=True, kw_only=True)
+class Published:
+    """One published number.
+
+    Attributes:
+        value: as printed: in hundredths, a perplexity as it is.
+        source: short name, such as "camex".
+        cite: the paper.
+        read: where in it, or by way of what, the number was read.
+        setting: what is known of how it was measured.
+    """
+
+    value: float
+    source: str
+    cite: str
+    read: str
+    setting: str
+
+
+def experiments() -> tuple[str, ...]:
+    """Return the names of the published experiments."""
+    return tuple(_load()["experiments"])
+
+
+def published(name: str, task: str, row: str) -> tuple[Published, ...]:
+    """Return what is published of a row, one number a source; empty where nothing is known.
+
+    Args:
+        name: of the experiment, one of `experiments`.
+        task: its id, such as "glue/sst2".
+        row: label of the row: a protocol, or "namex-full-mom".
+
+    Raises:
+        UserError: there is no such experiment.
+    """
+    found = _experiment(name)["tasks"].get(task, {}).get("rows", {}).get(row, {})
+    sources = _load()["sources"]
+    return tuple(Published(value=value, source=source, **sources[source]) for source, value in found.items())
+
+
+def why_not(name: str, task: str, *, profile: str, backbone: str, metric: str) -> str:
+    """Return why runs of this kind can't stand beside the published ones, or "" where they can or none are known."""
+    experiment = _experiment(name)
+    if task not in experiment["tasks"]:
+        return ""
+    expected = experiment["tasks"][task]["metric"]
+    backbones = experiment["backbones"]
+    if profile != PROFILE:
+        return f"published numbers are for profile {PROFILE}, these runs are of profile {profile}"
+    if backbone not in backbones:
+        wanted = " or ".join(backbones[:1]) or "a model of the authors' own, which no backbone here is"
+        return f"published numbers are of {wanted}, these runs of {backbone}"
+    return "" if metric == expected else f"published numbers are {expected}, these are {metric}"
+
+
+def _experiment(name: str) -> Mapping[str, Any]:
+    known = _load()["experiments"]
+    if name not in known:
+        raise UserError(
+            f"published: no experiment is called '{name}'; there are {', '.join(known)}.{nearest(name, known)}"
+        )
+    return known[name]
+
+
+@lru_cache(maxsize=1)
+def _load() -> Mapping[str, Any]:
+    text = resources.files("camex_ft.results").joinpath("published.yaml").read_text(encoding="utf-8")
+    return yaml.safe_load(text)
