@@ -1,0 +1,157 @@
+"""Heat maps: routing, distance of the curvature from the identity, cosine similarity of domain vectors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
+
+from camex_ft.results.plots.style import SEQUENTIAL, WIDTH, columns_for, drawn, hide_rest, panels
+
+WRITTEN = 8  # experts up to which a cell is large enough for its number
+
+
+@drawn
+def routing(
+    weights: Mapping[str, Mapping[str, np.ndarray]], groups: Sequence[str], *, title: str, x_label: str
+) -> Figure:
+    """Draw the mean routing weight of each group of inputs: a row of panels a protocol, a panel a layer.
+
+    Args:
+        weights: by row and layer; [groups, N].
+        groups: their names: domains or labels.
+        title, x_label: of the picture; what groups are.
+    """
+    rows, layers = list(weights), list(next(iter(weights.values())))
+    experts = max(w.shape[1] for some in weights.values() for w in some.values())
+    height = 0.55 + 0.17 * max(experts, 4)
+    narrow = max(0.45, min(1.0, (len(layers) * (0.3 * len(groups) + 0.6) + 2) / WIDTH))
+    figure, axes = panels(
+        len(rows), len(layers), height=height, title=title, width=WIDTH * narrow, sharex=True, sharey="row"
+    )
+    top = max(float(np.nanmax(w)) for some in weights.values() for w in some.values())
+    image: AxesImage | None = None
+    for i, row in enumerate(rows):
+        for j, layer in enumerate(layers):
+            ax: Axes = axes[i, j]
+            if layer not in weights[row]:
+                ax.set_axis_off()
+                continue
+            image = _image(ax, weights[row][layer].T, low=0.0, high=top)
+            ax.set_xticks(range(len(groups)), groups, rotation=90 if max(map(len, groups)) > 2 else 0)
+            ax.set_yticks(range(weights[row][layer].shape[1]))
+            if i == 0:
+                ax.set_title(layer)
+            if i == len(rows) - 1:
+                ax.set_xlabel(x_label)
+            if j == 0:
+                ax.set_ylabel(f"{row}\nexpert" if len(rows) > 1 else "expert")
+    if image is not None:
+        figure.colorbar(
+            image, ax=axes, label="mean routing weight", shrink=min(1.0, 2.6 / (height * len(rows)))
+        )
+    return figure
+
+
+@drawn
+def distances(shown: Mapping[str, tuple[Sequence[str], np.ndarray]], *, title: str) -> Figure:
+    """Draw ||M_i - I||_F / ||I||_F: layers x experts, a panel a row, all on one scale.
+
+    Args:
+        shown: by row, names of layers and distances [layers, N].
+        title: of the picture.
+    """
+    rows = list(shown)
+    columns = columns_for(len(rows))
+    most = max(len(names) for names, _ in shown.values())
+    height = 0.75 + 0.2 * most
+    figure, axes = panels(
+        -(-len(rows) // columns),
+        columns,
+        height=height,
+        title=title,
+        width=WIDTH if len(rows) > 1 else 0.6 * WIDTH,
+    )
+    top = max(float(np.nanmax(d)) for _, d in shown.values()) or 1.0
+    image: AxesImage | None = None
+    for k, (ax, row) in enumerate(zip(axes.flat, rows, strict=False)):
+        names, values = shown[row]
+        image = _image(ax, values, low=0.0, high=top)
+        ax.set_xticks(range(values.shape[1]))
+        ax.set_yticks(range(len(names)), names if k % columns == 0 or names != shown[rows[k - 1]][0] else [])
+        ax.set_title(row if len(rows) > 1 else "")
+        if k + columns >= len(rows):
+            ax.set_xlabel("expert")
+        if most <= 12 and values.shape[1] <= WRITTEN:
+            _numbers(ax, values, low=0.0, high=top)
+    hide_rest(axes, len(rows))
+    if image is not None:
+        figure.colorbar(image, ax=list(axes.flat[: len(rows)]), label="‖Mᵢ − I‖ / ‖I‖ (Frobenius)")
+    return figure
+
+
+@drawn
+def similarity(matrices: Mapping[str, np.ndarray], *, title: str) -> Figure:
+    """Draw the cosine similarity of domain vectors, a panel a layer, from -1 to 1.
+
+    Args:
+        matrices: by layer; [N, N].
+        title: of the picture.
+    """
+    columns = columns_for(len(matrices), most=4)
+    rows = -(-len(matrices) // columns)
+    width = WIDTH * min(1.0, (columns + 0.5) / 3.2)
+    figure, axes = panels(rows, columns, height=width / (columns + 0.6) + 0.25, title=title, width=width)
+    image: AxesImage | None = None
+    for k, (ax, (layer, matrix)) in enumerate(zip(axes.flat, matrices.items(), strict=False)):
+        image = _image(ax, matrix, low=-1.0, high=1.0, equal=True)
+        ax.set_xticks(range(len(matrix)))
+        ax.set_yticks(range(len(matrix)))
+        ax.set_title(layer)
+        if k + columns >= len(matrices):
+            ax.set_xlabel("expert")
+        if k % columns == 0:
+            ax.set_ylabel("expert")
+        if len(matrix) <= WRITTEN and columns <= 3:
+            _numbers(ax, matrix, low=-1.0, high=1.0)
+    hide_rest(axes, len(matrices))
+    if image is not None:
+        figure.colorbar(
+            image,
+            ax=list(axes.flat[: len(matrices)]),
+            label="cosine similarity",
+            shrink=min(1.0, 2.8 / (rows * 1.8)),
+        )
+    return figure
+
+
+def _image(ax: Axes, values: np.ndarray, *, low: float, high: float, equal: bool = False) -> AxesImage:
+    made = ax.imshow(
+        values,
+        cmap=SEQUENTIAL,
+        vmin=low,
+        vmax=high,
+        aspect="equal" if equal else "auto",
+        interpolation="nearest",
+    )
+    ax.spines[:].set_visible(False)
+    ax.tick_params(length=0)
+    # thin white lines, so that cells of nearly one colour are still counted
+    ax.set_xticks(np.arange(values.shape[1] - 1) + 0.5, minor=True)
+    ax.set_yticks(np.arange(values.shape[0] - 1) + 0.5, minor=True)
+    ax.grid(which="minor", color="white", linewidth=0.6)
+    ax.tick_params(which="minor", length=0)
+    return made
+
+
+def _numbers(ax: Axes, values: np.ndarray, *, low: float, high: float) -> None:
+    for (i, j), value in np.ndenumerate(values):
+        if np.isfinite(value):
+            dark = (value - low) / max(high - low, 1e-12) < 0.55
+            ax.text(
+                j, i, f"{value:.2f}".replace("-", "−"), ha="center", va="center", fontsize=6.5,
+                color="white" if dark else "black",
+            )  # fmt: skip
