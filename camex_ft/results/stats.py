@@ -92,6 +92,15 @@ def compare(
     )
 
 
+def pairs(
+    scores: Mapping[int, float | None], baseline: Mapping[int, float | None]
+) -> tuple[tuple[int, ...], np.ndarray, np.ndarray]:
+    """Return the seeds for which both rows have a finite score, and the scores of each; [n]."""
+    shared = scores.keys() & baseline.keys()
+    seeds = tuple(sorted(s for s in shared if finite(scores[s]) and finite(baseline[s])))
+    return seeds, np.array([scores[s] for s in seeds], float), np.array([baseline[s] for s in seeds], float)
+
+
 def finite(value: float | None) -> bool:
     """Return whether it is a number."""
     return value is not None and math.isfinite(value)
@@ -138,13 +147,17 @@ def effect_size(scores: np.ndarray, baseline: np.ndarray, *, level: float = 0.05
     reach = 5 + 3 * abs(t)
 
     def bound(tail: float) -> float | None:
+        # for positive t, as SciPy's noncentral t is inexact for negative ones
         try:
-            found = optimize.brentq(lambda nc: stats.nct.cdf(t, freedom, nc) - tail, -reach, reach, xtol=1e-8)
-        except ValueError:  # beyond what SciPy's noncentral t can do: differences nearly all the same
+            found = optimize.brentq(lambda nc: stats.nct.cdf(abs(t), freedom, nc) - tail, -reach, reach)
+        except ValueError:  # differences nearly all the same: t beyond what it can do
             return None
         return float(found) / math.sqrt(n)
 
-    return Effect(value=correction * d, low=bound(1 - level / 2), high=bound(level / 2))
+    low, high = bound(1 - level / 2), bound(level / 2)
+    if low is None or high is None:
+        return Effect(value=correction * d)
+    return Effect(value=correction * d, low=low if t > 0 else -high, high=high if t > 0 else -low)
 
 
 def mcnemar(

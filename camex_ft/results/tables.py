@@ -1,157 +1,269 @@
-"""A table of records: ``python -m camex_ft.results.tables FOLDER`` prints it in Markdown; several folders side by side.
-
-One row a protocol, the mean and the standard deviation over its seeds; where a protocol's records differ in how they
-merge, route or upcycle, one row for each way, named by what differs. Records of different data, backbone, profile or
-task never share a table.
-"""
+"""Tables of runs, as numbers: scores over seeds, tests against a baseline, what is published. `render` writes them."""
 
 from __future__ import annotations
 
 import statistics
-import sys
-from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
-from camex_ft.errors import UserError
-from camex_ft.results.record import Record, load_record
-from camex_ft.results.summary import duration
+import numpy as np
 
-HEAD = ("protocol", "seeds", "best epoch", "last epoch", "difference", "parameters", "time", "memory")
-SECTIONS = ("merging", "routing", "upcycle")
+from camex_ft.errors import nearest
+from camex_ft.results import published as literature
+from camex_ft.results.agreement import Run, cautions, refuse_mixture, runs_of, who
+from camex_ft.results.correctness import unpack
+from camex_ft.results.entries import Entry
+from camex_ft.results.published import Published
+from camex_ft.results.stats import Comparison, compare, finite, holm, paired_t, pairs
+
 BASELINE = "dense"
+LEVEL = 0.05
 
 
-def read_records(folder: Path | str) -> list[Record]:
-    """Return the records in the json files of `folder`, sorted by name; `UserError` if there is none."""
-    files = sorted(Path(folder).glob("*.json"))
-    if not files:
-        raise UserError(f"{folder}: no records (*.json) here")
-    return [load_record(file) for file in files]
+@dataclass(frozen=True, kw_only=True)
+class Scores:
+    """One score a seed. `mean` and `sd`, the sample standard deviation, are None where there are too few."""
+
+    by_seed: Mapping[int, float] = field(default_factory=dict)
+
+    @property
+    def mean(self) -> float | None:
+        """Mean over the seeds."""
+        return statistics.fmean(self.by_seed.values()) if self.by_seed else None
+
+    @property
+    def sd(self) -> float | None:
+        """Sample standard deviation over the seeds."""
+        return statistics.stdev(self.by_seed.values()) if len(self.by_seed) > 1 else None
 
 
-def table(records: Sequence[Record]) -> list[tuple[str, ...]]:
-    """Return the rows of the table, its head first; the baseline comes first, then the protocols by name.
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One way to run a task.
 
-    Scores are in hundredths, those of which less is better (perplexity) as they are; mean and sample standard deviation
-    over seeds. `difference` is that of the mean best score from the baseline's. Best is the best epoch on the
-    validation split, as the paper reports it. Time and memory are means, memory the peak of the process or GPU.
+    Attributes:
+        label, keys: as of its entries.
+        best, last: scores at the best and at the last epoch, in the table's unit.
+        seeds, missing: those of its finished cells, and those of the others.
+        parameters: of the model.
+        seconds: mean time of a run, over those `timed` that were not interrupted.
+        memory: mean peak memory in MB.
+        mark: "best"; "level", not significantly worse than the best; or "".
+        against: comparison with the baseline's best epochs; None for the baseline itself and without one.
+        p_holm: its p of the t-test, corrected over all comparisons of the table.
+        published: what is published of it.
+    """
+
+    label: str
+    keys: Mapping[str, Any]
+    best: Scores
+    last: Scores
+    seeds: tuple[int, ...]
+    missing: tuple[int, ...]
+    parameters: int | None = None
+    seconds: float | None = None
+    timed: int = 0
+    memory: float | None = None
+    mark: Literal["", "best", "level"] = ""
+    against: Comparison | None = None
+    p_holm: float | None = None
+    published: tuple[Published, ...] = ()
+
+    def gap(self, number: Published) -> float | None:
+        """Return our mean at the best epoch minus a published number."""
+        return None if self.best.mean is None else self.best.mean - number.value
+
+
+@dataclass(frozen=True, kw_only=True)
+class Panel:
+    """One task. `scale` has been applied to its scores: 100, or 1 where less is better; metric "" without runs."""
+
+    task: str
+    metric: str
+    greater_is_better: bool
+    scale: float
+    profile: str
+    backbone: str
+    rows: tuple[Row, ...]
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """Panels that are tested together: `comparisons` is how many tests Holm's correction is over."""
+
+    title: str
+    baseline: str
+    level: float
+    panels: tuple[Panel, ...]
+    comparisons: int
+
+
+def make_table(
+    entries: Sequence[Entry],
+    *,
+    baseline: str = BASELINE,
+    published: str | None = None,
+    title: str = "",
+    level: float = LEVEL,
+) -> Table:
+    """Return the table of a grid's cells: one panel a task, one row a label, in the order given, the baseline first.
+
+    Args:
+        entries: the cells, finished or not.
+        baseline: label of the row that the others are tested against.
+        published: name of the published experiment to show beside ours, of `published.experiments`.
+        title: of the table.
+        level: of the tests, after correction; intervals are of 1 - level.
 
     Raises:
-        UserError: the records are of different experiments.
+        UserError: the runs of a task are not of one experiment (see `agreement.refuse_mixture`), or there is no such
+            published experiment.
     """
-    for name, values in _shared(records).items():
-        if len(values) > 1:
-            raise UserError(
-                f"these records differ in {name}, so one table can't hold them: {', '.join(values)}"
-            )
-    by_protocol: dict[str, list[Record]] = defaultdict(list)
-    for record in records:
-        by_protocol[record.protocol].append(record)
-    base = _scores(by_protocol.get(BASELINE, []), "best")
-    order = sorted(by_protocol, key=lambda name: (name != BASELINE, name))
-    rows = []
-    for protocol in order:
-        for way, some in _ways(by_protocol[protocol]).items():
-            rows.append(_row(protocol, way, some, base))
-    return [HEAD, *rows]
+    tasks = list(dict.fromkeys(entry.task for entry in entries))
+    panels = [
+        _panel(
+            task, [e for e in entries if e.task == task], baseline=baseline, published=published, level=level
+        )
+        for task in tasks
+    ]
+    tested = [
+        (i, row.label, row.against.p_t)
+        for i, panel in enumerate(panels)
+        for row in panel.rows
+        if row.against is not None and len(row.against.seeds) > 1
+    ]
+    corrected = holm([p for *_, p in tested])
+    found = {(i, label): p for (i, label, _), p in zip(tested, corrected, strict=True)}
+    panels = [
+        replace(panel, rows=tuple(replace(row, p_holm=found.get((i, row.label))) for row in panel.rows))
+        for i, panel in enumerate(panels)
+    ]
+    return Table(title=title, baseline=baseline, level=level, panels=tuple(panels), comparisons=len(tested))
 
 
-def beside(tables: Mapping[str, Sequence[Sequence[str]]]) -> list[tuple[str, ...]]:
-    """Return one table of several, title -> rows: of each the best epoch, its difference, time and memory.
-
-    The rows are those of the longest table; one that another lacks is empty there.
-    """
-    chosen = [HEAD.index(name) for name in ("best epoch", "difference", "time", "memory")]
-    found = {title: {row[0]: [row[i] for i in chosen] for row in rows[1:]} for title, rows in tables.items()}
-    head = (
-        HEAD[0],
-        *(f"{title}: {HEAD[i]}" if i == chosen[0] else HEAD[i] for title in tables for i in chosen),
+def _panel(
+    task: str, entries: Sequence[Entry], *, baseline: str, published: str | None, level: float
+) -> Panel:
+    runs = runs_of(entries)
+    refuse_mixture(task, runs)
+    first = runs[0].record if runs else None
+    greater = first.metrics.greater_is_better if first else True
+    scale = 100.0 if greater else 1.0
+    labels = sorted(dict.fromkeys(entry.row for entry in entries), key=lambda label: label != baseline)
+    seeds = sorted({entry.seed for entry in entries})
+    rows = [_row(label, [e for e in entries if e.row == label], seeds, scale) for label in labels]
+    rows = _marked(rows, greater=greater, level=level)
+    answers = {label: _answers([run for run in runs if run.row == label]) for label in labels}
+    base = next((row for row in rows if row.label == baseline), None)
+    if base is not None:
+        rows = [
+            row if row is base else replace(row, against=_against(row, base, answers, level)) for row in rows
+        ]
+    notes = _notes(rows, runs, baseline)
+    if published is not None and first is not None:
+        reason = literature.why_not(
+            published,
+            task,
+            profile=first.run.profile,
+            backbone=first.backbone,
+            metric=first.metrics.primary,
+        )
+        if reason:
+            notes.append(f"no published numbers beside these: {reason}")
+        else:
+            known = {row.label: literature.published(published, task, row.label) for row in rows}
+            rows = [replace(row, published=known[row.label]) for row in rows]
+    return Panel(
+        task=task,
+        metric=first.metrics.primary if first else "",
+        greater_is_better=greater,
+        scale=scale,
+        profile=first.run.profile if first else "",
+        backbone=first.backbone if first else "",
+        rows=tuple(rows),
+        notes=tuple(notes),
     )
-    longest = max(found.values(), key=len)
-    blank = [""] * len(chosen)
+
+
+def _row(label: str, entries: Sequence[Entry], seeds: Sequence[int], scale: float) -> Row:
+    """Return a row without marks and tests; `seeds` are those of the panel, each of which it should have."""
+    runs = sorted(runs_of(entries), key=lambda run: run.seed)
+    done = tuple(run.seed for run in runs)
+    whole = [run.record for run in runs if run.record.run.resumed is None]
+    seconds = [record.run.seconds for record in whole if record.run.seconds is not None]
+    memory = [r.record.cost.peak_memory_mb for r in runs if r.record.cost.peak_memory_mb is not None]
+    return Row(
+        label=label,
+        keys=entries[0].keys,
+        best=_scores(runs, "best", scale),
+        last=_scores(runs, "last", scale),
+        seeds=done,
+        missing=tuple(seed for seed in seeds if seed not in done),
+        parameters=runs[0].record.model.parameters if runs else None,
+        seconds=statistics.fmean(seconds) if seconds else None,
+        timed=len(seconds),
+        memory=statistics.fmean(memory) if memory else None,
+    )
+
+
+def _scores(runs: Sequence[Run], which: str, scale: float) -> Scores:
+    values = {run.seed: getattr(run.record.metrics, which) for run in runs}
+    return Scores(by_seed={seed: scale * value for seed, value in values.items() if finite(value)})
+
+
+def _answers(runs: Sequence[Run]) -> dict[int, np.ndarray]:
+    return {r.seed: unpack(r.record.metrics.correct) for r in runs if r.record.metrics.correct is not None}
+
+
+def _against(
+    row: Row, base: Row, answers: Mapping[str, Mapping[int, np.ndarray]], level: float
+) -> Comparison:
+    return compare(
+        row.best.by_seed,
+        base.best.by_seed,
+        correct=answers[row.label],
+        baseline_correct=answers[base.label],
+        level=level,
+    )
+
+
+def _marked(rows: Sequence[Row], *, greater: bool, level: float) -> list[Row]:
+    """Mark the best of the rows with the most seeds, and those that a paired t-test, corrected, can't tell from it."""
+    most = max((len(row.best.by_seed) for row in rows), default=0)
+    whole = [row for row in rows if len(row.best.by_seed) == most and most > 0]
+    if not whole or len(rows) < 2:
+        return list(rows)
+    sign = 1 if greater else -1
+    best = max(whole, key=lambda row: sign * (row.best.mean or 0.0))
+    paired = [pairs(row.best.by_seed, best.best.by_seed) for row in rows]
+    tested = [i for i, row in enumerate(rows) if row is not best and len(paired[i][0]) > 1]
+    p = holm([paired_t(*paired[i][1:])[0] for i in tested])
+    level_rows = {
+        i
+        for i, value in zip(tested, p, strict=True)
+        if value is not None and (value >= level or sign * np.mean(paired[i][1] - paired[i][2]) > 0)
+    }
     return [
-        head,
-        *((name, *(cell for part in found.values() for cell in part.get(name, blank))) for name in longest),
+        replace(row, mark="best" if row is best else "level" if i in level_rows else "")
+        for i, row in enumerate(rows)
     ]
 
 
-def markdown(rows: Iterable[Sequence[str]]) -> str:
-    """Return rows, the first of which is the head, as a Markdown table."""
-    head, *body = rows
-    lines = [head, ["---", *["---:"] * (len(head) - 1)], *body]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
-
-
-def _shared(records: Sequence[Record]) -> dict[str, set[str]]:
-    return {
-        "task": {r.task for r in records},
-        "backbone": {r.backbone for r in records},
-        "profile": {r.run.profile for r in records},
-        "data (sha256)": {r.data.sha256 for r in records},
-        "primary metric": {r.metrics.primary for r in records},
-    }
-
-
-def _ways(records: Sequence[Record]) -> dict[str, list[Record]]:
-    """Return one protocol's records by what they differ in, such as "options.angle 0.5"; "" where in nothing."""
-    flat = [dict(_leaves({name: r.config.get(name) for name in SECTIONS})) for r in records]
-    differing = sorted({k for f in flat for k in f if len({str(other.get(k)) for other in flat}) > 1})
-    found: dict[str, list[Record]] = defaultdict(list)
-    for values, record in sorted(
-        zip(flat, records, strict=True), key=lambda pair: [str(pair[0].get(k)) for k in differing]
-    ):
-        words = (f"{key.partition('.')[2]} {_short(values.get(key))}" for key in differing)
-        found[", ".join(words)].append(record)
-    return found
-
-
-def _leaves(tree: object, path: str = "") -> Iterator[tuple[str, object]]:
-    if not isinstance(tree, Mapping):
-        yield path, tree
-        return
-    for key, value in tree.items():
-        yield from _leaves(value, f"{path}.{key}" if path else str(key))
-
-
-def _short(value: object) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def _scores(records: Sequence[Record], which: str) -> list[float]:
-    found = [(getattr(record.metrics, which), record.metrics.greater_is_better) for record in records]
-    return [100 * value if hundredths else value for value, hundredths in found if value is not None]
-
-
-def _row(protocol: str, way: str, records: Sequence[Record], base: Sequence[float]) -> tuple[str, ...]:
-    best = _scores(records, "best")
-    gap = statistics.mean(best) - statistics.mean(base) if best and base and protocol != BASELINE else None
-    seconds = [r.run.seconds for r in records if r.run.seconds is not None]
-    memory = [r.cost.peak_memory_mb for r in records if r.cost.peak_memory_mb is not None]
-    return (
-        f"`{protocol}`" + (f" {way}" if way else ""),
-        ", ".join(str(seed) for seed in sorted(r.seed for r in records)),
-        _spread(best),
-        _spread(_scores(records, "last")),
-        "" if gap is None else f"{gap:+.2f}",
-        f"{records[0].model.parameters / 1e6:.3g} M",
-        duration(statistics.mean(seconds)) if seconds else "",
-        f"{statistics.mean(memory):,.0f} MB" if memory else "",
-    )
-
-
-def _spread(values: Sequence[float]) -> str:
-    if not values:
-        return ""
-    mean = f"{statistics.mean(values):.2f}"
-    return f"{mean} ± {statistics.stdev(values):.2f}" if len(values) > 1 else mean
-
-
-def of_folders(folders: Sequence[Path | str]) -> str:
-    """Return the table of a folder of records, or of several side by side under their tasks' names, in Markdown."""
-    made = {records[0].task: table(records) for records in map(read_records, folders)}
-    return markdown(beside(made) if len(folders) > 1 else next(iter(made.values())))
-
-
-if __name__ == "__main__":
-    print(of_folders(sys.argv[1:]), end="")
+def _notes(rows: Sequence[Row], runs: Sequence[Run], baseline: str) -> list[str]:
+    notes = []
+    labels = [row.label for row in rows]
+    if baseline not in labels:
+        hint = nearest(baseline, labels)
+        notes.append(f"nothing is tested: no row is called `{baseline}`.{hint}")
+    missing = [f"`{row.label}` {', '.join(map(str, row.missing))}" for row in rows if row.missing]
+    if missing:
+        notes.append(f"seeds that are missing: {'; '.join(missing)}")
+    without = [run for run in runs if not finite(run.record.metrics.best)]
+    if without:
+        notes.append(f"left out, for their score is not a number: {who(without)}")
+    resumed = [run for run in runs if run.record.run.resumed is not None]
+    if resumed:
+        notes.append(f"interrupted and resumed, so their time is not in the means: {who(resumed)}")
+    return [*notes, *cautions(runs)]
