@@ -6,8 +6,6 @@ Exit codes: 0 done; 2 the user's input is wrong, with one message and no traceba
 from __future__ import annotations
 
 import sys
-import traceback
-from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Optional
@@ -15,7 +13,8 @@ from typing import Annotated, Optional
 import typer
 
 from camex_ft.bench.commands import app as bench
-from camex_ft.errors import UserError
+from camex_ft.comparison import commands as comparison
+from camex_ft.errors import guard
 
 app = typer.Typer(
     name="camex-ft",
@@ -175,27 +174,11 @@ def generate(
     typer.echo(trained.generate(run, prompt, tokens=tokens, beams=beams, sample=sample, seed=seed))
 
 
+app.command()(comparison.compare)
+app.command()(comparison.table)
 app.add_typer(bench)
 
 
 def main() -> None:
     """Run the command line and leave with its exit code."""
     sys.exit(guard(app))
-
-
-def guard(command: Callable[[], object]) -> int:
-    """Call `command` and return the exit code: 2 for a `UserError`, 1 for any other error, each with its message."""
-    try:
-        command()
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except Exception:
-        traceback.print_exc()
-        print(
-            "\nThis is a fault of camex_ft, not of your input. Please report it with the lines above, your YAML file "
-            "and the output of `camex-ft doctor`.",
-            file=sys.stderr,
-        )
-        return 1
-    return 0

@@ -59,7 +59,7 @@ def run(given: Config, *, force: bool = False, callbacks: Iterable[TrainerCallba
     task: Task = TASKS.get(settled.task.id)
     splits = load_splits(settled, task)
     digest = sources.fingerprint(splits)
-    folder = RunFolder.create(settled.output.path, _run_name(settled, digest))
+    folder = RunFolder.create(settled.output.path, name_of(settled, digest))
     done = None if force else find_done(folder)
     if done is not None:
         say(f"{folder.path.name} is done already; --force (make: FORCE=1) runs it again")
@@ -264,7 +264,8 @@ def make_predictions(trainer: CamexTrainer, data: Prepared) -> dict[str, Any]:
     return {split: data.predict(split, trainer.collect(data.encoded[split])) for split in data.test}
 
 
-def _run_name(settled: Config, digest: str) -> str:
+def name_of(settled: Config, digest: str) -> str:
+    """Return the name of a run's folder, from its resolved configuration and the fingerprint of its data."""
     return run_name(
         suite=settled.task.suite,
         task=settled.task.name,

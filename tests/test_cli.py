@@ -228,7 +228,7 @@ def test_a_fault_of_ours_is_exit_code_1_with_the_traceback(capsys):
     def fail():
         raise RuntimeError("broken inside")
 
-    assert cli.guard(fail) == 1
+    assert errors.guard(fail) == 1
     said = capsys.readouterr().err
     assert "RuntimeError: broken inside" in said
     assert "Traceback" in said
@@ -236,7 +236,7 @@ def test_a_fault_of_ours_is_exit_code_1_with_the_traceback(capsys):
 
 
 def test_success_is_exit_code_0():
-    assert cli.guard(lambda: None) == 0
+    assert errors.guard(lambda: None) == 0
 
 
 def test_plan_prints_tables_and_writes_numbers(tmp_path):

@@ -16,6 +16,7 @@ from camex_ft.errors import UserError, nearest
 
 ROOT = (Path(__file__).resolve().parent.parent / "configs").resolve()
 SUFFIX = ".yaml"
+SPECIFICATIONS = "tables"  # the folder of comparisons, which are no configurations
 
 
 @dataclass(frozen=True)
@@ -35,8 +36,12 @@ class Shipped:
 
 def list_configs() -> list[Shipped]:
     """Return all shipped configurations, those at the top first."""
-    paths = sorted(ROOT.rglob(f"*{SUFFIX}"), key=lambda p: (len(p.relative_to(ROOT).parts), p))
-    return [Shipped(_name(path), path, _header(path)) for path in paths]
+    return [each for each in _list() if not each.name.startswith(f"{SPECIFICATIONS}/")]
+
+
+def list_specifications() -> list[Shipped]:
+    """Return the specifications of comparisons that come with the package."""
+    return [each for each in _list() if each.name.startswith(f"{SPECIFICATIONS}/")]
 
 
 def find_config(name: str | Path, *, beside: Path | None = None) -> Path:
@@ -80,7 +85,12 @@ def copy_config(name: str, destination: str | Path) -> Path:
 
 def suggest(name: str | Path, among: Iterable[str] = ()) -> str:
     """Return a hint at the shipped configuration, or the name in `among`, that is nearest to `name`."""
-    return nearest(_short(str(name)), [*(config.name for config in list_configs()), *among])
+    return nearest(_short(str(name)), [*(each.name for each in _list()), *among])
+
+
+def _list() -> list[Shipped]:
+    paths = sorted(ROOT.rglob(f"*{SUFFIX}"), key=lambda p: (len(p.relative_to(ROOT).parts), p))
+    return [Shipped(_name(path), path, _header(path)) for path in paths]
 
 
 def _name(path: Path) -> str:

@@ -1,0 +1,133 @@
+"""The commands ``camex-ft compare`` and ``camex-ft table``. What they do is imported when they run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Optional
+
+import typer
+
+from camex_ft.errors import UserError, nearest
+
+if TYPE_CHECKING:
+    from camex_ft.comparison.cells import Comparison
+
+INTERRUPTED = 130
+
+Specs = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="SPEC... [KEY=VALUE]...",
+        help="Specifications (configs/tables/), or a configuration; and changes to every cell.",
+    ),
+]
+Protocols = Annotated[
+    str,
+    typer.Option(help='Of a configuration: protocols, such as "dense smear ties-ca"; all if left out.'),
+]
+Seeds = Annotated[
+    str, typer.Option(help='How many seeds, or which: "3" or "0 7 42". In place of the specification\'s.')
+]
+
+
+def compare(
+    specs: Specs,
+    protocols: Protocols = "",
+    seeds: Seeds = "",
+    jobs: Annotated[
+        Optional[int],  # noqa: UP045 - typer reads annotations at run time
+        typer.Option(min=1, help="How many run at a time; one a GPU, or one a core of the CPU, if left out."),
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Run again what has been run already.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="List every cell with an estimate of its cost; run none.")
+    ] = False,
+) -> None:
+    """Run what is missing of a grid of protocols, tasks and seeds; then its table, pictures and report.
+
+    Interrupted at any point, the same command goes on. A cell that fails does not stop the others; exit code 1 then.
+    """
+    comparisons = _comparisons(specs, protocols, seeds)
+    for reason in dict.fromkeys(comparison.reason for comparison in comparisons):
+        typer.echo(reason)
+    if dry_run:
+        from camex_ft.comparison.estimate import print_estimate
+
+        print_estimate(comparisons)
+        return
+    from camex_ft.comparison.grid import run_grid
+
+    try:
+        failed = run_grid(comparisons, jobs=jobs, force=force)
+    except KeyboardInterrupt:
+        typer.echo("\nInterrupted. The same command runs what is missing.", err=True)
+        raise typer.Exit(INTERRUPTED) from None
+    if failed:
+        raise typer.Exit(1)
+
+
+def table(
+    specs: Specs,
+    format: Annotated[str, typer.Option("--format", help="md, tex, csv, html or text.")] = "text",
+    records: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="Folder of the records; the output folder if left out."),
+    ] = None,
+    protocols: Protocols = "",
+    seeds: Seeds = "",
+    out: Annotated[Optional[Path], typer.Option(help="Write it to a file.")] = None,  # noqa: UP045
+) -> None:
+    """Print the table of a comparison, or of a folder of records, from what has been run."""
+    from camex_ft.results.render import render, table_of
+
+    folders = [spec for spec in specs if Path(spec).is_dir()]
+    if folders and len(folders) == len(specs):
+        tables = [table_of([folder]) for folder in folders]
+    else:
+        from camex_ft.comparison.outcome import outcome
+        from camex_ft.results.entries import read_results
+
+        results = read_results(records) if records else None
+        tables = [outcome(each, results).table for each in _comparisons(specs, protocols, seeds)]
+    text = render(tables, format)
+    if out is None:
+        typer.echo(text, nl=False)
+        return
+    out.write_text(text, encoding="utf-8")
+    typer.echo(f"wrote {out}")
+
+
+def _comparisons(arguments: Sequence[str], protocols: str, seeds: str) -> list[Comparison]:
+    from camex_ft.comparison.cells import make_comparison
+    from camex_ft.comparison.spec import is_spec, of_config, read_spec
+
+    paths = [a for a in arguments if "=" not in a]
+    overrides = [a for a in arguments if "=" in a]
+    if not paths:
+        raise UserError("which comparison? Expected a specification such as tables/glue, or a configuration")
+    made = []
+    for path in paths:
+        named = is_spec(path)
+        if named and protocols:
+            raise UserError(
+                f"--protocols is for configurations: {path} is a specification, whose rows are in the file"
+            )
+        spec = read_spec(path) if named else of_config(path, protocols=protocols.split())
+        name = Path(path).stem if named else ""
+        made.append(make_comparison(spec, name=name, overrides=overrides, seeds=_seeds(seeds)))
+    return made
+
+
+def _seeds(text: str) -> int | list[int] | None:
+    words = text.replace(",", " ").split()
+    if any(not word.isdigit() for word in words):
+        wrong = next(word for word in words if not word.isdigit())
+        raise UserError(
+            f"--seeds: expected how many, such as 3, or which, such as '0 1 2', got '{wrong}'{nearest(wrong, ())}"
+        )
+    if not words:
+        return None
+    if len(words) == 1 and int(words[0]) == 0:
+        raise UserError("--seeds: expected at least 1; one seed alone is written '0,', several '0 1 2'")
+    return int(words[0]) if len(words) == 1 and not text.strip().endswith(",") else [int(w) for w in words]

@@ -1,0 +1,73 @@
+"""Run what is missing of comparisons, show it as it goes, and write what comes of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import suppress
+
+from rich.console import Console
+
+from camex_ft.comparison.cells import Comparison
+from camex_ft.comparison.live import headline, line, view
+from camex_ft.comparison.outcome import Outcome, outcome, write_all
+from camex_ft.comparison.running import DONE, FAILED, Runner, slots
+from camex_ft.comparison.survey import survey
+from camex_ft.errors import UserError
+from camex_ft.results import command_line
+from camex_ft.results.entries import Result, read_results
+from camex_ft.results.render import render
+
+
+def run_grid(comparisons: Sequence[Comparison], *, jobs: int | None = None, force: bool = False) -> int:
+    """Run what is missing, print the tables, write tables, pictures and report; return how many cells failed.
+
+    Args:
+        comparisons: their runs share one output folder, and a cell that two of them have runs once.
+        jobs: how many cells run at a time; see `running.slots`.
+        force: run again what is done.
+
+    Raises:
+        UserError: no cell can run at all, or the comparisons have different output folders.
+    """
+    console = Console()
+    outputs = {comparison.output for comparison in comparisons}
+    if len(outputs) > 1:
+        raise UserError(
+            f"one report needs one output folder, and there are {', '.join(map(str, sorted(outputs)))}"
+        )
+    cells = [cell for comparison in comparisons for cell in comparison.cells]
+    states = survey(cells, force=force, say=console.print)
+    places = slots(jobs)[: max(sum(s.status != DONE for s in states), 1)]
+    console.print(headline(states, len(places)), highlight=False)
+    for state in states:
+        if state.status == FAILED:
+            console.print(line(state, states), markup=False, highlight=False, soft_wrap=True)
+    with view(states, len(places), console=console) as shown:
+        logs = comparisons[0].folder.parent / "logs"
+        Runner(states, places, logs, force=force, changed=shown.changed).run(shown.tick)
+    _conclude(comparisons, console)
+    failed = [state for state in states if state.status == FAILED]
+    for state in failed:
+        console.print(f"failed: {state.cell}: {state.reason}", markup=False, highlight=False, soft_wrap=True)
+    return len(failed)
+
+
+def _conclude(comparisons: Sequence[Comparison], console: Console) -> None:
+    """Print and write what there is; a comparison without a single record says so."""
+    made: list[Outcome] = []
+    results: list[Result] = []
+    with suppress(UserError):  # there is none
+        results = read_results(comparisons[0].output)
+    for comparison in comparisons:
+        try:
+            made.append(outcome(comparison, results))
+        except UserError as error:
+            console.print(str(error), markup=False, highlight=False, soft_wrap=True)
+    if not made:
+        return
+    console.print(
+        render([each.table for each in made], "text"), markup=False, highlight=False, soft_wrap=True
+    )
+    console.print(f"wrote {write_all(made, command_line())}", markup=False, highlight=False, soft_wrap=True)
+    for each in made:
+        console.print(f"wrote {each.comparison.folder}", markup=False, highlight=False, soft_wrap=True)

@@ -1,0 +1,60 @@
+"""What of a comparison is done already, by this machine's data: each data set is read once, in this process."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+
+from camex_ft import pipeline
+from camex_ft.comparison.cells import Cell
+from camex_ft.comparison.running import DONE, FAILED, State
+from camex_ft.config import resolve
+from camex_ft.errors import UserError
+from camex_ft.registry import TASKS
+from camex_ft.results import find_done
+from camex_ft.tasks import sources
+
+
+def survey(
+    cells: Sequence[Cell], *, force: bool = False, say: Callable[[str], None] = lambda line: None
+) -> list[State]:
+    """Return the state of every cell before anything runs: done, waiting, or failed for want of what it needs.
+
+    Args:
+        cells: of one or several comparisons; what two of them share occurs once.
+        force: take none for done.
+        say: told what is being read.
+
+    Raises:
+        UserError: no cell can run.
+    """
+    pipeline.quieten()
+    digests: dict[str, str | UserError] = {}
+    states: dict[str, State] = {}
+    for cell in cells:
+        key = json.dumps([cell.task, cell.settled.data.model_dump(mode="json"), cell.settled.backbone])
+        if key not in digests:
+            say(f"reading {cell.task}")
+            digests[key] = _digest(cell)
+        digest = digests[key]
+        if isinstance(digest, UserError):
+            reason = " ".join(str(digest).split())
+            states[f"{cell}: {cell.command}"] = State(cell=cell, status=FAILED, reason=reason)
+            continue
+        name = pipeline.name_of(cell.settled, digest)
+        state = State(cell=cell, name=name)
+        if not force and find_done(cell.settled.output.path / "runs" / name) is not None:
+            state.status, state.before = DONE, True
+        states.setdefault(name, state)
+    if all(state.status == FAILED for state in states.values()):
+        raise next(digest for digest in digests.values() if isinstance(digest, UserError))
+    return list(states.values())
+
+
+def _digest(cell: Cell) -> str | UserError:
+    """Return the fingerprint of a cell's data, or why it cannot run here."""
+    try:
+        resolve(cell.settled)
+        return sources.fingerprint(pipeline.load_splits(cell.settled, TASKS.get(cell.task)))
+    except UserError as error:
+        return error
