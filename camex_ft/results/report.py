@@ -28,6 +28,7 @@ a { color: inherit; text-underline-offset: 0.15em; }
 pre { background: var(--tint); padding: 0.7rem 0.9rem; border-radius: 4px; overflow-x: auto; font-size: 0.86rem;
       white-space: pre-wrap; overflow-wrap: anywhere; }
 .table { overflow-x: auto; margin: 0.8rem 0; }
+.picture { overflow-x: auto; background: #ffffff; border-radius: 4px; width: fit-content; max-width: 100%; }
 table { border-collapse: collapse; font-size: 0.88rem; font-variant-numeric: tabular-nums; }
 caption { text-align: left; font-weight: 600; padding: 0.3rem 0; }
 th, td { padding: 0.28rem 0.7rem; text-align: right; white-space: nowrap; border-bottom: 1px solid var(--line); }
@@ -35,16 +36,17 @@ th { text-align: left; font-weight: 600; }
 thead th { text-align: right; vertical-align: bottom; border-bottom: 2px solid var(--soft); }
 thead th:first-child { text-align: left; }
 figure { margin: 1.4rem 0; break-inside: avoid; }
-figure img { display: block; max-width: 100%; height: auto; background: #ffffff; border-radius: 4px; }
+figure img { display: block; max-width: 100%; height: auto; }
 figcaption { max-width: 46rem; margin-top: 0.4rem; color: var(--soft); font-size: 0.9rem; }
 .notes { color: var(--soft); font-size: 0.92rem; padding-left: 1.2rem; max-width: 46rem; }
-@media (prefers-color-scheme: dark) { figure img { padding: 6px; } }
+@media (prefers-color-scheme: dark) { .picture { padding: 6px; } }
 @media print {
   :root { --ink: #000000; --soft: #333333; --paper: #ffffff; --line: #999999; --tint: #f3f3f3; }
   main { max-width: none; padding: 0; }
   nav { display: none; }
   h2 { break-after: avoid; }
-  .table { overflow: visible; }
+  .table, .picture { overflow: visible; }
+  figure img { min-width: 0 !important; }
   table { font-size: 0.72rem; }
   th, td { padding: 0.15rem 0.35rem; }
 }
@@ -109,12 +111,11 @@ def page(sections: Sequence[Section]) -> str:
     if not sections:
         raise ValueError("a report needs at least one section: expected one with the title")
     title = html.escape(sections[0].title)
-    body = "\n".join(_section(i, section) for i, section in enumerate(sections))
     links = "".join(
         f'<li><a href="#part-{i}">{html.escape(s.title)}</a></li>\n' for i, s in enumerate(sections) if i > 0
     )
     contents = f'<nav aria-label="Contents">\n<ul>\n{links}</ul>\n</nav>\n' if len(sections) > 2 else ""
-    first, _, rest = body.partition("</section>")
+    body = "\n".join(_section(i, s, after=contents if i == 0 else "") for i, s in enumerate(sections))
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
@@ -122,11 +123,11 @@ def page(sections: Sequence[Section]) -> str:
         '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; img-src data:; '
         "style-src 'unsafe-inline'\">\n"
         f'<link rel="icon" href="data:,">\n<title>{title}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<main>\n'
-        f"{first}{contents}</section>{rest}\n</main>\n</body>\n</html>\n"
+        f"{body}\n</main>\n</body>\n</html>\n"
     )
 
 
-def _section(number: int, section: Section) -> str:
+def _section(number: int, section: Section, *, after: str) -> str:
     level = "h1" if number == 0 else "h2"
     parts = [f"<{level}>{html.escape(section.title)}</{level}>"]
     parts += [f"<p>{html.escape(text)}</p>" for text in section.text]
@@ -137,22 +138,23 @@ def _section(number: int, section: Section) -> str:
     if section.notes:
         notes = "".join(f"<li>{html.escape(note)}</li>\n" for note in section.notes)
         parts.append(f'<ul class="notes">\n{notes}</ul>')
-    return f'<section id="part-{number}">\n' + "\n".join(parts) + "\n</section>"
+    return f'<section id="part-{number}">\n' + "\n".join(parts) + f"\n{after}</section>"
 
 
 def _picture(picture: Picture) -> str:
     data = base64.b64encode(picture.png).decode("ascii")
-    size = _size(picture.png)
+    width, height = _size(picture.png)
     caption = f"<figcaption>{html.escape(picture.caption)}</figcaption>" if picture.caption else ""
     return (
-        f'<figure>\n<img src="data:image/png;base64,{data}" alt="{html.escape(picture.alt)}"{size}>\n'
-        f"{caption}\n</figure>"
+        f'<figure>\n<div class="picture" tabindex="0"><img src="data:image/png;base64,{data}" '
+        f'alt="{html.escape(picture.alt)}" width="{width}" height="{height}" '
+        # on a narrow screen a picture is moved sideways rather than made too small to read
+        f'style="min-width: min({width}px, 36rem)"></div>\n{caption}\n</figure>'
     )
 
 
-def _size(png: bytes) -> str:
-    """Return the attributes that keep a picture's place: the width and height that a PNG begins with."""
+def _size(png: bytes) -> tuple[int, int]:
+    """Return width and height in pixels, which a PNG begins with; they keep the picture's place in the page."""
     if png[:8] != b"\x89PNG\r\n\x1a\n" or png[12:16] != b"IHDR":
         raise ValueError("a report's picture is a PNG: expected its signature")
-    width, height = (int.from_bytes(png[i : i + 4], "big") for i in (16, 20))
-    return f' width="{width}" height="{height}"'
+    return int.from_bytes(png[16:20], "big"), int.from_bytes(png[20:24], "big")

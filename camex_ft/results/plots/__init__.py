@@ -4,7 +4,7 @@ Figures are made with Matplotlib's object interface, never with `pyplot`, and dr
 no state is shared. Every distinction that is made by colour is made a second time, by line, marker or place.
 """
 
-from camex_ft.results.plots.choice import Choice, choose, pictures
-from camex_ft.results.plots.files import is_stale, save
+from camex_ft.results.plots.choice import Choice, choose, of_run, pictures, source
+from camex_ft.results.plots.files import is_stale, png, save
 
-__all__ = ["Choice", "choose", "is_stale", "pictures", "save"]
+__all__ = ["Choice", "choose", "is_stale", "of_run", "pictures", "png", "save", "source"]

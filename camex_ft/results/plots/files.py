@@ -11,6 +11,8 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from camex_ft.results.record import all_finite
+
 KEY = "camex_ft digest"
 DPI = 150
 
@@ -29,7 +31,7 @@ def save(figure: Figure, path: Path | str, *, source: Any) -> Path:
     Args:
         figure: what to write.
         path: of the file; its folder is made.
-        source: the data: anything that JSON can hold. `is_stale` compares it.
+        source: the data: anything that JSON can hold, and NumPy arrays. `is_stale` compares it.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -51,7 +53,7 @@ def is_stale(path: Path | str, source: Any) -> bool:
 
 def digest(source: Any) -> str:
     """Return SHA-256 over the source as JSON and over this package's files."""
-    text = json.dumps(source, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    text = json.dumps(all_finite(source), sort_keys=True, separators=(",", ":"))
     return hashlib.sha256((code() + text).encode()).hexdigest()
 
 

@@ -64,14 +64,15 @@ def _stack(ax: Axes, x: np.ndarray, shares: np.ndarray) -> None:
 
 
 @drawn
-def spectrum(shown: Mapping[str, np.ndarray], *, title: str) -> Figure:
+def spectrum(shown: Mapping[str, np.ndarray], *, title: str, columns: int | None = None) -> Figure:
     """Draw the singular values of every M_i, largest first, a panel a matrix; 1 is the identity's.
 
     Args:
         shown: by matrix; [N, n].
         title: of the picture.
+        columns: of panels; by default what makes the picture nearly square.
     """
-    columns = columns_for(len(shown))
+    columns = columns or columns_for(len(shown))
     rows = -(-len(shown) // columns)
     width = WIDTH * min(1.0, (columns + 0.8) / 3)
     figure, axes = panels(rows, columns, height=1.9, title=title, width=width, sharey=True)

@@ -1,0 +1,211 @@
+"""What a finished run has learned: its record, history and model gathered, drawn and written."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor, nn
+
+from camex_ft.inspection.spectra import Spectrum, spectrum
+from camex_ft.moe.chain import Bases, gram_matrix
+from camex_ft.moe.context import Pass
+from camex_ft.moe.experts import ExpertLinear
+from camex_ft.moe.ffn import ExpertFFN, MergedFFN
+from camex_ft.pipeline import quieten
+from camex_ft.results import RunFolder, load_record
+from camex_ft.results.entries import Result
+from camex_ft.results.folder import write_atomically
+from camex_ft.results.plots import layers as by_layer
+from camex_ft.results.plots import lines, maps, of_run, png, save
+from camex_ft.results.plots.scenes import Choice
+from camex_ft.results.record import dumps
+from camex_ft.results.report import Picture, Section, write_report
+from camex_ft.trained import load_trained, read_run
+from camex_ft.upcycling import expert_layers
+
+FOLDER = "inspection"
+SIMILAR = 12  # layers in the picture of similarities; all are in the numbers
+LARGE = 1 << 16  # entries of a matrix from which on fewer layers' spectra are made
+LINES = 200  # of the history, in the numbers
+
+
+@dataclass(frozen=True, kw_only=True)
+class Vectors:
+    """The domain vectors of one layer: lengths [N] and cosine similarities [N, N]; NaN for a vector of length 0."""
+
+    length: np.ndarray
+    cosine: np.ndarray
+
+
+@torch.no_grad()
+def inspect(run_folder: Path | str, out: Path | str | None = None) -> Path:
+    """Write pictures of a finished run, a page that holds them, and the numbers; return the page.
+
+    Args:
+        run_folder: of the run.
+        out: where ``inspection.html``, ``inspection.json`` and the pictures go; by default ``inspection/`` in the run's
+            folder.
+
+    Raises:
+        UserError: there is no finished run there.
+    """
+    quieten()
+    read_run(run_folder)
+    folder = RunFolder(Path(run_folder))
+    result = Result(record=load_record(folder.path), history=tuple(folder.read_history()))
+    target = Path(out) if out else folder.path / FOLDER
+    target.mkdir(parents=True, exist_ok=True)
+    model: nn.Module = load_trained(run_folder)[0]
+    similar = {name: domain_vectors(layer) for name, layer in expert_layers(model).items()}
+    learned = spectra(model)
+    numbers = _numbers(result, similar, learned)
+    record = result.record
+    title = f"{record.task}: {record.protocol}, seed {record.seed}"
+    choice = of_run(result, title=title)
+    _add_vectors(choice, similar, title)
+    _add_spectra(choice, learned, title)
+    write_atomically(target / "inspection.json", dumps(numbers) + "\n")
+    for name, figure in choice.figures.items():
+        save(figure, target / f"{name}.png", source=numbers)
+    return write_report(_sections(result, choice, numbers, title), target / "inspection.html")
+
+
+def domain_vectors(layer: ExpertFFN) -> Vectors:
+    """Return |tau_i| and <tau_i, tau_j> / (|tau_i| |tau_j|) of a layer's domain vectors.
+
+    tau_i is E_i - E_m for all matrices and biases of the layer together. E_m is the base expert, also where it is
+    carried along the model; without one it is the experts' mean.
+    """
+    link = layer.link if isinstance(layer, MergedFFN) else None
+    bases: Mapping[str, Bases] = {} if link is None else link.bases(Pass())
+    parts = [_gram(linear, bases.get(name, linear.own)) for name, linear in layer.linears.items()]
+    gram = torch.stack(parts).sum(0).cpu().numpy()
+    length = np.sqrt(np.clip(np.diagonal(gram), 0, None))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        cosine = np.clip(gram / np.outer(length, length), -1, 1)
+    return Vectors(length=length, cosine=np.where(np.outer(length, length) > 0, cosine, np.nan))
+
+
+def _gram(linear: ExpertLinear, bases: Bases) -> Tensor:
+    """Return <tau_i, tau_j> of one map, its bias's with it; [N, N], float64."""
+    weight = linear.experts.mean(0) if bases.weight is None else bases.weight.base
+    gram = gram_matrix(linear.experts, weight)
+    if linear.expert_bias is not None:
+        bias = linear.expert_bias.mean(0) if bases.bias is None else bases.bias.base
+        gram = gram + gram_matrix(linear.expert_bias, bias)
+    return gram
+
+
+def spectra(model: nn.Module) -> dict[str, dict[str, Spectrum]]:
+    """Return, by layer and map, the singular values of each expert's curvature; of large layers three, else four."""
+    curved = {
+        name: found
+        for name, layer in expert_layers(model).items()
+        if (found := {n: m for n, m in layer.linears.items() if m.curvature is not None})
+    }
+    large = any(m.experts[0].numel() > LARGE for some in curved.values() for m in some.values())
+    chosen = by_layer.some_of(list(curved), 3 if large else 4)
+    made: dict[str, dict[str, Spectrum]] = {}
+    for name in chosen:
+        made[name] = {}
+        for which, linear in curved[name].items():
+            assert linear.curvature is not None
+            shape = (linear.experts.shape[1], linear.experts.shape[2])
+            made[name][which] = spectrum(linear.curvature.factors, kind=linear.curvature.kind, shape=shape)
+    return made
+
+
+def _add_vectors(choice: Choice, similar: Mapping[str, Vectors], title: str) -> None:
+    if not similar:
+        choice.left_out["similarity"] = "the model has no experts"
+        return
+    names = by_layer.short_layers(list(similar))
+    shown = {names[name]: similar[name].cosine for name in by_layer.some_of(list(similar), SIMILAR)}
+    if not any(np.isfinite(matrix).any() for matrix in shown.values()):
+        choice.left_out["similarity"] = (
+            "every expert equals its base expert, so that there is no domain vector"
+        )
+        return
+    choice.add(
+        "similarity",
+        maps.similarity(shown, title=f"{title}, similarity of domain vectors"),
+        "Cosine similarity of the experts' domain vectors, all matrices and biases of a layer taken together: 1 where "
+        "two experts have moved the same way from the base expert (where there is none, from the experts' mean).",
+    )
+
+
+def _add_spectra(choice: Choice, learned: Mapping[str, Mapping[str, Spectrum]], title: str) -> None:
+    if not learned:
+        choice.left_out["spectrum"] = "the model has no curvature"
+        return
+    names = by_layer.short_layers(list(learned))
+    shown = {
+        f"{names[name]}, {which}": found.values
+        for name, some in learned.items()
+        for which, found in some.items()
+    }
+    columns = max(len(some) for some in learned.values())
+    figure: Figure = lines.spectrum(shown, title=f"{title}, spectrum of the curvature", columns=columns)
+    exact = all(found.exact for some in learned.values() for found in some.values())
+    how = (
+        "computed from its factors"
+        if exact
+        else "estimated by Golub-Kahan bidiagonalisation from random starts"
+    )
+    choice.add(
+        "spectrum",
+        figure,
+        f"Singular values of each expert's curvature, from the largest to the smallest, {how}. The identity has 1 "
+        "throughout; a number names its expert.",
+    )
+
+
+def _numbers(
+    result: Result, similar: Mapping[str, Vectors], learned: Mapping[str, Mapping[str, Spectrum]]
+) -> dict[str, Any]:
+    """Return all that is drawn, and what it belongs to."""
+    record = result.record
+    keys = ("step", "epoch", "loss", "routing_load")
+    history = [{key: line[key] for key in keys if key in line} for line in result.history]
+    return {
+        "run": record.run.name,
+        "task": record.task,
+        "protocol": record.protocol,
+        "seed": record.seed,
+        "per_epoch": record.metrics.per_epoch,
+        "history": by_layer.some_of(history, LINES),
+        "routing": {name: layer.model_dump(mode="json") for name, layer in record.routing.items()},
+        "curvature": {name: layer.model_dump(mode="json") for name, layer in record.curvature.items()},
+        "domain_vectors": {n: {"length": v.length, "cosine": v.cosine} for n, v in similar.items()},
+        "spectrum": {
+            name: {which: {"exact": s.exact, "values": s.values} for which, s in some.items()}
+            for name, some in learned.items()
+        },
+    }
+
+
+def _sections(result: Result, choice: Choice, numbers: Mapping[str, Any], title: str) -> list[Section]:
+    record = result.record
+    text = [
+        f"{record.backbone}, {record.model.parameters:,} parameters. "
+        f"Best {record.metrics.primary.replace('_', ' ')} on the validation split: "
+        + ("not a number." if record.metrics.best is None else f"{record.metrics.best:.4f}.")
+    ]
+    if not numbers["domain_vectors"]:
+        text.append(f"The protocol {record.protocol} has no experts: curves are all there is to see.")
+    pictures = [
+        Picture(png=png(figure, source=numbers), alt=choice.captions[name], caption=choice.captions[name])
+        for name, figure in choice.figures.items()
+    ]
+    notes = [f"{name}: left out, since {reason}" for name, reason in choice.left_out.items()]
+    return [
+        Section(title=title, text=text, command=record.run.command),
+        Section(title="Pictures", pictures=pictures),
+        *([Section(title="Left out", notes=notes)] if notes else []),
+    ]

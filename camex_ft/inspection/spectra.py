@@ -1,0 +1,180 @@
+"""Singular values of a curvature M_i, a linear map on matrices [out, in], without ever making it.
+
+    kronecker, rank 1    M_i = A1 (x) A2 (x) C1 (x) C2    products of the factors' singular values     exact
+    diagonal             M_i = diag(D_i)                  |D_i|, entry by entry                        exact
+    low-rank             M_i = (I + U V^T) (x) (I + P Q^T)    products of both sides' singular values  exact
+    kronecker, rank > 1  a sum of products                Ritz values with their weights               estimated
+
+The estimate: k steps of Golub-Kahan bidiagonalisation from a random unit vector v give a bidiagonal B. Its singular
+values, each with the squared first entry of its right singular vector, are a Gauss quadrature of the distribution of
+M_i's singular values as v weighs them. Vectors are not made orthogonal again: what returns a second time shares its
+weight.
+Source: Golub and Meurant, "Matrices, Moments and Quadrature" (2010), chapters 4 and 7.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import cast
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from camex_ft.moe import diagonal, low_rank
+from camex_ft.moe.factors import Factors
+
+Quadrature = tuple[np.ndarray, np.ndarray]  # values and their weights; [k] each
+
+POINTS = 41  # of a distribution that are kept
+STEPS = 16
+MOST = 1 << 22  # products that are made of two sides' values
+NEGLIGIBLE = 1e-12  # weight of what rounding brought in
+SMALL = 1 << 18  # entries up to which an estimate is made in float64
+STARTS = 8  # of small maps, whose one random vector weighs their values unevenly
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spectrum:
+    """Singular values of each expert's map.
+
+    Attributes:
+        values: at evenly spaced places from the largest to the smallest; [N, POINTS].
+        exact: computed from the factors, not estimated.
+    """
+
+    values: np.ndarray
+    exact: bool
+
+
+@torch.no_grad()
+def spectrum(factors: Factors, *, kind: str, shape: tuple[int, int]) -> Spectrum:
+    """Return the singular values of every M_i.
+
+    Args:
+        factors: of the curvature of one matrix.
+        kind: as in `moe.curvature.KINDS`.
+        shape: of the matrix, (out, in).
+    """
+    experts = list(_each(factors))
+    if kind == "diagonal":
+        values = [_diagonal(one) for one in experts]
+    elif kind == "low-rank":
+        values = [_low_rank(one) for one in experts]
+    elif factors.rank == 1:
+        values = [
+            _products(*(np.linalg.svd(f[0, 0], compute_uv=False) for f in _doubles(one))) for one in experts
+        ]
+    else:
+        values = [_estimated(one, shape) for one in experts]
+        return Spectrum(values=np.stack(values), exact=False)
+    return Spectrum(values=np.stack([_places(v) for v in values]), exact=True)
+
+
+def _each(factors: Factors) -> Iterator[Factors]:
+    """Yield the factors of one expert after another; [R, 1, ...]."""
+    tensors = list(factors)
+    for i in range(tensors[0].shape[1]):
+        yield type(factors).of(t[:, i : i + 1] for t in tensors)
+
+
+def _doubles(factors: Factors) -> list[np.ndarray]:
+    return [t.double().cpu().numpy() for t in factors]
+
+
+def _places(values: np.ndarray) -> np.ndarray:
+    """Return the values at evenly spaced places of their order, largest first; [POINTS]."""
+    ordered = np.sort(values)[::-1]
+    return np.interp(np.linspace(0, 1, POINTS), np.linspace(0, 1, len(ordered)), ordered)
+
+
+def _products(*sides: np.ndarray) -> np.ndarray:
+    """Return all products of one value of each side; of very many an even choice, both ends in it."""
+    made = np.ones(1)
+    for side in sides:
+        while made.size * side.size > MOST:
+            made, side = (_halved(made), side) if made.size >= side.size else (made, _halved(side))
+        made = np.outer(made, side).ravel()
+    return made
+
+
+def _halved(values: np.ndarray) -> np.ndarray:
+    ordered = np.sort(values)
+    return ordered[np.linspace(0, len(ordered) - 1, len(ordered) // 2).round().astype(int)]
+
+
+def _diagonal(factors: Factors) -> np.ndarray:
+    u, v = cast(diagonal.Factors, factors)
+    made = u[:, 0].double().mT @ v[:, 0].double()  # [out, in]
+    return made.abs().flatten().cpu().numpy()
+
+
+def _low_rank(factors: Factors) -> np.ndarray:
+    u, v, p, q = (f[:, 0] for f in _doubles(cast(low_rank.Factors, factors)))  # [R, k] each
+    return _products(_of_side(u, v), _of_side(p, q))
+
+
+def _of_side(left: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """Return the singular values of I + left^T right, of size k, from a small matrix; left and right are [R, k].
+
+    With an orthonormal basis Q of both, the map is the identity outside of Q and I + Q^T left^T right Q inside.
+    """
+    basis = np.linalg.qr(np.concatenate([left, right]).T)[0]  # [k, m]
+    inside = np.eye(basis.shape[1]) + (basis.T @ left.T) @ (right @ basis)
+    outside = np.ones(left.shape[1] - basis.shape[1])
+    return np.concatenate([np.linalg.svd(inside, compute_uv=False), outside])
+
+
+def _estimated(factors: Factors, shape: tuple[int, int]) -> np.ndarray:
+    """Return the values at evenly spaced places, read off the estimated distribution; [POINTS]."""
+    starts = STARTS if shape[0] * shape[1] <= SMALL else 1
+    found = [ritz(factors, shape, seed=seed) for seed in range(starts)]
+    values, weights = (np.concatenate(part) for part in zip(*found, strict=True))
+    values, weights = values[weights > NEGLIGIBLE], weights[weights > NEGLIGIBLE]
+    order = np.argsort(values)[::-1]
+    values, weights = values[order], weights[order] / weights.sum()
+    middle = np.cumsum(weights) - weights / 2
+    return np.interp(np.linspace(0, 1, POINTS), np.r_[0, middle, 1], np.r_[values[0], values, values[-1]])
+
+
+def ritz(
+    factors: Factors, shape: tuple[int, int], *, seed: int = 0, steps: int = STEPS
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return Ritz values of one expert's map and their weights, which sum to 1; [k] each, k <= steps.
+
+    Args:
+        factors: of one expert; [R, 1, ...].
+        shape: of the matrix, (out, in).
+        seed: of the start.
+        steps: of the bidiagonalisation.
+    """
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    dtype = torch.float64 if shape[0] * shape[1] <= SMALL else torch.float32
+    own = type(factors).of(t.to(device, dtype).contiguous() for t in factors)
+    start = torch.Generator().manual_seed(seed)
+    v = torch.randn(1, *shape, generator=start, dtype=torch.float64).to(device, dtype)
+    v, u, beta = v / v.norm(), torch.zeros_like(v), 0.0
+    diagonals: list[float] = []
+    above: list[float] = []
+    for _ in range(min(steps, v.numel())):
+        u = own.curve(v, None) - beta * u  # M v
+        alpha = float(u.norm())
+        diagonals.append(alpha)
+        u = u / max(alpha, torch.finfo(dtype).tiny)
+        w = _transposed(own, u) - alpha * v  # M^T u
+        beta = float(w.norm())
+        above.append(beta)
+        if beta <= 16 * torch.finfo(dtype).eps * max(diagonals):
+            break  # v lies in a space that M keeps: its values are all found
+        v = w / beta
+    found = np.diag(diagonals) + np.diag(above[:-1], 1)
+    _, values, right = np.linalg.svd(found)
+    return values, right[:, 0] ** 2
+
+
+def _transposed(factors: Factors, u: Tensor) -> Tensor:
+    """Return M^T u; [1, out, in]."""
+    made = u.clone()
+    factors.curve_backward(made, u, None, learn=False)
+    return made
