@@ -108,11 +108,16 @@ def legend(tables: Sequence[Table]) -> list[str]:
             f"task, {level}), which is no proof of being as good."
         )
     if any(row.against is not None and row.against.p_t is not None for row in rows):
-        counts = " and ".join(dict.fromkeys(str(t.comparisons) for t in tables if t.comparisons))
+        counts = {table.comparisons for table in tables if table.comparisons}
+        over = (
+            f"all {counts.pop()} comparisons of the table"
+            if len(counts) == 1
+            else "all comparisons of its table"
+        )
         said.append(
             "Differences are of best epochs, paired by seed, with the interval of the t-test. Effect: Hedges' g, with "
             "the interval of the difference in standard deviations. p: paired t-test, studentised bootstrap, and the "
-            f"t-test's after Holm's correction over all {counts} comparisons of the table; bold below {level}."
+            f"t-test's after Holm's correction over {over}; bold below {level}."
         )
     if any(row.against is not None and row.against.mcnemar is not None for row in rows):
         said.append(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -245,8 +246,11 @@ def _marked(rows: Sequence[Row], *, greater: bool, level: float) -> list[Row]:
         for i, value in zip(tested, p, strict=True)
         if value is not None and (value >= level or sign * np.mean(paired[i][1] - paired[i][2]) > 0)
     }
+    top = {
+        id(row) for row in whole if math.isclose(row.best.mean or 0.0, best.best.mean or 0.0, rel_tol=1e-12)
+    }
     return [
-        replace(row, mark="best" if row is best else "level" if i in level_rows else "")
+        replace(row, mark="best" if id(row) in top else "level" if i in level_rows else "")
         for i, row in enumerate(rows)
     ]
 
