@@ -10,18 +10,21 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 # Worker processes of the test suite, one core each.
 WORKERS ?= logical
+# The suite that `make compare` takes: the configuration of that name.
+SUITE ?= glue
 # Arguments of pytest, such as ARGS="-k curvature" or ARGS=tests/moe; of make bench: options of both of its commands.
 ARGS ?=
 
-export TASK PROFILE BACKBONE PROTOCOL SEED SET FORCE ARGS
+export TASK PROFILE BACKBONE PROTOCOL SEED SET FORCE ARGS SUITE PROTOCOLS SEEDS JOBS
 
 .DEFAULT_GOAL := help
-.PHONY: help install glue superglue lm qa test test-slow weights bench lint format clean distclean
+.PHONY: help install glue superglue lm qa compare tables test test-slow weights bench lint format clean distclean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{printf "%-18s %s\n", $$1, $$2}'
 	@echo
 	@echo "  glue, superglue, lm and qa take TASK= PROFILE=auto|paper|embedded BACKBONE= PROTOCOL= SEED= SET=\"key=value ...\" FORCE=1"
+	@echo "  compare takes SUITE=glue|superglue|lm|qa TASK= PROFILE= BACKBONE= PROTOCOLS=\"dense smear ...\" SEEDS=3 JOBS= SET= FORCE=1"
 
 install: $(STAMP) ## make .venv and install (instant once done)
 
@@ -58,6 +61,23 @@ lm: $(STAMP) ## language modelling, perplexity: make lm TASK=wikitext-2 (wikitex
 
 qa: $(STAMP) ## question answering with T5: make qa TASK=squad (squad_v2, wikiqa)
 	$(call experiment,configs/qa.yaml)
+
+# $(call comparison, SPECIFICATIONS OR A CONFIGURATION AND MORE): what is missing of them, with the variables given.
+define comparison
+	@set --$(1); set -f; \
+	if [ -n "$$PROFILE" ]; then set -- "$$@" "profile=$$PROFILE"; fi; \
+	if [ -n "$$BACKBONE" ]; then set -- "$$@" "backbone=$$BACKBONE"; fi; \
+	if [ -n "$$SEEDS" ]; then set -- "$$@" --seeds "$$SEEDS"; fi; \
+	if [ -n "$$JOBS" ]; then set -- "$$@" --jobs "$$JOBS"; fi; \
+	if [ "$${FORCE:-0}" != 0 ]; then set -- --force "$$@"; fi; \
+	exec $(BIN)/camex-ft compare "$$@" $$SET $$ARGS
+endef
+
+compare: $(STAMP) ## compare protocols on a task, with tests, pictures and a report: make compare TASK=sst2
+	$(call comparison, "configs/$$SUITE.yaml" $${TASK:+"task.name=$$TASK"} $${PROTOCOLS:+--protocols "$$PROTOCOLS"})
+
+tables: $(STAMP) ## the experiments of the paper, in configs/tables/: make tables ARGS=--dry-run
+	$(call comparison, configs/tables/*.yaml)
 
 # One thread a worker: tiny models lose more to threads than they gain.
 test: $(STAMP) ## the test suite, all but the slow tests

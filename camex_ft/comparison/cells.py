@@ -15,6 +15,8 @@ from camex_ft.config import Config, ConfigErrors, Environment, Problem, load_con
 from camex_ft.config.reading import Dumper
 from camex_ft.config.shipped import ROOT
 
+TASK = "{task}"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
@@ -92,7 +94,7 @@ def make_comparison(
     Args:
         spec: what to compare.
         name: of the comparison; by default its task's.
-        overrides: further ``key=value`` for every cell; they win over the specification.
+        overrides: further ``key=value`` for every cell; they win over what the specification sets, but for its rows.
         seeds: in place of the specification's.
         environment: what the machine has.
 
@@ -100,25 +102,24 @@ def make_comparison(
         ConfigErrors: all that is wrong with any of the cells.
     """
     environment = environment or Environment()
-    common = [*(f"{key}={_flow(value)}" for key, value in spec.set.items()), *overrides]
-    first, reason = resolve(load_config(spec.config, common), environment, needs=False)
+    written = load_config(spec.config, [*_overrides(spec.set), *overrides])
+    first, reason = resolve(written, environment, needs=False)
     here = spec.under(first.profile)
     if seeds is not None:
         here = here.model_copy(update={"seeds": seeds})
-    common = [*(f"{key}={_flow(value)}" for key, value in here.set.items()), *overrides]
-    pinned = [*(o for o in common if o.partition("=")[0].strip() != "profile"), f"profile={first.profile}"]
-    tasks = here.tasks or [first.task.id]
-    if any(o.partition("=")[0].strip() == "task.name" for o in overrides):
-        tasks = [first.task.id]
+    named = any(_key(o) == "task.name" for o in overrides)
     cells: list[Cell] = []
     problems: list[Problem] = []
-    for task in tasks:
+    tasks = {} if named else here.task_list()
+    for task, changes in (tasks or {first.task.id: {}}).items():
         suite, _, last = task.rpartition("/")
-        own = [*pinned, *([f"task.suite={suite}"] if suite else []), f"task.name={last}"]
+        own = [o.replace(TASK, last) for o in [*_overrides({**here.set, **changes}), *overrides]]
+        own = [*(o for o in own if _key(o) != "profile"), f"profile={first.profile}"]
+        own += [*([f"task.suite={suite}"] if suite else []), f"task.name={last}"]
+        own = list({_key(o): o for o in own}.values())  # the last of a key wins
         for label, keys in here.row_list():
-            row = [*own, *(f"{key}={_flow(value)}" for key, value in keys.items())]
             try:
-                cells += list(_seeds(here, label, keys, row, environment))
+                cells += _seeds(here, label, keys, [*own, *_overrides(keys)], environment)
             except ConfigErrors as errors:
                 problems += errors.problems
     if problems:
@@ -149,6 +150,14 @@ def _seeds(
                 update={"training": settled.training.model_copy(update={"seed": seed})}
             ),
         )
+
+
+def _overrides(changes: Mapping[str, Any]) -> list[str]:
+    return [f"{key}={_flow(value)}" for key, value in changes.items()]
+
+
+def _key(override: str) -> str:
+    return override.partition("=")[0].strip()
 
 
 def _flow(value: Any) -> str:

@@ -29,9 +29,15 @@ class Changes(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     set: dict[str, Any] = Field(default_factory=dict)
-    tasks: list[Text] | None = None
+    tasks: list[Text] | dict[str, dict[str, Any] | None] | None = None
     rows: list[dict[str, Any]] | None = None
     seeds: Count | list[int] | None = None
+
+    def task_list(self) -> dict[str, dict[str, Any]]:
+        """Return the changes of every task, by its name; none where the configuration's own is meant."""
+        if isinstance(self.tasks, dict):
+            return {name: changes or {} for name, changes in self.tasks.items()}
+        return {name: {} for name in self.tasks or ()}
 
 
 class Spec(Changes):
@@ -41,8 +47,9 @@ class Spec(Changes):
         title: heading of its tables.
         about: a sentence or two beneath.
         config: configuration that every cell starts from; a name or a path, from the specification's folder.
-        set: changes to it, by dotted key.
-        tasks: names of tasks, with their suite where it is another (``superglue/boolq``); default: the configuration's.
+        set: changes to it, by dotted key; ``{task}`` in a text stands for the task's name.
+        tasks: names of tasks, with their suite where it is another (``superglue/boolq``), or each with changes of its
+            own, by dotted key, which win over `set`; default: the configuration's.
         rows: each a mapping of dotted keys to a value, or to a list of values, of which every combination is a row;
             ``name`` is the row's label, else the label is made of the keys. Default: every protocol.
         seeds: how many, counted from 0, or a list.
@@ -125,6 +132,7 @@ def _faults(spec: Spec, document: Document) -> Iterator[Problem]:
     for above, part in parts:
         places = [((*above, "set"), part.set)]
         places += [((*above, "rows", str(n)), row) for n, row in enumerate(part.rows or [])]
+        places += [((*above, "tasks", name), changes) for name, changes in part.task_list().items()]
         for place, mapping in places:
             for key in mapping:
                 if key in ALONE and not (key == "profile" and place == ("set",)):
