@@ -63,11 +63,11 @@ def why_not(name: str, task: str, *, profile: str, backbone: str, metric: str) -
     expected = experiment["tasks"][task]["metric"]
     backbones = experiment["backbones"]
     if profile != PROFILE:
-        return f"published numbers are for profile {PROFILE}, these runs are of profile {profile}"
+        return f"they are of profile {PROFILE}, these runs of profile {profile}"
     if backbone not in backbones:
         wanted = " or ".join(backbones[:1]) or "a model of the authors' own, which no backbone here is"
-        return f"published numbers are of {wanted}, these runs of {backbone}"
-    return "" if metric == expected else f"published numbers are {expected}, these are {metric}"
+        return f"they are of {wanted}, these runs of {backbone}"
+    return "" if metric == expected else f"they are {expected}, these are {metric}"
 
 
 def _experiment(name: str) -> Mapping[str, Any]:

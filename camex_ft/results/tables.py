@@ -172,7 +172,7 @@ def _panel(
             metric=first.metrics.primary,
         )
         if reason:
-            notes.append(f"no published numbers beside these: {reason}")
+            notes.append(f"no published numbers: {reason}")
         else:
             known = {row.label: literature.published(published, task, row.label) for row in rows}
             rows = [replace(row, published=known[row.label]) for row in rows]
