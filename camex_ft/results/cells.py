@@ -88,7 +88,7 @@ def tests(panel: Panel, table: Table) -> Grid | None:
         )
         for row, c in against
     ]
-    grid = Grid(caption=f"Against {table.baseline}", head=head, rows=tuple(rows))
+    grid = Grid(caption=f"{panel.task} against {table.baseline}", head=head, rows=tuple(rows))
     return _without_empty_columns(grid)
 
 
