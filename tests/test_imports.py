@@ -29,9 +29,11 @@ LAYERS = (
     ("reporting",),
     ("pipeline",),
     ("trained",),
+    ("inspection",),
     ("listing", "doctor", "document_protocols"),
     ("planning",),
     ("bench",),
+    ("comparison",),
     ("cli",),
     ("__main__",),
     ("",),  # camex_ft/__init__.py: the public API

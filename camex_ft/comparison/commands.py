@@ -43,6 +43,7 @@ def compare(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="List every cell with an estimate of its cost; run none.")
     ] = False,
+    tflops: Annotated[float, typer.Option(min=0.01, help="Of --dry-run: what a device sustains.")] = 10.0,
 ) -> None:
     """Run what is missing of a grid of protocols, tasks and seeds; then its table, pictures and report.
 
@@ -54,7 +55,7 @@ def compare(
     if dry_run:
         from camex_ft.comparison.estimate import print_estimate
 
-        print_estimate(comparisons)
+        print_estimate(comparisons, tflops=tflops)
         return
     from camex_ft.comparison.grid import run_grid
 

@@ -10,7 +10,7 @@ gradients, the state of AdamW. Multiply-adds are counted by the formulas in `ope
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -91,12 +91,13 @@ class Plan:
         return made
 
 
-def plan(given: Config, *, gpu: bool | None = None) -> Plan:
+def plan(given: Config, *, gpu: bool | None = None, protocols: Sequence[str] | None = None) -> Plan:
     """Return what a configuration costs, under its own protocol and beside it dense, mixture, static and dynamic.
 
     Args:
         given: the configuration; neither its data nor the backbone's weights need to be there.
         gpu: estimate for a GPU's kernels; None: as on this machine.
+        protocols: the columns, in place of those.
 
     Raises:
         UserError: the backbone's configuration is at fault or out of reach, or the configuration contradicts itself.
@@ -109,7 +110,7 @@ def plan(given: Config, *, gpu: bool | None = None) -> Plan:
     batch = batch_of(settled, task, dense)
     precision = precision_of(settled, gpu=gpu_here() if gpu is None else gpu)
     found = survey(dense, batch)
-    columns = tuple(_column(name, settled, dense, found, precision) for name in protocols_of(settled))
+    columns = tuple(_column(name, settled, dense, found, precision) for name in protocols or protocols_of(settled))
     notes = (reason, *_notes(settled, trained=trained))
     return Plan(
         backbone=settled.backbone,
