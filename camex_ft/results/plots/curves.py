@@ -13,6 +13,8 @@ from matplotlib.ticker import MaxNLocator
 from camex_ft.results.plots.data import Series
 from camex_ft.results.plots.style import (
     BASELINE,
+    COLOURS,
+    STEPS,
     Look,
     columns_for,
     drawn,
@@ -23,6 +25,7 @@ from camex_ft.results.plots.style import (
 )
 
 TOGETHER = 2  # lines, beside the baseline, whose bands can overlap and still be told apart
+ALONE = Look(colour=COLOURS[0], marker="o", line="-")  # in a panel of its own, whose title names it
 
 
 @drawn
@@ -40,7 +43,7 @@ def curves(
     rows = [s for s in series if s.label != baseline] or list(series)
     base = next((s for s in series if s.label == baseline and s not in rows), None)
     together = len(rows) <= TOGETHER
-    columns = 1 if together else columns_for(len(rows))
+    columns = 1 if together else columns_for(len(rows), most=4)
     count = 1 if together else -(-len(rows) // columns)
     figure, axes = panels(
         count, columns, height=3.1 if together else 1.75, title=title, sharex=True, sharey=True
@@ -53,7 +56,7 @@ def curves(
                 ax.plot(other.x, other.middle(), color="0.8", linewidth=0.8, zorder=1)
             ax.set_title(rows[i].label)
         for s in rows if together else [rows[i]]:
-            _line(ax, s, found[s.label])
+            _line(ax, s, found[s.label] if together else ALONE)
         if base is not None:
             _line(ax, base, found[base.label])
     _labels(figure, axes, used, x_label, y_label)
@@ -69,13 +72,13 @@ def curves(
 def _frame(ax: Axes, *, whole: bool) -> None:
     ax.grid(axis="y")
     ax.margins(x=0.04)
-    ax.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=whole))
-    ax.yaxis.set_major_locator(MaxNLocator(nbins=5))
+    ax.xaxis.set_major_locator(MaxNLocator(nbins=6, steps=STEPS, integer=whole))
+    ax.yaxis.set_major_locator(MaxNLocator(nbins=5, steps=STEPS))
 
 
 def _line(ax: Axes, series: Series, look: Look) -> None:
     middle, spread = series.middle(), series.spread()
-    few = len(series.x) <= 30
+    few = len(series.x) <= 12
     ax.plot(
         series.x,
         middle,

@@ -15,6 +15,7 @@ from camex_ft.results.plots.data import Panel, interval
 from camex_ft.results.plots.style import (
     BASELINE,
     COLOURS,
+    STEPS,
     columns_for,
     drawn,
     hide_rest,
@@ -58,7 +59,7 @@ def _panel(ax: Axes, panel: Panel, rows: Sequence[str], baseline: str | None) ->
     ax.set_ylim(len(rows) - 0.4, -0.6)
     ax.tick_params(axis="y", length=0)
     ax.grid(axis="y", linestyle=(0, (1, 2)), color="0.75")
-    ax.xaxis.set_major_locator(MaxNLocator(nbins=5))
+    ax.xaxis.set_major_locator(MaxNLocator(nbins=5, steps=STEPS))
     ax.spines["left"].set_visible(False)
     ax.set_xlabel(panel.metric)
     low, high = _limits(panel)

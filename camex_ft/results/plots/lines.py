@@ -10,9 +10,18 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, MaxNLocator, PercentFormatter
 
-from camex_ft.results.plots.style import SEQUENTIAL, WIDTH, columns_for, drawn, hide_rest, panels
+from camex_ft.results.plots.style import (
+    LINES,
+    SEQUENTIAL,
+    STEPS,
+    WIDTH,
+    columns_for,
+    drawn,
+    hide_rest,
+    panels,
+)
 
-NUMBERED = 0.06  # of the panel's height: an expert's band is high enough for its number
+NUMBERED = 0.09  # of the panel's height: an expert's band is high enough for its number
 
 
 @drawn
@@ -58,7 +67,7 @@ def _stack(ax: Axes, x: np.ndarray, shares: np.ndarray) -> None:
             )  # fmt: skip
     ax.set_xlim(x[0], x[-1] if x[-1] > x[0] else x[0] + 1)
     ax.set_ylim(0, 1)
-    ax.xaxis.set_major_locator(MaxNLocator(nbins=4))
+    ax.xaxis.set_major_locator(MaxNLocator(nbins=4, steps=STEPS))
     ax.yaxis.set_major_locator(FixedLocator([0, 0.5, 1]))
     ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
 
@@ -75,25 +84,26 @@ def spectrum(shown: Mapping[str, np.ndarray], *, title: str, columns: int | None
     columns = columns or columns_for(len(shown))
     rows = -(-len(shown) // columns)
     width = WIDTH * min(1.0, (columns + 0.8) / 3)
+    room = 0.075 * max(float(np.ptp(np.concatenate([v.ravel() for v in shown.values()]))), 1e-9)
     figure, axes = panels(rows, columns, height=1.9, title=title, width=width, sharey=True)
     for k, (ax, (name, values)) in enumerate(zip(axes.flat, shown.items(), strict=False)):
-        _experts(ax, values)
+        _experts(ax, values, room=room)
         ax.set_title(name)
         if k + columns >= len(shown):
-            ax.set_xlabel("place among the values, from the largest")
+            ax.set_xlabel("share of the values")
         if k % columns == 0:
             ax.set_ylabel("singular value of Mᵢ")
     hide_rest(axes, len(shown))
     return figure
 
 
-def _experts(ax: Axes, values: np.ndarray) -> None:
+def _experts(ax: Axes, values: np.ndarray, *, room: float) -> None:
     count, n = values.shape
     place = np.linspace(0, 1, n) if n > 1 else np.array([0.5])
     colours = matplotlib.colormaps[SEQUENTIAL](np.linspace(0.05, 0.8, count))
     for k in range(count):
-        ax.plot(place, values[k], color=colours[k], linewidth=1.1)
-    ends = _apart(values[:, -1], room=0.09 * max(float(np.ptp(values)), 1e-9))
+        ax.plot(place, values[k], color=colours[k], linestyle=LINES[k % len(LINES)], linewidth=1.1)
+    ends = _apart(values[:, -1], room=room)
     for k in range(count):
         ax.annotate(
             str(k), (1, ends[k]), xytext=(3, 0), textcoords="offset points", va="center", fontsize=6.5,
@@ -101,7 +111,7 @@ def _experts(ax: Axes, values: np.ndarray) -> None:
         )  # fmt: skip
     ax.axhline(1, color="0.4", linewidth=0.8, linestyle=(0, (2, 1.5)), zorder=1)
     ax.grid(axis="y")
-    ax.yaxis.set_major_locator(MaxNLocator(nbins=5))
+    ax.yaxis.set_major_locator(MaxNLocator(nbins=5, steps=STEPS))
     ax.set_xticks([0, 0.5, 1], ["0%", "50%", "100%"])
     ax.margins(x=0.02)
 

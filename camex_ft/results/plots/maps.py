@@ -11,6 +11,8 @@ from matplotlib.image import AxesImage
 
 from camex_ft.results.plots.style import SEQUENTIAL, WIDTH, columns_for, drawn, hide_rest, panels
 
+LETTER = 0.085  # inches of a tick's letter
+NUMBER = 0.27  # inches of a number in a cell
 WRITTEN = 8  # experts up to which a cell is large enough for its number
 
 
@@ -27,11 +29,12 @@ def routing(
     """
     rows, layers = list(weights), list(next(iter(weights.values())))
     experts = max(w.shape[1] for some in weights.values() for w in some.values())
-    height = 0.55 + 0.17 * max(experts, 4)
-    narrow = max(0.45, min(1.0, (len(layers) * (0.3 * len(groups) + 0.6) + 2) / WIDTH))
-    figure, axes = panels(
-        len(rows), len(layers), height=height, title=title, width=WIDTH * narrow, sharex=True, sharey="row"
-    )
+    cell = (WIDTH - 1.4) / (len(layers) * len(groups))  # inches
+    longest = max(map(len, groups))
+    turned = longest * LETTER > cell
+    height = 0.2 + 0.19 * max(experts, 4)
+    figure, axes = panels(len(rows), len(layers), height=height, title=title, sharex=True, sharey="row")
+    figure.set_figheight(figure.get_figheight() + 0.5 + (LETTER * longest if turned else 0.1))
     top = max(float(np.nanmax(w)) for some in weights.values() for w in some.values())
     image: AxesImage | None = None
     for i, row in enumerate(rows):
@@ -41,8 +44,10 @@ def routing(
                 ax.set_axis_off()
                 continue
             image = _image(ax, weights[row][layer].T, low=0.0, high=top)
-            ax.set_xticks(range(len(groups)), groups, rotation=90 if max(map(len, groups)) > 2 else 0)
+            ax.set_xticks(range(len(groups)), groups, rotation=90 if turned else 0)
             ax.set_yticks(range(weights[row][layer].shape[1]))
+            if cell >= NUMBER:
+                _numbers(ax, weights[row][layer].T, low=0.0, high=top)
             if i == 0:
                 ax.set_title(layer)
             if i == len(rows) - 1:
@@ -50,9 +55,7 @@ def routing(
             if j == 0:
                 ax.set_ylabel(f"{row}\nexpert" if len(rows) > 1 else "expert")
     if image is not None:
-        figure.colorbar(
-            image, ax=axes, label="mean routing weight", shrink=min(1.0, 2.6 / (height * len(rows)))
-        )
+        _bar(figure, image, axes, "mean routing weight")
     return figure
 
 
@@ -67,14 +70,15 @@ def distances(shown: Mapping[str, tuple[Sequence[str], np.ndarray]], *, title: s
     rows = list(shown)
     columns = columns_for(len(rows))
     most = max(len(names) for names, _ in shown.values())
-    height = 0.75 + 0.2 * most
+    height = 0.4 + 0.2 * most
     figure, axes = panels(
         -(-len(rows) // columns),
         columns,
         height=height,
         title=title,
-        width=WIDTH if len(rows) > 1 else 0.6 * WIDTH,
+        width=WIDTH if len(rows) > 1 else 0.75 * WIDTH,
     )
+    figure.set_figheight(figure.get_figheight() + 0.75)
     top = max(float(np.nanmax(d)) for _, d in shown.values()) or 1.0
     image: AxesImage | None = None
     for k, (ax, row) in enumerate(zip(axes.flat, rows, strict=False)):
@@ -89,7 +93,7 @@ def distances(shown: Mapping[str, tuple[Sequence[str], np.ndarray]], *, title: s
             _numbers(ax, values, low=0.0, high=top)
     hide_rest(axes, len(rows))
     if image is not None:
-        figure.colorbar(image, ax=list(axes.flat[: len(rows)]), label="‖Mᵢ − I‖ / ‖I‖ (Frobenius)")
+        _bar(figure, image, axes.flat[: len(rows)], "‖Mᵢ − I‖ / ‖I‖")
     return figure
 
 
@@ -101,10 +105,12 @@ def similarity(matrices: Mapping[str, np.ndarray], *, title: str) -> Figure:
         matrices: by layer; [N, N].
         title: of the picture.
     """
-    columns = columns_for(len(matrices), most=4)
+    columns = min(4, len(matrices))
+    width = WIDTH if columns > 2 else 0.8 * WIDTH
+    side = min(2.4, (width - 0.6) / columns - 0.25)
     rows = -(-len(matrices) // columns)
-    width = WIDTH * min(1.0, (columns + 0.5) / 3.2)
-    figure, axes = panels(rows, columns, height=width / (columns + 0.6) + 0.25, title=title, width=width)
+    figure, axes = panels(rows, columns, height=side + 0.4, title=title, width=width)
+    figure.set_figheight(figure.get_figheight() + 0.5)
     image: AxesImage | None = None
     for k, (ax, (layer, matrix)) in enumerate(zip(axes.flat, matrices.items(), strict=False)):
         image = _image(ax, matrix, low=-1.0, high=1.0, equal=True)
@@ -115,17 +121,19 @@ def similarity(matrices: Mapping[str, np.ndarray], *, title: str) -> Figure:
             ax.set_xlabel("expert")
         if k % columns == 0:
             ax.set_ylabel("expert")
-        if len(matrix) <= WRITTEN and columns <= 3:
+        if side / len(matrix) >= NUMBER:
             _numbers(ax, matrix, low=-1.0, high=1.0)
     hide_rest(axes, len(matrices))
     if image is not None:
-        figure.colorbar(
-            image,
-            ax=list(axes.flat[: len(matrices)]),
-            label="cosine similarity",
-            shrink=min(1.0, 2.8 / (rows * 1.8)),
-        )
+        _bar(figure, image, axes.flat[: len(matrices)], "cosine similarity")
     return figure
+
+
+def _bar(figure: Figure, image: AxesImage, axes: np.ndarray, label: str) -> None:
+    pad = 0.1 / figure.get_figheight()
+    figure.colorbar(
+        image, ax=list(axes.flat), label=label, location="bottom", shrink=0.45, aspect=28, pad=pad
+    )
 
 
 def _image(ax: Axes, values: np.ndarray, *, low: float, high: float, equal: bool = False) -> AxesImage:
@@ -148,10 +156,11 @@ def _image(ax: Axes, values: np.ndarray, *, low: float, high: float, equal: bool
 
 
 def _numbers(ax: Axes, values: np.ndarray, *, low: float, high: float) -> None:
+    places = 2 if high - low >= 0.2 else 3
     for (i, j), value in np.ndenumerate(values):
         if np.isfinite(value):
             dark = (value - low) / max(high - low, 1e-12) < 0.55
             ax.text(
-                j, i, f"{value:.2f}".replace("-", "−"), ha="center", va="center", fontsize=6.5,
+                j, i, f"{value:.{places}f}".replace("-", "−"), ha="center", va="center", fontsize=6.5,
                 color="white" if dark else "black",
             )  # fmt: skip

@@ -158,7 +158,7 @@ def _curvature(made: Choice, scene: Scene) -> None:
         name,
         maps.distances(
             {row: layers.distance_of(result) for row, (_, result) in runs.items()},
-            title=f"{scene.title}, curvature from the identity",
+            title=f"{scene.title}, distance of the curvature from the identity",
         ),
         f"{scene.task}: how far each expert's curvature is from the identity, relative, by layer (the mean over its "
         "matrices). " + _said(runs, count),

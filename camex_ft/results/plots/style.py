@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import wraps
@@ -13,6 +14,8 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+TITLE = 12  # characters of a title in an inch
+STEPS = [1, 2, 2.5, 5, 10]  # between ticks
 WIDTH = 7.2  # inches of a picture: a page's text width
 SETTINGS: dict[Any, Any] = {
     "font.family": "DejaVu Sans",  # comes with Matplotlib, so that a picture is the same everywhere
@@ -100,7 +103,7 @@ def panels(
     figure = Figure(figsize=(width, height * rows + 0.45), layout="constrained")
     FigureCanvasAgg(figure)
     if title:
-        figure.suptitle(title, x=0.01, ha="left")
+        figure.suptitle(textwrap.fill(title, int(TITLE * width)), x=0.01, ha="left")
     return figure, figure.subplots(rows, columns, sharex=sharex, sharey=sharey, squeeze=False)  # type: ignore[arg-type]
 
 
@@ -118,5 +121,7 @@ def legend_below(figure: Figure, source: Axes | Sequence[Any], *, columns: int =
 
 
 def columns_for(count: int, *, most: int = 3) -> int:
-    """Return how many columns a grid of `count` panels gets: as square as may be, at most `most`."""
-    return max(1, min(most, int(np.ceil(np.sqrt(count)))))
+    """Return how many columns, at most `most`, a grid of `count` panels gets: the fewest places are left empty."""
+    if count <= most:
+        return 2 if count == 4 else max(1, count)
+    return min(range(most, 1, -1), key=lambda columns: (-count % columns, -columns))

@@ -10,7 +10,16 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from camex_ft.results.plots.data import Series
-from camex_ft.results.plots.style import Look, columns_for, drawn, hide_rest, legend_below, looks, panels
+from camex_ft.results.plots.style import (
+    STEPS,
+    Look,
+    columns_for,
+    drawn,
+    hide_rest,
+    legend_below,
+    looks,
+    panels,
+)
 
 WIDE = 16  # largest over smallest value from which on the axis is logarithmic
 
@@ -40,7 +49,7 @@ def sweep(
     figure, axes = panels(-(-len(shown) // columns), columns, height=2.5, title=title)
     for ax, (task, some) in zip(axes.flat, shown.items(), strict=False):
         ax.grid(axis="y")
-        ax.yaxis.set_major_locator(MaxNLocator(nbins=5))
+        ax.yaxis.set_major_locator(MaxNLocator(nbins=5, steps=STEPS))
         for series in some:
             _line(ax, series, found[series.label])
         if task in levels:
