@@ -107,7 +107,10 @@ def plan(
 @app.command("ls")
 def list_(
     kind: Annotated[
-        str, typer.Argument(help="backbones, configs, embedded, protocols or tasks; all if left out.")
+        str,
+        typer.Argument(
+            help="backbones, comparisons, configs, embedded, protocols or tasks; all if left out."
+        ),
     ] = "",
 ) -> None:
     """List what can be named in a configuration, with a line on each."""
@@ -172,6 +175,17 @@ def generate(
     from camex_ft import trained
 
     typer.echo(trained.generate(run, prompt, tokens=tokens, beams=beams, sample=sample, seed=seed))
+
+
+@app.command()
+def inspect(
+    run: RunArgument,
+    out: Annotated[Optional[Path], typer.Option("--out", help="Where the pictures go.")] = None,  # noqa: UP045
+) -> None:
+    """Draw what a run has learned: curves, routing, load, curvature and its spectrum, similarity of domain vectors."""
+    from camex_ft.inspection import inspect
+
+    typer.echo(f"wrote {inspect(run, out)}")
 
 
 app.command()(comparison.compare)

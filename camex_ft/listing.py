@@ -10,6 +10,7 @@ from rich.table import Table
 
 from camex_ft import registry
 from camex_ft.config import list_configs
+from camex_ft.config.shipped import list_specifications
 from camex_ft.errors import UserError, nearest
 
 Rows = list[tuple[str, ...]]
@@ -18,6 +19,11 @@ Rows = list[tuple[str, ...]]
 def backbones() -> Rows:
     """Families of backbones: name, the transformers model types that they serve, summary."""
     return [(f.name, ", ".join(f.model_types), f.summary) for f in _entries(registry.BACKBONES)]
+
+
+def comparisons() -> Rows:
+    """Specifications of comparisons that come with the package: name, summary."""
+    return [(each.name, each.summary) for each in list_specifications()]
 
 
 def configs() -> Rows:
@@ -49,6 +55,7 @@ KINDS: dict[str, tuple[tuple[str, ...], Callable[[], Rows]]] = {
     "embedded": (("embedded backbone",), embedded),
     "tasks": (("task", "metric", "what it asks"), tasks),
     "configs": (("configuration", "what it is"), configs),
+    "comparisons": (("comparison", "what it is"), comparisons),
 }
 
 

@@ -19,6 +19,8 @@ from test_imports import LAYERS
 
 import camex_ft
 from camex_ft import cli, document_protocols, registry
+from camex_ft.comparison.cells import make_comparison
+from camex_ft.comparison.spec import is_spec, of_config, read_spec
 from camex_ft.config import load_config
 from camex_ft.tasks import sources
 
@@ -35,6 +37,7 @@ VARIABLES = {
     "PROTOCOL": "merging.protocol",
     "SEED": "training.seed",
 }
+
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", flags=re.MULTILINE | re.DOTALL)
 
 
@@ -165,6 +168,12 @@ def test_a_command_parses_and_its_configuration_is_valid(
     if config != "CONFIG":  # a placeholder
         overrides = [o for o in given.get("overrides") or () if o != "KEY=VALUE"]
         load_config(ROOT / config if (ROOT / config).is_file() else config, overrides)
+    words = [w for w in given.get("specs", ()) if w not in ("FOLDER", "SPEC")]
+    paths = [str(ROOT / w) if (ROOT / w).exists() else w for w in words if "=" not in w]
+    for path in paths:
+        if not Path(path).is_dir():
+            spec = read_spec(path) if is_spec(path) else of_config(path, protocols=given["protocols"].split())
+            assert make_comparison(spec, overrides=[w for w in words if "=" in w]).cells
 
 
 @pytest.mark.parametrize("command", commands("make"), ids=name)
@@ -198,7 +207,10 @@ def test_python_compiles(block: Block) -> None:
 def test_yaml_is_a_valid_configuration(block: Block, examples: Path) -> None:
     file = examples / "shown.yaml"
     file.write_text(block.text, encoding="utf-8")
-    load_config(file)
+    if is_spec(file):
+        assert make_comparison(read_spec(file)).cells
+    else:
+        load_config(file)
 
 
 def test_the_readmes_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,7 @@ import pytest
 
 from camex_ft import registry
 from camex_ft.config import config_hash, copy_config, list_configs, load_config, notes, resolve, summary
+from camex_ft.config.shipped import list_specifications
 from camex_ft.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2] / "configs"
@@ -15,8 +16,9 @@ CONFIGS = list_configs()
 
 
 def test_all_files_are_listed():
-    assert {config.path.resolve() for config in CONFIGS} == set(ROOT.rglob("*.yaml"))
-    assert len(CONFIGS) == len(set(ROOT.rglob("*.yaml")))
+    listed = [*CONFIGS, *list_specifications()]
+    assert {each.path.resolve() for each in listed} == set(ROOT.rglob("*.yaml"))
+    assert len(listed) == len(set(ROOT.rglob("*.yaml")))
     assert [config.name for config in CONFIGS][:4] == ["glue", "lm", "qa", "superglue"]
 
 
