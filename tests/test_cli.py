@@ -13,7 +13,7 @@ import yaml
 from typer.testing import CliRunner
 
 import camex_ft
-from camex_ft import cli, registry
+from camex_ft import cli, errors, registry
 from camex_ft.errors import UserError
 from camex_ft.results import load_record
 
