@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
+from camex_ft.comparison import places
 from camex_ft.errors import UserError, nearest
 
 if TYPE_CHECKING:
     from camex_ft.comparison.cells import Comparison
+    from camex_ft.config import Environment
 
 INTERRUPTED = 130
 
@@ -29,6 +31,19 @@ Protocols = Annotated[
 Seeds = Annotated[
     str, typer.Option(help='How many seeds, or which: "3" or "0 7 42". In place of the specification\'s.')
 ]
+On = Annotated[
+    str,
+    typer.Option(
+        "--on",
+        help="here; slurm: an array of jobs, one a cell; local-jobs: such jobs on this machine, as a trial.",
+    ),
+]
+Slurm = Annotated[
+    Optional[list[str]],  # noqa: UP045 - typer reads annotations at run time
+    typer.Option(
+        "--slurm", metavar="KEY=VALUE", help="Of each job: partition, time (minutes), mem_gb, account, ..."
+    ),
+]
 
 
 def compare(
@@ -44,12 +59,15 @@ def compare(
         bool, typer.Option("--dry-run", help="List every cell with an estimate of its cost; run none.")
     ] = False,
     tflops: Annotated[float, typer.Option(min=0.01, help="Of --dry-run: what a device sustains.")] = 10.0,
+    on: On = places.HERE,
+    slurm: Slurm = None,
 ) -> None:
     """Run what is missing of a grid of protocols, tasks and seeds; then its table, pictures and report.
 
     Interrupted at any point, the same command goes on. A cell that fails does not stop the others; exit code 1 then.
     """
-    comparisons = _comparisons(specs, protocols, seeds)
+    parameters = places.read(on, slurm or [])
+    comparisons = _comparisons(specs, protocols, seeds, places.environment(on, parameters))
     for reason in dict.fromkeys(comparison.reason for comparison in comparisons):
         typer.echo(reason)
     if dry_run:
@@ -57,10 +75,8 @@ def compare(
 
         print_estimate(comparisons, tflops=tflops)
         return
-    from camex_ft.comparison.grid import run_grid
-
     try:
-        failed = run_grid(comparisons, jobs=jobs, force=force)
+        failed = places.run(on, comparisons, parameters=parameters, jobs=jobs, force=force)
     except KeyboardInterrupt:
         typer.echo("\nInterrupted. The same command runs what is missing.", err=True)
         raise typer.Exit(INTERRUPTED) from None
@@ -99,7 +115,9 @@ def table(
     typer.echo(f"wrote {out}")
 
 
-def _comparisons(arguments: Sequence[str], protocols: str, seeds: str) -> list[Comparison]:
+def _comparisons(
+    arguments: Sequence[str], protocols: str, seeds: str, environment: Environment | None = None
+) -> list[Comparison]:
     from camex_ft.comparison.cells import make_comparison
     from camex_ft.comparison.spec import is_spec, of_config, read_spec
 
@@ -116,7 +134,11 @@ def _comparisons(arguments: Sequence[str], protocols: str, seeds: str) -> list[C
             )
         spec = read_spec(path) if named else of_config(path, protocols=protocols.split())
         name = Path(path).stem if named else ""
-        made.append(make_comparison(spec, name=name, overrides=overrides, seeds=_seeds(seeds)))
+        made.append(
+            make_comparison(
+                spec, name=name, overrides=overrides, seeds=_seeds(seeds), environment=environment
+            )
+        )
     return made
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 from rich.console import Console
@@ -10,7 +10,7 @@ from rich.console import Console
 from camex_ft.comparison.cells import Comparison
 from camex_ft.comparison.live import headline, line, view
 from camex_ft.comparison.outcome import Outcome, outcome, write_all
-from camex_ft.comparison.running import DONE, FAILED, Runner, slots
+from camex_ft.comparison.running import DONE, FAILED, Runner, State, slots
 from camex_ft.comparison.survey import survey
 from camex_ft.errors import UserError
 from camex_ft.results import command_line
@@ -18,18 +18,37 @@ from camex_ft.results.entries import Result, read_results
 from camex_ft.results.render import render
 
 
-def run_grid(comparisons: Sequence[Comparison], *, jobs: int | None = None, force: bool = False) -> int:
+def run_grid(
+    comparisons: Sequence[Comparison],
+    *,
+    jobs: int | None = None,
+    force: bool = False,
+    runner: Callable[..., Runner] = Runner,
+) -> int:
     """Run what is missing, print the tables, write tables, pictures and report; return how many cells failed.
 
     Args:
         comparisons: their runs share one output folder, and a cell that two of them have runs once.
         jobs: how many cells run at a time; see `running.slots`.
         force: run again what is done.
+        runner: `Runner`, or one of its kind.
 
     Raises:
         UserError: no cell can run at all, or the comparisons have different output folders.
     """
     console = Console()
+    states = look(comparisons, force=force, console=console)
+    places = slots(jobs)[: max(sum(s.status != DONE for s in states), 1)]
+    console.print(headline(states, len(places)), highlight=False)
+    with view(states, len(places), console=console) as shown:
+        logs = comparisons[0].folder.parent / "logs"
+        runner(states, places, logs, force=force, changed=shown.changed).run(shown.tick)
+    conclude(comparisons, console)
+    return report_failed(states, console)
+
+
+def look(comparisons: Sequence[Comparison], *, force: bool, console: Console) -> list[State]:
+    """Return the state of every cell before anything runs, and print which of them can't; raises as `run_grid` does."""
     outputs = {comparison.output for comparison in comparisons}
     if len(outputs) > 1:
         raise UserError(
@@ -37,22 +56,21 @@ def run_grid(comparisons: Sequence[Comparison], *, jobs: int | None = None, forc
         )
     cells = [cell for comparison in comparisons for cell in comparison.cells]
     states = survey(cells, force=force, say=console.print)
-    places = slots(jobs)[: max(sum(s.status != DONE for s in states), 1)]
-    console.print(headline(states, len(places)), highlight=False)
     for state in states:
         if state.status == FAILED:
             console.print(line(state, states), markup=False, highlight=False, soft_wrap=True)
-    with view(states, len(places), console=console) as shown:
-        logs = comparisons[0].folder.parent / "logs"
-        Runner(states, places, logs, force=force, changed=shown.changed).run(shown.tick)
-    _conclude(comparisons, console)
+    return states
+
+
+def report_failed(states: Sequence[State], console: Console) -> int:
+    """Print the cells that failed, each with its reason; return how many there are."""
     failed = [state for state in states if state.status == FAILED]
     for state in failed:
         console.print(f"failed: {state.cell}: {state.reason}", markup=False, highlight=False, soft_wrap=True)
     return len(failed)
 
 
-def _conclude(comparisons: Sequence[Comparison], console: Console) -> None:
+def conclude(comparisons: Sequence[Comparison], console: Console) -> None:
     """Print and write what there is; a comparison without a single record says so."""
     made: list[Outcome] = []
     results: list[Result] = []

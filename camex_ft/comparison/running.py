@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import IO, Any, Protocol
 
 from camex_ft.comparison.cells import Cell
 
@@ -56,13 +57,33 @@ class State:
         return (time.monotonic() - self.started) * (1 - self.share) / self.share
 
 
+class Process(Protocol):
+    """What runs a cell; a `subprocess.Popen` is one."""
+
+    stdin: IO[str] | None
+    stdout: IO[str] | None
+
+    @property
+    def returncode(self) -> int | Any:
+        """The exit code, once `poll` has given one."""
+
+    def poll(self) -> int | None:
+        """Return the exit code; None while it runs."""
+
+    def kill(self) -> None:
+        """End it."""
+
+    def wait(self) -> int:
+        """Return the exit code when it has ended."""
+
+
 @dataclass
 class Slot:
     """Where a process runs: a GPU by its name for CUDA, or a place on the CPU."""
 
     device: str | None
     environment: dict[str, str]
-    process: subprocess.Popen[str] | None = None
+    process: Process | None = None
     state: State | None = None
 
 
@@ -141,11 +162,11 @@ class Runner:
         if slot.process is None and self._waiting:
             self._start(slot, self._waiting.popleft())
 
-    def _start(self, slot: Slot, state: State) -> None:
-        cell = state.cell
+    def launch(self, slot: Slot, state: State) -> Process:
+        """Start a cell and return what runs it; `state.log` is where its standard error goes."""
         state.log = self.logs / f"{state.name}.log"
         with state.log.open("w", encoding="utf-8") as log:
-            slot.process = subprocess.Popen(
+            process = subprocess.Popen(
                 [sys.executable, "-m", "camex_ft.comparison.worker"],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
@@ -154,13 +175,16 @@ class Runner:
                 env={**os.environ, **slot.environment},
                 start_new_session=True,  # Ctrl-C is for this process, which ends the others itself
             )
-        slot.state, state.status, state.started = state, RUNNING, time.monotonic()
-        request = {"config": cell.config, "overrides": cell.overrides, "force": self.force}
-        assert slot.process.stdin is not None and slot.process.stdout is not None
+        assert process.stdin is not None and process.stdout is not None
         with suppress(BrokenPipeError):  # it may be gone already; its exit code says why
-            slot.process.stdin.write(json.dumps(request) + "\n")
-            slot.process.stdin.flush()  # and stays open: its end would be ours
-        threading.Thread(target=_listen, args=(slot.process.stdout, state), daemon=True).start()
+            process.stdin.write(json.dumps(request(state.cell, self.force)) + "\n")
+            process.stdin.flush()  # and stays open: its end would be ours
+        threading.Thread(target=_listen, args=(process.stdout, state), daemon=True).start()
+        return process
+
+    def _start(self, slot: Slot, state: State) -> None:
+        slot.process = self.launch(slot, state)
+        slot.state, state.status, state.started = state, RUNNING, time.monotonic()
         self.changed(state)
 
     def _ended(self, slot: Slot) -> None:
@@ -176,6 +200,11 @@ class Runner:
             state.reason = why(process.returncode, state.log)
         slot.process = slot.state = None
         self.changed(state)
+
+
+def request(cell: Cell, force: bool = False) -> dict[str, Any]:
+    """Return what a process needs to know to run a cell: see `worker.perform`."""
+    return {"config": cell.config, "overrides": list(cell.overrides), "force": force}
 
 
 def why(code: int, log: Path) -> str:

@@ -12,7 +12,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -50,9 +50,15 @@ def main() -> int:
     def tell(line: dict[str, Any]) -> None:
         print(json.dumps(line), file=out, flush=True)
 
+    return perform(request, Progress(tell))
+
+
+def perform(request: Mapping[str, Any], *callbacks: TrainerCallback) -> int:
+    """Run the cell of a request (`running.request`) and return the exit code; what is wrong goes to standard error."""
+
     def work() -> None:
         config = load_config(request["config"], request["overrides"])
-        pipeline.run(config, force=request["force"], callbacks=[Progress(tell)])
+        pipeline.run(config, force=request["force"], callbacks=callbacks)
 
     return guard(work)
 
