@@ -22,9 +22,9 @@ from camex_ft.results import RunFolder, load_record
 from camex_ft.results.entries import Result
 from camex_ft.results.folder import write_atomically
 from camex_ft.results.plots import layers as by_layer
-from camex_ft.results.plots import lines, maps, of_run, png, save
+from camex_ft.results.plots import lines, maps, of_run, save
 from camex_ft.results.plots.scenes import Choice
-from camex_ft.results.record import dumps
+from camex_ft.results.record import Record, dumps
 from camex_ft.results.report import Picture, Section, write_report
 from camex_ft.trained import load_trained, read_run
 from camex_ft.upcycling import expert_layers
@@ -71,9 +71,23 @@ def inspect(run_folder: Path | str, out: Path | str | None = None) -> Path:
     _add_vectors(choice, similar, title)
     _add_spectra(choice, learned, title)
     write_atomically(target / "inspection.json", dumps(numbers) + "\n")
-    for name, figure in choice.figures.items():
-        save(figure, target / f"{name}.png", source=numbers)
-    return write_report(_sections(result, choice, numbers, title), target / "inspection.html")
+    pictures = [
+        Picture(
+            png=save(figure, target / f"{name}.png", source=numbers).read_bytes(),
+            alt=choice.captions[name],
+            caption=choice.captions[name],
+        )
+        for name, figure in choice.figures.items()
+    ]
+    notes = [f"{name}: left out, since {reason}" for name, reason in choice.left_out.items()]
+    return write_report(
+        [
+            Section(title=title, text=_said(record, experts=bool(similar)), command=record.run.command),
+            Section(title="Pictures", pictures=pictures),
+            *([Section(title="Left out", notes=notes)] if notes else []),
+        ],
+        target / "inspection.html",
+    )
 
 
 def domain_vectors(layer: ExpertFFN) -> Vectors:
@@ -145,13 +159,14 @@ def _add_spectra(choice: Choice, learned: Mapping[str, Mapping[str, Spectrum]], 
         choice.left_out["spectrum"] = "the model has no curvature"
         return
     names = by_layer.short_layers(list(learned))
+    maps_of = list(dict.fromkeys(which for some in learned.values() for which in some))
     shown = {
-        f"{names[name]}, {which}": found.values
+        f"{names[name]}, {which}": some[which].values
+        for which in maps_of
         for name, some in learned.items()
-        for which, found in some.items()
+        if which in some
     }
-    columns = max(len(some) for some in learned.values())
-    figure: Figure = lines.spectrum(shown, title=f"{title}, spectrum of the curvature", columns=columns)
+    figure: Figure = lines.spectrum(shown, title=f"{title}, spectrum of the curvature", columns=len(learned))
     exact = all(found.exact for some in learned.values() for found in some.values())
     how = (
         "computed from its factors"
@@ -190,22 +205,13 @@ def _numbers(
     }
 
 
-def _sections(result: Result, choice: Choice, numbers: Mapping[str, Any], title: str) -> list[Section]:
-    record = result.record
+def _said(record: Record, *, experts: bool) -> list[str]:
+    best = record.metrics.best
     text = [
         f"{record.backbone}, {record.model.parameters:,} parameters. "
         f"Best {record.metrics.primary.replace('_', ' ')} on the validation split: "
-        + ("not a number." if record.metrics.best is None else f"{record.metrics.best:.4f}.")
+        + ("not a number." if best is None else f"{best:.4f}.")
     ]
-    if not numbers["domain_vectors"]:
+    if not experts:
         text.append(f"The protocol {record.protocol} has no experts: curves are all there is to see.")
-    pictures = [
-        Picture(png=png(figure, source=numbers), alt=choice.captions[name], caption=choice.captions[name])
-        for name, figure in choice.figures.items()
-    ]
-    notes = [f"{name}: left out, since {reason}" for name, reason in choice.left_out.items()]
-    return [
-        Section(title=title, text=text, command=record.run.command),
-        Section(title="Pictures", pictures=pictures),
-        *([Section(title="Left out", notes=notes)] if notes else []),
-    ]
+    return text

@@ -32,7 +32,7 @@ STEPS = 16
 MOST = 1 << 22  # products that are made of two sides' values
 NEGLIGIBLE = 1e-12  # weight of what rounding brought in
 SMALL = 1 << 18  # entries up to which an estimate is made in float64
-STARTS = 8  # of small maps, whose one random vector weighs their values unevenly
+STARTS = 4  # of small maps, whose one random vector weighs their values unevenly
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,6 +138,7 @@ def _estimated(factors: Factors, shape: tuple[int, int]) -> np.ndarray:
     return np.interp(np.linspace(0, 1, POINTS), np.r_[0, middle, 1], np.r_[values[0], values, values[-1]])
 
 
+@torch.no_grad()
 def ritz(
     factors: Factors, shape: tuple[int, int], *, seed: int = 0, steps: int = STEPS
 ) -> tuple[np.ndarray, np.ndarray]:

@@ -28,6 +28,8 @@ a { color: inherit; text-underline-offset: 0.15em; }
 pre { background: var(--tint); padding: 0.7rem 0.9rem; border-radius: 4px; overflow-x: auto; font-size: 0.86rem;
       white-space: pre-wrap; overflow-wrap: anywhere; }
 .table { overflow-x: auto; margin: 0.8rem 0; }
+.table table { margin-bottom: 0.9rem; }
+.table p { color: var(--soft); font-size: 0.92rem; }
 .picture { overflow-x: auto; background: #ffffff; border-radius: 4px; width: fit-content; max-width: 100%; }
 table { border-collapse: collapse; font-size: 0.88rem; font-variant-numeric: tabular-nums; }
 caption { text-align: left; font-weight: 600; padding: 0.3rem 0; }

@@ -278,6 +278,13 @@ def test_what_lacks_data_is_left_out_with_its_reason():
     assert "no row has a curvature" in made.left_out["curvature-glue-sst2"]
 
 
+def test_layers_are_shown_of_a_seed_that_all_rows_have():
+    entries = grid(rows=protocols("ties", "dare"), seeds=3, epochs=1)
+    some = [e for e in entries if (e.row, e.seed) not in {("ties", 0), ("dare", 1)}]
+    made = choose(some, title="T")
+    assert "One run, seed 2," in made.captions["load-glue-sst2"]
+
+
 def test_cells_that_have_not_run_are_passed_over():
     entries = grid(rows=protocols("dense", "ties"), seeds=2, epochs=1, old=True)
     waiting = [replace(e, result=None) if e.row == "ties" else e for e in entries]

@@ -15,6 +15,7 @@ from camex_ft.results.plots.style import (
     BASELINE,
     COLOURS,
     STEPS,
+    WIDTH,
     Look,
     columns_for,
     drawn,
@@ -22,6 +23,7 @@ from camex_ft.results.plots.style import (
     legend_below,
     looks,
     panels,
+    wrapped,
 )
 
 TOGETHER = 2  # lines, beside the baseline, whose bands can overlap and still be told apart
@@ -54,7 +56,7 @@ def curves(
         if not together:
             for other in rows:
                 ax.plot(other.x, other.middle(), color="0.8", linewidth=0.8, zorder=1)
-            ax.set_title(rows[i].label)
+            ax.set_title(wrapped(rows[i].label, (WIDTH - 0.6) / columns))
         for s in rows if together else [rows[i]]:
             _line(ax, s, found[s.label] if together else ALONE)
         if base is not None:

@@ -21,9 +21,11 @@ from camex_ft.results.plots.style import (
     hide_rest,
     legend_below,
     panels,
+    wrapped,
 )
 
 ROW_HEIGHT = 0.27  # inches
+LABEL = 2.0  # inches of a row's name
 
 
 @drawn
@@ -55,7 +57,7 @@ def comparison(shown: Sequence[Panel], *, title: str, baseline: str | None = Non
 
 
 def _panel(ax: Axes, panel: Panel, rows: Sequence[str], baseline: str | None) -> None:
-    ax.set_yticks(range(len(rows)), rows)
+    ax.set_yticks(range(len(rows)), [wrapped(row, LABEL) for row in rows])
     ax.set_ylim(len(rows) - 0.4, -0.6)
     ax.tick_params(axis="y", length=0)
     ax.grid(axis="y", linestyle=(0, (1, 2)), color="0.75")

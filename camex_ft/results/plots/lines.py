@@ -19,6 +19,7 @@ from camex_ft.results.plots.style import (
     drawn,
     hide_rest,
     panels,
+    wrapped,
 )
 
 NUMBERED = 0.09  # of the panel's height: an expert's band is high enough for its number
@@ -47,7 +48,7 @@ def load_over_time(shown: Mapping[str, tuple[np.ndarray, Mapping[str, np.ndarray
             if i == len(rows) - 1:
                 ax.set_xlabel("epoch")
             if j == 0:
-                ax.set_ylabel(f"{row}\nshare of inputs" if len(rows) > 1 else "share of inputs")
+                ax.set_ylabel(f"{wrapped(row, 1.3)}\nshare of inputs" if len(rows) > 1 else "share of inputs")
     return figure
 
 

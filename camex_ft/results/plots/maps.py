@@ -9,11 +9,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 
-from camex_ft.results.plots.style import SEQUENTIAL, WIDTH, columns_for, drawn, hide_rest, panels
+from camex_ft.results.plots.style import SEQUENTIAL, WIDTH, columns_for, drawn, hide_rest, panels, wrapped
 
 LETTER = 0.085  # inches of a tick's letter
 NUMBER = 0.27  # inches of a number in a cell
-WRITTEN = 8  # experts up to which a cell is large enough for its number
+FINE = 0.2  # range below which numbers have three places
 
 
 @drawn
@@ -53,7 +53,7 @@ def routing(
             if i == len(rows) - 1:
                 ax.set_xlabel(x_label)
             if j == 0:
-                ax.set_ylabel(f"{row}\nexpert" if len(rows) > 1 else "expert")
+                ax.set_ylabel(f"{wrapped(row, height)}\nexpert" if len(rows) > 1 else "expert")
     if image is not None:
         _bar(figure, image, axes, "mean routing weight")
     return figure
@@ -86,10 +86,10 @@ def distances(shown: Mapping[str, tuple[Sequence[str], np.ndarray]], *, title: s
         image = _image(ax, values, low=0.0, high=top)
         ax.set_xticks(range(values.shape[1]))
         ax.set_yticks(range(len(names)), names if k % columns == 0 or names != shown[rows[k - 1]][0] else [])
-        ax.set_title(row if len(rows) > 1 else "")
+        ax.set_title(wrapped(row, (WIDTH - 1) / columns) if len(rows) > 1 else "")
         if k + columns >= len(rows):
             ax.set_xlabel("expert")
-        if most <= 12 and values.shape[1] <= WRITTEN:
+        if 0.7 * WIDTH / (columns * values.shape[1]) >= NUMBER * (1 if top >= FINE else 1.3):
             _numbers(ax, values, low=0.0, high=top)
     hide_rest(axes, len(rows))
     if image is not None:
@@ -156,7 +156,7 @@ def _image(ax: Axes, values: np.ndarray, *, low: float, high: float, equal: bool
 
 
 def _numbers(ax: Axes, values: np.ndarray, *, low: float, high: float) -> None:
-    places = 2 if high - low >= 0.2 else 3
+    places = 2 if high - low >= FINE else 3
     for (i, j), value in np.ndenumerate(values):
         if np.isfinite(value):
             dark = (value - low) / max(high - low, 1e-12) < 0.55

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -93,16 +94,17 @@ def _score(made: Choice, scene: Scene) -> None:
 def _one_run(
     entries: Sequence[Entry], has: Callable[[Result], Any]
 ) -> tuple[dict[str, tuple[Entry, Result]], int]:
-    """Return by row the run of lowest seed that has the data, at most `ROWS`, and how many rows have it.
+    """Return by row a run that has the data, at most `ROWS`, of one seed if all share one; and how many rows have it.
 
     Runs are not averaged: expert 0 of one seed has nothing to do with expert 0 of another.
     """
-    found = {}
-    for row, some in data.rows_of(entries).items():
-        run = next((pair for pair in some if has(pair[1])), None)
-        if run is not None:
-            found[row] = run
-    return dict(list(found.items())[:ROWS]), len(found)
+    found = {row: [pair for pair in some if has(pair[1])] for row, some in data.rows_of(entries).items()}
+    found = {row: some for row, some in found.items() if some}
+    times = Counter(seed for some in found.values() for seed in {entry.seed for entry, _ in some})
+    chosen = {
+        row: min(some, key=lambda pair: (-times[pair[0].seed], pair[0].seed)) for row, some in found.items()
+    }
+    return dict(list(chosen.items())[:ROWS]), len(found)
 
 
 def _said(runs: Mapping[str, tuple[Entry, Result]], count: int) -> str:

@@ -15,6 +15,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 TITLE = 12  # characters of a title in an inch
+LETTERS = 14  # of another label
 STEPS = [1, 2, 2.5, 5, 10]  # between ticks
 WIDTH = 7.2  # inches of a picture: a page's text width
 SETTINGS: dict[Any, Any] = {
@@ -105,6 +106,11 @@ def panels(
     if title:
         figure.suptitle(textwrap.fill(title, int(TITLE * width)), x=0.01, ha="left")
     return figure, figure.subplots(rows, columns, sharex=sharex, sharey=sharey, squeeze=False)  # type: ignore[arg-type]
+
+
+def wrapped(text: str, inches: float) -> str:
+    """Return a label in as many lines as it needs in this width."""
+    return textwrap.fill(text, max(8, int(LETTERS * inches)), break_long_words=False)
 
 
 def hide_rest(axes: np.ndarray, used: int) -> None:
