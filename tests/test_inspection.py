@@ -19,6 +19,7 @@ from camex_ft.inspection.spectra import POINTS, ritz, spectrum
 from camex_ft.moe.curvature import KINDS, Curvature
 from camex_ft.moe.ffn import ExpertFFN
 from camex_ft.results.folder import RunFolder
+from camex_ft.results.plots import is_stale, of_inspection
 from camex_ft.upcycling import expert_layers, routing_context
 
 SHAPE = (12, 20)
@@ -206,6 +207,8 @@ def test_a_run_of_experts(tmp_path, monkeypatch):
     assert np.shape(some["up"]["values"])[1] == POINTS
     assert all(np.allclose(np.diagonal(v["cosine"]), 1) for v in numbers["domain_vectors"].values())
     assert len(numbers["history"]) == 20
+    assert not is_stale(page.parent / "similarity.png", numbers)  # as it is read again
+    assert list(of_inspection(numbers).figures) == ["similarity", "spectrum"]
 
 
 def test_a_dense_run_has_curves_alone(tmp_path, monkeypatch):

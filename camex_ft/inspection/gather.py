@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from camex_ft.inspection.spectra import Spectrum, spectrum
@@ -22,15 +21,13 @@ from camex_ft.results import RunFolder, load_record
 from camex_ft.results.entries import Result
 from camex_ft.results.folder import write_atomically
 from camex_ft.results.plots import layers as by_layer
-from camex_ft.results.plots import lines, maps, of_run, save
-from camex_ft.results.plots.scenes import Choice
-from camex_ft.results.record import Record, dumps
+from camex_ft.results.plots import of_inspection, of_run, save
+from camex_ft.results.record import Record, all_finite, dumps
 from camex_ft.results.report import Picture, Section, write_report
 from camex_ft.trained import load_trained, read_run
 from camex_ft.upcycling import expert_layers
 
 FOLDER = "inspection"
-SIMILAR = 12  # layers in the picture of similarities; all are in the numbers
 LARGE = 1 << 16  # entries of a matrix from which on fewer layers' spectra are made
 LINES = 200  # of the history, in the numbers
 
@@ -64,12 +61,11 @@ def inspect(run_folder: Path | str, out: Path | str | None = None) -> Path:
     model: nn.Module = load_trained(run_folder)[0]
     similar = {name: domain_vectors(layer) for name, layer in expert_layers(model).items()}
     learned = spectra(model)
-    numbers = _numbers(result, similar, learned)
+    numbers = all_finite(_numbers(result, similar, learned))
     record = result.record
     title = f"{record.task}: {record.protocol}, seed {record.seed}"
     choice = of_run(result, title=title)
-    _add_vectors(choice, similar, title)
-    _add_spectra(choice, learned, title)
+    of_inspection(numbers, choice)
     write_atomically(target / "inspection.json", dumps(numbers) + "\n")
     pictures = [
         Picture(
@@ -133,52 +129,6 @@ def spectra(model: nn.Module) -> dict[str, dict[str, Spectrum]]:
             shape = (linear.experts.shape[1], linear.experts.shape[2])
             made[name][which] = spectrum(linear.curvature.factors, kind=linear.curvature.kind, shape=shape)
     return made
-
-
-def _add_vectors(choice: Choice, similar: Mapping[str, Vectors], title: str) -> None:
-    if not similar:
-        choice.left_out["similarity"] = "the model has no experts"
-        return
-    names = by_layer.short_layers(list(similar))
-    shown = {names[name]: similar[name].cosine for name in by_layer.some_of(list(similar), SIMILAR)}
-    if not any(np.isfinite(matrix).any() for matrix in shown.values()):
-        choice.left_out["similarity"] = (
-            "every expert equals its base expert, so that there is no domain vector"
-        )
-        return
-    choice.add(
-        "similarity",
-        maps.similarity(shown, title=f"{title}, similarity of domain vectors"),
-        "Cosine similarity of the experts' domain vectors, all matrices and biases of a layer taken together: 1 where "
-        "two experts have moved the same way from the base expert (where there is none, from the experts' mean).",
-    )
-
-
-def _add_spectra(choice: Choice, learned: Mapping[str, Mapping[str, Spectrum]], title: str) -> None:
-    if not learned:
-        choice.left_out["spectrum"] = "the model has no curvature"
-        return
-    names = by_layer.short_layers(list(learned))
-    maps_of = list(dict.fromkeys(which for some in learned.values() for which in some))
-    shown = {
-        f"{names[name]}, {which}": some[which].values
-        for which in maps_of
-        for name, some in learned.items()
-        if which in some
-    }
-    figure: Figure = lines.spectrum(shown, title=f"{title}, spectrum of the curvature", columns=len(learned))
-    exact = all(found.exact for some in learned.values() for found in some.values())
-    how = (
-        "computed from its factors"
-        if exact
-        else "estimated by Golub-Kahan bidiagonalisation from random starts"
-    )
-    choice.add(
-        "spectrum",
-        figure,
-        f"Singular values of each expert's curvature, from the largest to the smallest, {how}. The identity has 1 "
-        "throughout; a number names its expert.",
-    )
 
 
 def _numbers(

@@ -6,5 +6,6 @@ no state is shared. Every distinction that is made by colour is made a second ti
 
 from camex_ft.results.plots.choice import Choice, choose, of_run, pictures, source
 from camex_ft.results.plots.files import is_stale, png, save
+from camex_ft.results.plots.inspected import of_inspection
 
-__all__ = ["Choice", "choose", "is_stale", "of_run", "pictures", "png", "save", "source"]
+__all__ = ["Choice", "choose", "is_stale", "of_inspection", "of_run", "pictures", "png", "save", "source"]
