@@ -94,8 +94,13 @@ def table(
     protocols: Protocols = "",
     seeds: Seeds = "",
     out: Annotated[Optional[Path], typer.Option(help="Write it to a file.")] = None,  # noqa: UP045
+    keep: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="Also copy the records and histories into a folder, to be committed."),
+    ] = None,
 ) -> None:
     """Print the table of a comparison, or of a folder of records, from what has been run."""
+    from camex_ft.results.entries import keep_entries, read_results
     from camex_ft.results.render import render, table_of
 
     folders = [spec for spec in specs if Path(spec).is_dir()]
@@ -103,10 +108,13 @@ def table(
         tables = [table_of([folder]) for folder in folders]
     else:
         from camex_ft.comparison.outcome import outcome
-        from camex_ft.results.entries import read_results
 
         results = read_results(records) if records else None
-        tables = [outcome(each, results).table for each in _comparisons(specs, protocols, seeds)]
+        made = [outcome(each, results) for each in _comparisons(specs, protocols, seeds)]
+        tables = [each.table for each in made]
+        if keep is not None:
+            count = keep_entries([entry for each in made for entry in each.entries], keep)
+            typer.echo(f"wrote {count} records to {keep}", err=True)
     text = render(tables, format)
     if out is None:
         typer.echo(text, nl=False)

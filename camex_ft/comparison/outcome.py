@@ -11,8 +11,7 @@ from camex_ft.comparison.finished import entries
 from camex_ft.errors import UserError
 from camex_ft.results.entries import Entry, Result, read_results
 from camex_ft.results.folder import write_atomically
-from camex_ft.results.plots.choice import choose, source
-from camex_ft.results.plots.files import png, save
+from camex_ft.results.plots import choose, save, source
 from camex_ft.results.render import render
 from camex_ft.results.report import Picture, Section, write_report
 from camex_ft.results.tables import Table, make_table
@@ -69,9 +68,9 @@ def write(made: Outcome, command: str) -> Section:
     drawn = source(made.entries)
     pictures = []
     for name, figure in chosen.figures.items():
-        save(figure, folder / f"{name}.png", source=drawn)
+        file = save(figure, folder / f"{name}.png", source=drawn)
         caption = chosen.captions[name]
-        pictures.append(Picture(png=png(figure, source=drawn), alt=caption, caption=caption))
+        pictures.append(Picture(png=file.read_bytes(), alt=caption, caption=caption))
     about = made.comparison.spec.about
     return Section(
         title=made.comparison.title,

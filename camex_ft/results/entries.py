@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -76,6 +77,15 @@ def read_results(folder: Path | str) -> list[Result]:
     if not results:
         raise UserError(f"{folder}: no records here; expected NAME.json files, or runs/NAME/record.json")
     return results
+
+
+def keep_entries(entries: Sequence[Entry], folder: Path | str) -> int:
+    """Write the results of these cells into a folder, named by task, row and seed; return how many there are."""
+    done = [(entry, entry.result) for entry in entries if entry.result is not None]
+    for entry, result in done:
+        words = f"{entry.task.rpartition('/')[2]}-{entry.row}-seed{entry.seed}"
+        keep_result(result, folder, re.sub(r"[^\w.-]+", "-", words))
+    return len(done)
 
 
 def keep_result(result: Result, folder: Path | str, name: str) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from camex_ft.errors import UserError
-from camex_ft.results.entries import Result, entries_of, keep_result, read_results, row_label
+from camex_ft.results.entries import Result, entries_of, keep_entries, keep_result, read_results, row_label
 from camex_ft.results.folder import RunFolder
 from camex_ft.results.record import Record, load_record
 
@@ -44,6 +45,14 @@ def test_kept_results_come_back(tmp_path: Path) -> None:
     result = made("dense", 3)
     keep_result(result, tmp_path, "dense-seed3")
     assert read_results(tmp_path) == [result]
+
+
+def test_kept_cells_are_named_by_task_row_and_seed(tmp_path: Path) -> None:
+    cells = entries_of([made("namex-full", s, options={"angle": a}) for s, a in ((0, 0.5), (1, 0.0))])
+    assert keep_entries([*cells, replace(cells[0], result=None)], tmp_path) == 2
+    names = sorted(path.name for path in tmp_path.glob("*.json"))
+    assert names == ["sst2-namex-full-angle-0-seed1.json", "sst2-namex-full-angle-0.5-seed0.json"]
+    assert len(read_results(tmp_path)) == 2
 
 
 def test_an_output_folder_gives_its_finished_runs(tmp_path: Path) -> None:
