@@ -8,11 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from camex_ft.comparison.overrides import key_of, overrides_of
 from camex_ft.comparison.spec import Spec
-from camex_ft.config import Config, ConfigErrors, Environment, Problem, load_config, resolve
-from camex_ft.config.reading import Dumper
+from camex_ft.config import Config, ConfigErrors, Environment, Problem, config_hash, load_config, resolve
+from camex_ft.config.problems import Origin
 from camex_ft.config.shipped import ROOT
 
 TASK = "{task}"
@@ -102,26 +101,36 @@ def make_comparison(
         ConfigErrors: all that is wrong with any of the cells.
     """
     environment = environment or Environment()
-    written = load_config(spec.config, [*_overrides(spec.set), *overrides])
-    first, reason = resolve(written, environment, needs=False)
+    try:
+        written = load_config(spec.config, [*overrides_of(spec.set), *overrides])
+        first, reason = resolve(written, environment, needs=False)
+    except ConfigErrors as errors:
+        raise ConfigErrors(map(spec.placed, errors.problems)) from None
     here = spec.under(first.profile)
     if seeds is not None:
         here = here.model_copy(update={"seeds": seeds})
-    named = any(_key(o) == "task.name" for o in overrides)
     cells: list[Cell] = []
-    problems: list[Problem] = []
-    tasks = {} if named else here.task_list()
-    for task, changes in (tasks or {first.task.id: {}}).items():
+    problems: list[Problem] = list(_idle(here, overrides))
+    for task, changes in _tasks(here, first, overrides).items():
         suite, _, last = task.rpartition("/")
-        own = [o.replace(TASK, last) for o in [*_overrides({**here.set, **changes}), *overrides]]
-        own = [*(o for o in own if _key(o) != "profile"), f"profile={first.profile}"]
+        own = [o.replace(TASK, last) for o in [*overrides_of({**here.set, **changes}), *overrides]]
+        own = [*(o for o in own if key_of(o) != "profile"), f"profile={first.profile}"]
         own += [*([f"task.suite={suite}"] if suite else []), f"task.name={last}"]
-        own = list({_key(o): o for o in own}.values())  # the last of a key wins
+        own = list({key_of(o): o for o in own}.values())  # the last of a key wins
+        known: dict[str, str] = {}
         for label, keys in here.row_list():
             try:
-                cells += _seeds(here, label, keys, [*own, *_overrides(keys)], environment)
+                made = list(_seeds(here, label, keys, [*own, *overrides_of(keys)], environment))
             except ConfigErrors as errors:
-                problems += errors.problems
+                problems += map(here.placed, errors.problems)
+                continue
+            same = known.setdefault(config_hash(made[0].settled), label)
+            if same != label:
+                message = (
+                    f"rows '{same}' and '{label}' are the same experiment: what they differ in has no effect"
+                )
+                problems.append(Problem(message, key=("rows",)))
+            cells += made
     if problems:
         raise ConfigErrors(dict.fromkeys(problems))
     return Comparison(
@@ -131,6 +140,24 @@ def make_comparison(
         reason=reason,
         cells=tuple(cells),
     )
+
+
+def _tasks(spec: Spec, first: Config, overrides: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Return the tasks, each with its changes: those of the specification, unless an override names another."""
+    tasks, named = spec.task_list(), first.task.id
+    if tasks and not any(key_of(o) == "task.name" for o in overrides):
+        return tasks
+    return {named: tasks.get(named) or tasks.get(first.task.name) or {}}
+
+
+def _idle(spec: Spec, overrides: Sequence[str]) -> Iterable[Problem]:
+    """Yield the overrides that no cell heeds."""
+    rows = [set(keys) for _, keys in spec.row_list()]
+    for text in overrides:
+        key = key_of(text)
+        if key == "training.seed" or all(key in row for row in rows):
+            instead = "--seeds" if key == "training.seed" else "the rows, of a configuration by --protocols"
+            yield Problem(f"{key} has no effect here: it is given by {instead}", Origin(f"override '{text}'"))
 
 
 def _seeds(
@@ -150,20 +177,6 @@ def _seeds(
                 update={"training": settled.training.model_copy(update={"seed": seed})}
             ),
         )
-
-
-def _overrides(changes: Mapping[str, Any]) -> list[str]:
-    return [f"{key}={_flow(value)}" for key, value in changes.items()]
-
-
-def _key(override: str) -> str:
-    return override.partition("=")[0].strip()
-
-
-def _flow(value: Any) -> str:
-    """Return a value as YAML on one line."""
-    text = yaml.dump(value, Dumper=Dumper, default_flow_style=True, width=float("inf"), allow_unicode=True)
-    return text.removesuffix("\n").removesuffix("\n...")
 
 
 def _named(config: str) -> str:

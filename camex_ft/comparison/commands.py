@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Annotated, Optional
 import typer
 
 from camex_ft.comparison import places
-from camex_ft.errors import UserError, nearest
+from camex_ft.errors import UserError
 
 if TYPE_CHECKING:
     from camex_ft.comparison.cells import Comparison
     from camex_ft.config import Environment
 
 INTERRUPTED = 130
+MOST = 1000  # seeds
 
 Specs = Annotated[
     list[str],
@@ -133,32 +134,43 @@ def _comparisons(
     overrides = [a for a in arguments if "=" in a]
     if not paths:
         raise UserError("which comparison? Expected a specification such as tables/glue, or a configuration")
-    made = []
+    task = next((o.partition("=")[2].strip() for o in reversed(overrides) if o.startswith("task.name=")), "")
+    made: dict[str, Comparison] = {}
     for path in paths:
         named = is_spec(path)
         if named and protocols:
             raise UserError(
                 f"--protocols is for configurations: {path} is a specification, whose rows are in the file"
             )
-        spec = read_spec(path) if named else of_config(path, protocols=protocols.split())
-        name = Path(path).stem if named else ""
-        made.append(
-            make_comparison(
-                spec, name=name, overrides=overrides, seeds=_seeds(seeds), environment=environment
-            )
+        spec = read_spec(path) if named else of_config(path, protocols=protocols.replace(",", " ").split())
+        name = "-".join(part for part in (Path(path).stem, task) if part) if named else ""
+        comparison = make_comparison(
+            spec, name=name, overrides=overrides, seeds=_seeds(seeds), environment=environment
         )
-    return made
+        if comparison.name in made:
+            raise UserError(
+                f"{path}: there is a comparison '{comparison.name}' before it, whose tables lie in the same folder: "
+                "call them one after the other, or rename one"
+            )
+        made[comparison.name] = comparison
+    return list(made.values())
 
 
 def _seeds(text: str) -> int | list[int] | None:
     words = text.replace(",", " ").split()
-    if any(not word.isdigit() for word in words):
-        wrong = next(word for word in words if not word.isdigit())
-        raise UserError(
-            f"--seeds: expected how many, such as 3, or which, such as '0 1 2', got '{wrong}'{nearest(wrong, ())}"
-        )
+    wrong = [word for word in words if not word.isdecimal()]
+    if wrong:
+        raise UserError(f"--seeds: expected how many, such as 3, or which, such as '0 1 2', got '{wrong[0]}'")
     if not words:
         return None
-    if len(words) == 1 and int(words[0]) == 0:
-        raise UserError("--seeds: expected at least 1; one seed alone is written '0,', several '0 1 2'")
-    return int(words[0]) if len(words) == 1 and not text.strip().endswith(",") else [int(w) for w in words]
+    numbers = [int(word) for word in words]
+    if len(numbers) > 1 or text.strip().endswith(","):
+        twice = [n for n in numbers if numbers.count(n) > 1]
+        if twice:
+            raise UserError(f"--seeds: {twice[0]} occurs twice")
+        return numbers
+    if not 0 < numbers[0] <= MOST:
+        raise UserError(
+            f"--seeds: expected how many, from 1 to {MOST:,}; one seed alone is written '{numbers[0]},'"
+        )
+    return numbers[0]

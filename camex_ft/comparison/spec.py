@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from pydantic_core import ErrorDetails
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
 
-from camex_ft.config.problems import ConfigErrors, Key, Problem, expected, show
-from camex_ft.config.reading import Document, read_file
+from camex_ft.comparison.spec_faults import NAME, faults, places, refusals
+from camex_ft.config.problems import ConfigErrors, Origin, Problem
+from camex_ft.config.reading import read_file
 from camex_ft.config.shipped import find_config, suggest
-from camex_ft.config.values import Count, Text
+from camex_ft.config.values import Text
 from camex_ft.errors import UserError, nearest
 from camex_ft.registry import PROTOCOLS
 from camex_ft.results.entries import PROTOCOL, row_label
 
 SEEDS = 3
-NAME = "name"
-ALONE = ("profile", "task.suite", "task.name", "training.seed", "output.dir", "extends")
+MOST = 1000
+Several = Annotated[int, Field(ge=1, le=MOST)]
+Seeds = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1, max_length=MOST)]
+Tasks = (
+    Annotated[list[Text], Field(min_length=1)]
+    | Annotated[dict[str, dict[str, Any] | None], Field(min_length=1)]
+)
 
 
 class Changes(BaseModel):
@@ -29,15 +34,23 @@ class Changes(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     set: dict[str, Any] = Field(default_factory=dict)
-    tasks: list[Text] | dict[str, dict[str, Any] | None] | None = None
-    rows: list[dict[str, Any]] | None = None
-    seeds: Count | list[int] | None = None
+    tasks: Tasks | None = None
+    rows: Annotated[list[dict[str, Any]], Field(min_length=1)] | None = None
+    seeds: Several | Seeds | None = None
 
     def task_list(self) -> dict[str, dict[str, Any]]:
         """Return the changes of every task, by its name; none where the configuration's own is meant."""
         if isinstance(self.tasks, dict):
             return {name: changes or {} for name, changes in self.tasks.items()}
         return {name: {} for name in self.tasks or ()}
+
+    def own_rows(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Yield (label, changes by key) of every row that is written here."""
+        for item in self.rows or ():
+            axes = {k: v if isinstance(v, list) else [v] for k, v in item.items() if k != NAME}
+            for values in product(*axes.values()):
+                keys = dict(zip(axes, values, strict=True))
+                yield str(item.get(NAME) or row_label(keys)), keys
 
 
 class Spec(Changes):
@@ -64,6 +77,7 @@ class Spec(Changes):
     baseline: Text = "dense"
     published: Text | None = None
     embedded: Changes = Field(default_factory=Changes)
+    _places: dict[str, Origin] = PrivateAttr(default_factory=dict)
 
     def under(self, profile: str) -> Spec:
         """Return what it says under a profile."""
@@ -80,8 +94,14 @@ class Spec(Changes):
 
     def row_list(self) -> list[tuple[str, dict[str, Any]]]:
         """Return (label, changes by key) of every row."""
-        every: list[dict[str, Any]] = [{PROTOCOL: list(PROTOCOLS.names())}]
-        return [pair for item in (self.rows if self.rows is not None else every) for pair in _rows_of(item)]
+        return list(self.own_rows()) or [(name, {PROTOCOL: name}) for name in PROTOCOLS.names()]
+
+    def placed(self, problem: Problem) -> Problem:
+        """Return a problem of an override that this specification makes, with the line that it is written in."""
+        source = problem.origin.source if problem.origin else ""
+        text = source.removeprefix("override '").removesuffix("'")
+        place = self._places.get(text, self._places.get(text.partition("=")[0]))
+        return Problem(problem.message, place, problem.key) if source != text and place else problem
 
 
 def read_spec(path: str | Path) -> Spec:
@@ -105,10 +125,11 @@ def read_spec(path: str | Path) -> Spec:
         spec = Spec.model_validate(document.values)
     except ValidationError as error:
         found = error.errors(include_url=False)
-        raise ConfigErrors(_problem(detail, document) for detail in found) from None
-    problems = list(_faults(spec, document))
+        raise ConfigErrors(refusals(found, document, str(file), (Spec, Changes))) from None
+    problems = list(faults(spec, document, str(file)))
     if problems:
         raise ConfigErrors(problems)
+    spec._places = places(spec, document)
     beside = file.parent / spec.config
     return spec.model_copy(update={"config": str(beside)}) if beside.is_file() else spec
 
@@ -119,82 +140,6 @@ def is_spec(path: str | Path) -> bool:
     return isinstance(values, dict) and "config" in values
 
 
-def _rows_of(item: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
-    axes = {k: v if isinstance(v, list) else [v] for k, v in item.items() if k != NAME}
-    for values in product(*axes.values()):
-        keys = dict(zip(axes, values, strict=True))
-        yield str(item.get(NAME) or row_label(keys)), keys
-
-
-def _faults(spec: Spec, document: Document) -> Iterator[Problem]:
-    """Find what types do not tell: keys in the wrong place, a name for several rows, labels and seeds twice."""
-    parts: list[tuple[Key, Changes]] = [((), spec), (("embedded",), spec.embedded)]
-    for above, part in parts:
-        places = [((*above, "set"), part.set)]
-        places += [((*above, "rows", str(n)), row) for n, row in enumerate(part.rows or [])]
-        places += [((*above, "tasks", name), changes) for name, changes in part.task_list().items()]
-        for place, mapping in places:
-            for key in mapping:
-                if key in ALONE and not (key == "profile" and place == ("set",)):
-                    where = (
-                        "tasks"
-                        if key.startswith("task.")
-                        else "seeds"
-                        if "seed" in key
-                        else "`camex-ft compare`"
-                    )
-                    yield Problem(
-                        f"{key} is not set here: it is given by {where}",
-                        document.origins.get((*place, key)),
-                        place,
-                    )
-        for n, row in enumerate(part.rows or []):
-            lists = sum(
-                isinstance(value, list) and len(value) > 1 for key, value in row.items() if key != NAME
-            )
-            if NAME in row and lists:
-                message = (
-                    f"the name '{row[NAME]}' stands for several rows: name those of one value a key, or none"
-                )
-                yield Problem(message, document.origins.get((*above, "rows", str(n), NAME)), (*above, "rows"))
-            if any(value == [] for value in row.values()) or not set(row) - {NAME}:
-                yield Problem(
-                    "a row without values", document.origins.get((*above, "rows")), (*above, "rows")
-                )
-        labels = [label for row in part.rows or [] for label, _ in _rows_of(row)]
-        for what, values in (("rows", labels), ("tasks", part.tasks), ("seeds", part.seeds)):
-            twice = _twice(values) if isinstance(values, list) else []
-            if twice:
-                yield Problem(
-                    f"{twice[0]} occurs twice", document.origins.get((*above, what)), (*above, what)
-                )
-    for _, some in parts:
-        labels = [label for label, _ in some.row_list()] if some is spec else _labels(some)
-        if labels and spec.baseline not in labels:
-            message = f"there is no row '{spec.baseline}'.{nearest(spec.baseline, labels)} Rows: {', '.join(labels)}"
-            yield Problem(message, document.origins.get(("baseline",)), ("baseline",))
-
-
-def _labels(part: Changes) -> list[str]:
-    return [label for row in part.rows or [] for label, _ in _rows_of(row)]
-
-
-def _twice(values: Sequence[Any]) -> list[Any]:
-    return [value for n, value in enumerate(values) if value in values[:n]]
-
-
-def _problem(detail: ErrorDetails, document: Document) -> Problem:
-    key = tuple(str(part) for part in detail["loc"] if part not in ("int", "constrained-int", "list[int]"))
-    if detail["type"] == "extra_forbidden":
-        known = list((Changes if key[0] == "embedded" else Spec).model_fields)
-        message = f"unknown key.{nearest(key[-1], known) or ' Expected one of ' + ', '.join(known)}"
-    elif detail["type"] == "missing":
-        message = "is missing: the configuration that every cell starts from, such as glue"
-    else:
-        message = f"{expected(detail)}, got {show(detail['input'])}"
-    return Problem(message, document.origins.get(key) or document.origin(key), key)
-
-
 def of_config(path: str | Path, *, protocols: Sequence[str] | None = None) -> Spec:
     """Return the comparison of protocols on a configuration's own task: all of them, unless some are named."""
     unknown = [name for name in protocols or () if name not in PROTOCOLS.names()]
@@ -203,6 +148,9 @@ def of_config(path: str | Path, *, protocols: Sequence[str] | None = None) -> Sp
         raise UserError(
             f"protocols: there is no '{unknown[0]}'.{nearest(unknown[0], known)} Known: {', '.join(known)}"
         )
+    twice = [name for n, name in enumerate(protocols or ()) if name in (protocols or ())[:n]]
+    if twice:
+        raise UserError(f"protocols: '{twice[0]}' occurs twice")
     names = list(protocols) if protocols else ["dense", *(n for n in PROTOCOLS.names() if n != "dense")]
     return Spec(
         config=str(path), rows=[{PROTOCOL: names}], baseline="dense" if "dense" in names else names[0]
