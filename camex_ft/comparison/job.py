@@ -30,7 +30,7 @@ class Job:
     def __call__(self) -> None:
         """Run the cell; leave with its exit code where it failed, so that the cluster counts the job as failed."""
         os.environ.update(self.environment)
-        from camex_ft.comparison.worker import perform
+        from camex_ft.comparison.perform import perform
 
         code = perform(self.request)
         if code:

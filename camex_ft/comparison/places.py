@@ -84,9 +84,9 @@ def _submit(
     if made.jobs:
         first = made.jobs[0]
         number, _, _ = first.job_id.partition("_")
-        print(f"submitted {len(made.jobs)} cells as job {number}; logs: {first.paths.folder}")
+        print(f"submitted as job {number}, cells: {len(made.jobs)}; logs: {first.paths.folder}")
     if made.queued:
-        print(f"{made.queued} missing cells are in the queue already")
+        print(f"missing cells that are in the queue already: {made.queued}")
     if made.jobs or made.queued:
         profile = f"profile={comparisons[0].profile}"
         print(f"What is done so far, at any time: camex-ft table SPEC {profile}")

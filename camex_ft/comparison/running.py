@@ -20,6 +20,7 @@ from camex_ft.comparison.cells import Cell
 
 WAITING, RUNNING, DONE, FAILED = "waiting", "running", "done", "failed"
 POLL = 0.2
+COMMAND = (sys.executable, "-m", "camex_ft.comparison.worker")
 THREADS = "OMP_NUM_THREADS"
 DEVICES = "CUDA_VISIBLE_DEVICES"
 
@@ -167,7 +168,7 @@ class Runner:
         state.log = self.logs / f"{state.name}.log"
         with state.log.open("w", encoding="utf-8") as log:
             process = subprocess.Popen(
-                [sys.executable, "-m", "camex_ft.comparison.worker"],
+                COMMAND,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
@@ -203,7 +204,7 @@ class Runner:
 
 
 def request(cell: Cell, force: bool = False) -> dict[str, Any]:
-    """Return what a process needs to know to run a cell: see `worker.perform`."""
+    """Return what a process needs to know to run a cell: see `perform.perform`."""
     return {"config": cell.config, "overrides": list(cell.overrides), "force": force}
 
 

@@ -11,33 +11,9 @@ import json
 import os
 import sys
 import threading
-import time
-from collections.abc import Callable, Mapping
 from typing import Any
 
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-
-from camex_ft import pipeline
-from camex_ft.config import load_config
-from camex_ft.errors import guard
-
 INTERRUPTED = 130
-SECONDS = 0.5  # between two lines of progress
-
-
-class Progress(TrainerCallback):
-    """Tells how far training is, every now and then."""
-
-    def __init__(self, tell: Callable[[dict[str, Any]], None]) -> None:
-        self.tell, self.told = tell, 0.0
-
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Tell the step."""
-        if time.monotonic() - self.told > SECONDS:
-            self.told = time.monotonic()
-            self.tell({"step": state.global_step, "steps": state.max_steps})
 
 
 def main() -> int:
@@ -46,21 +22,12 @@ def main() -> int:
     out = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     threading.Thread(target=_leave_with_the_parent, daemon=True).start()
+    from camex_ft.comparison.perform import Progress, perform  # takes seconds, in which the parent may leave
 
     def tell(line: dict[str, Any]) -> None:
         print(json.dumps(line), file=out, flush=True)
 
     return perform(request, Progress(tell))
-
-
-def perform(request: Mapping[str, Any], *callbacks: TrainerCallback) -> int:
-    """Run the cell of a request (`running.request`) and return the exit code; what is wrong goes to standard error."""
-
-    def work() -> None:
-        config = load_config(request["config"], request["overrides"])
-        pipeline.run(config, force=request["force"], callbacks=callbacks)
-
-    return guard(work)
 
 
 def _leave_with_the_parent() -> None:
