@@ -17,6 +17,7 @@ from statistics import mean
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from camex_ft.comparison.cells import Cell, Comparison
 from camex_ft.comparison.finished import entries
@@ -104,7 +105,7 @@ def print_estimate(
         hours = "?" if each.seconds is None else f"{each.seconds / 3600:.2f}{'' if each.measured else ' *'}"
         state = "done" if each.done else "missing"
         sizes = (_gigabytes(each.kept), _gigabytes(each.working))
-        table.add_row(each.cell.task, each.cell.row, str(each.cell.seed), state, hours, *sizes)
+        table.add_row(each.cell.task, Text(each.cell.row), str(each.cell.seed), state, hours, *sizes)
     console.print(table, markup=False, highlight=False, soft_wrap=True)
     for line in summary(made, tflops):
         console.print(line, markup=False, highlight=False, soft_wrap=True)

@@ -68,18 +68,18 @@ def picture(states: Sequence[State], slots: int) -> RenderableType:
     """Return the table of cells, rows x tasks, what is running with its time left, and what has failed."""
     tasks = list(dict.fromkeys(s.cell.task for s in states))
     rows = list(dict.fromkeys(s.cell.row for s in states))
-    table = Table(title=headline(states, slots), title_justify="left", title_style="bold")
+    table = Table()
     table.add_column("", no_wrap=True)
     for task in tasks:
         table.add_column(task)
     for row in rows:
         some = [[s for s in states if s.cell.task == task and s.cell.row == row] for task in tasks]
-        table.add_row(row, *(cell(each) for each in some))
+        table.add_row(Text(row), *(cell(each) for each in some))
     lines = [Text(f"running: {s.cell}, {_left(s)}", STYLES[RUNNING]) for s in states if s.status == RUNNING]
     lines += [
         Text(f"failed: {s.cell}: {s.reason[:LONGEST]}", STYLES[FAILED]) for s in states if s.status == FAILED
     ]
-    return Group(table, *lines)
+    return Group(Text(headline(states, slots), "bold"), table, *lines)
 
 
 def cell(states: Sequence[State]) -> Text:
