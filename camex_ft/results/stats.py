@@ -73,12 +73,9 @@ def compare(
         correct, baseline_correct: seed -> bool [rows], whether the model has that row of the validation split right.
         level: 1 - that of the intervals.
     """
-    seeds = tuple(
-        sorted(s for s in scores.keys() & baseline.keys() if finite(scores[s]) and finite(baseline[s]))
-    )
+    seeds, ours, theirs = pairs(scores, baseline)
     if not seeds:
         return Comparison(seeds=())
-    ours, theirs = (np.array([float(of[s] or 0.0) for s in seeds]) for of in (scores, baseline))
     p_t, low, high = paired_t(ours, theirs, level=level)
     return Comparison(
         seeds=seeds,
