@@ -22,9 +22,12 @@ def _minutes(text: str) -> int:
 
 def _gigabytes(text: str) -> str:
     try:
-        return f"{max(round(float(text) * 1024), 1)}MB"
+        size = round(float(text) * 1024)
     except (ValueError, OverflowError):
-        raise ValueError("a number of gigabytes") from None
+        size = 0
+    if size < 1:
+        raise ValueError("a number of gigabytes")
+    return f"{size}MB"
 
 
 def _word(text: str) -> str:

@@ -2,34 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
-from camex_ft.comparison.cells import Cell
 from camex_ft.comparison.finished import belongs, entries
-from camex_ft.config import config_hash
 from camex_ft.results.entries import Result
-from camex_ft.results.record import load_record
-
-RECORD = Path(__file__).resolve().parents[2] / "results" / "records" / "minilm-sst2" / "dense-seed0.json"
-
-
-def run_of(cell: Cell, *, sha: str = "aa", started: str = "2026-01-01T00:00:00+00:00", seconds: float = 1.0):
-    """A finished run of a cell, on data with this fingerprint."""
-    record = load_record(RECORD)
-    name = f"any--thing--{config_hash(cell.settled, data=sha)}"
-    return Result(
-        record=record.model_copy(
-            update={
-                "task": cell.task,
-                "protocol": cell.settled.merging.protocol,
-                "seed": cell.seed,
-                "run": record.run.model_copy(update={"name": name, "started": started, "seconds": seconds}),
-                "data": record.data.model_copy(update={"sha256": sha}),
-            }
-        )
-    )
 
 
 @pytest.fixture
@@ -38,7 +14,7 @@ def cells(compared):
     return compared(f"config: glue\ntasks: [rte, cola]\n{rows}\nseeds: 2").cells
 
 
-def test_every_cell_finds_its_own_run_and_no_other(cells):
+def test_every_cell_finds_its_own_run_and_no_other(cells, run_of):
     runs = [run_of(cell) for cell in cells]
     found = entries(cells, reversed(runs))
     assert [(e.task, e.row, e.seed, e.keys) for e in found] == [
@@ -49,12 +25,12 @@ def test_every_cell_finds_its_own_run_and_no_other(cells):
         assert [belongs(run, cell) for cell in cells] == [m == n for m in range(len(cells))]
 
 
-def test_a_cell_without_a_run_is_empty(cells):
+def test_a_cell_without_a_run_is_empty(cells, run_of):
     found = entries(cells, [run_of(cells[1]), run_of(cells[4])])
     assert [n for n, e in enumerate(found) if e.result] == [1, 4]
 
 
-def test_of_several_the_newest_whatever_their_order_and_data(cells):
+def test_of_several_the_newest_whatever_their_order_and_data(cells, run_of):
     """As where the data have changed since: both belong to the cell."""
     old = run_of(cells[0], sha="aa", started="2026-01-01T00:00:00+00:00")
     new = run_of(cells[0], sha="bb", started="2026-01-02T00:00:00+00:00")
@@ -62,7 +38,7 @@ def test_of_several_the_newest_whatever_their_order_and_data(cells):
         assert entries(cells[:1], runs)[0].result is new
 
 
-def test_a_run_of_another_seed_or_configuration_is_not_taken(cells):
+def test_a_run_of_another_seed_or_configuration_is_not_taken(cells, run_of):
     dense0, dense1, half = cells[0], cells[1], cells[2]
     assert (dense0.seed, dense1.seed, half.row) == (0, 1, "ties, alpha 0.5")
     assert entries([dense0], [run_of(dense1)])[0].result is None
@@ -70,7 +46,7 @@ def test_a_run_of_another_seed_or_configuration_is_not_taken(cells):
     assert entries([half], [run_of(whole)])[0].result is None
 
 
-def test_a_run_whose_name_was_made_on_other_data_is_not_taken(cells):
+def test_a_run_whose_name_was_made_on_other_data_is_not_taken(cells, run_of):
     """The hash holds the data's fingerprint: a record that says other data than its name is nobody's."""
     run = run_of(cells[0], sha="aa")
     other = run.record.model_copy(update={"data": run.record.data.model_copy(update={"sha256": "bb"})})
