@@ -192,6 +192,14 @@ def test_jobs_give_the_records_that_processes_give(cluster, monkeypatch):
         other = made["local-jobs"][name]
         for part in ("metrics", "routing", "curvature", "data", "model", "seed", "protocol", "backbone"):
             assert getattr(record, part) == getattr(other, part), (name, part)
-    failed = compare("--on", "local-jobs", "training.learning_rate=1e30", "output.dir=bad", "--jobs", "1")
-    assert failed.exit_code == 1
-    assert failed.output.count("failed: glue/sst2 ") >= 3
+
+
+@pytest.mark.slow
+def test_a_job_that_fails_says_why_and_others_go_on(cluster, write):
+    """Its reason is in the job's own log."""
+    write("{}", "broken/config.json")
+    shown = compare("--on", "local-jobs", "backbone=./broken", "--jobs", "1", "--seeds", "1")
+    assert shown.exit_code == 1
+    lines = [line for line in shown.output.splitlines() if line.startswith("failed: glue/sst2 ")]
+    assert len(lines) == 3
+    assert all("./broken" in line or "backbone" in line for line in lines), lines
