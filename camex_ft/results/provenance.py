@@ -32,6 +32,7 @@ PACKAGES = (
     "scipy",
     "numpy",
     "matplotlib",
+    "pillow",
     "typer",
     "rich",
     "packaging",

@@ -163,10 +163,10 @@ class _Plain:
     def grid(self, grid: Grid) -> str:
         table = RichTable(title=grid.caption, title_justify="left", title_style="", box=box.SIMPLE_HEAD)
         for i, name in enumerate(grid.head):
-            table.add_column(name, justify="right" if i else "left", no_wrap=i == 0)
+            table.add_column(name, justify="right" if i else "left", overflow="fold")
         for row in grid.rows:
             table.add_row(*(Text(f"*{c.text}" if c.strong and c.text else c.text) for c in row))
-        width = shutil.get_terminal_size((160, 24)).columns
+        width = max(shutil.get_terminal_size((160, 24)).columns, 80)  # in less, numbers would fall to pieces
         console = Console(file=io.StringIO(), no_color=True, width=width)
         console.print(table)
         return str(console.file.getvalue())  # type: ignore[attr-defined]
