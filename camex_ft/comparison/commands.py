@@ -53,7 +53,10 @@ def compare(
     seeds: Seeds = "",
     jobs: Annotated[
         Optional[int],  # noqa: UP045 - typer reads annotations at run time
-        typer.Option(min=1, help="How many run at a time; one a GPU, or one a core of the CPU, if left out."),
+        typer.Option(
+            min=1,
+            help="How many run at a time; by default one a GPU, on a CPU one, or one a core for tiny models.",
+        ),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Run again what has been run already.")] = False,
     dry_run: Annotated[

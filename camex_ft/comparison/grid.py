@@ -12,6 +12,7 @@ from camex_ft.comparison.live import headline, line, view
 from camex_ft.comparison.outcome import Outcome, outcome, write_all
 from camex_ft.comparison.running import DONE, FAILED, Runner, State, slots
 from camex_ft.comparison.survey import survey
+from camex_ft.config.backbones import EMBEDDED
 from camex_ft.errors import UserError
 from camex_ft.results import command_line
 from camex_ft.results.entries import Result, read_results
@@ -38,7 +39,8 @@ def run_grid(
     """
     console = Console()
     states = look(comparisons, force=force, console=console)
-    places = slots(jobs)[: max(sum(s.status != DONE for s in states), 1)]
+    tiny = all(state.cell.settled.backbone.startswith(EMBEDDED) for state in states)
+    places = slots(jobs, tiny=tiny)[: max(sum(s.status != DONE for s in states), 1)]
     console.print(headline(states, len(places)), highlight=False)
     with view(states, len(places), console=console) as shown:
         logs = comparisons[0].folder.parent / "logs"

@@ -88,12 +88,14 @@ class Slot:
     state: State | None = None
 
 
-def slots(jobs: int | None = None) -> list[Slot]:
+def slots(jobs: int | None = None, *, tiny: bool = True) -> list[Slot]:
     """Return the places that cells can run in at the same time.
 
     Args:
-        jobs: how many; by default one a visible GPU, or on the CPU one a core, each with one thread. On the CPU the
-            cores are divided among them, unless OMP_NUM_THREADS says otherwise.
+        jobs: how many; by default one a visible GPU. On the CPU, one a core for tiny models, which gain nothing by
+            threads, and else one, for want of memory; the cores are divided among them, unless OMP_NUM_THREADS says
+            otherwise.
+        tiny: whether all models are the package's own.
     """
     gpus = visible_gpus()
     if gpus:
@@ -102,7 +104,7 @@ def slots(jobs: int | None = None) -> list[Slot]:
             for name in (gpus * (jobs or 1))[: jobs or len(gpus)]
         ]
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    count = jobs or cores
+    count = jobs or (cores if tiny else 1)
     threads = {} if THREADS in os.environ else {THREADS: str(max(cores // count, 1))}
     return [Slot(device=None, environment=threads) for _ in range(count)]
 

@@ -225,7 +225,7 @@ def test_the_reason_is_the_error_itself(tmp_path, log, reason):
     assert why(1, file) == expected
 
 
-def test_one_slot_a_core_with_one_thread(monkeypatch):
+def test_one_slot_a_core_with_one_thread_for_tiny_models_and_one_for_others(monkeypatch):
     monkeypatch.setattr(running, "visible_gpus", list)
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)), raising=False)
     monkeypatch.delenv(THREADS, raising=False)
@@ -233,6 +233,7 @@ def test_one_slot_a_core_with_one_thread(monkeypatch):
         made = slots(jobs)
         assert len(made) == count
         assert all((s.device, s.environment) == (None, {THREADS: threads_}) for s in made)
+    assert [s.environment for s in slots(tiny=False)] == [{THREADS: "8"}]
     monkeypatch.setenv(THREADS, "5")  # what the user says is kept
     assert [s.environment for s in slots(2)] == [{}, {}]
 
