@@ -62,7 +62,9 @@ def run(given: Config, *, force: bool = False, callbacks: Iterable[TrainerCallba
     folder = RunFolder.create(settled.output.path, name_of(settled, digest))
     done = None if force else find_done(folder)
     if done is not None:
-        say(f"{folder.path.name} is done already; --force (make: FORCE=1) runs it again")
+        without = settled.output.model and not (folder.path / MODEL).is_dir()
+        kept = ", but its model was not kept" if without else ""
+        say(f"{folder.path.name} is done already{kept}; --force (make: FORCE=1) runs it again")
         close(done, folder)
         return done
     try:
@@ -83,7 +85,7 @@ def run(given: Config, *, force: bool = False, callbacks: Iterable[TrainerCallba
         tokenizer=made_tokenizer(settled, task, trainer.processing_class),
     )
     record = make_record(settled, data, trainer, facts)
-    keep(trainer, data, folder, record, predictions=settled.task.predict)
+    keep(trainer, data, folder, record, model=settled.output.model, predictions=settled.task.predict)
     close(record, folder)
     return record
 
@@ -107,14 +109,21 @@ def prepare(
 
 
 def keep(
-    trainer: CamexTrainer, data: Prepared, folder: RunFolder, record: Record, *, predictions: bool
+    trainer: CamexTrainer,
+    data: Prepared,
+    folder: RunFolder,
+    record: Record,
+    *,
+    model: bool,
+    predictions: bool,
 ) -> None:
-    """Write model, predictions and, last, the record; then the checkpoints have served."""
+    """Write model and predictions, where they are wanted, and, last, the record; then the checkpoints have served."""
     made = make_predictions(trainer, data) if predictions else {}
     if not trainer.is_world_process_zero():
         return
-    cast(PreTrainedModel, trainer.model).save_pretrained(folder.path / MODEL)
-    cast(PreTrainedTokenizerBase, trainer.processing_class).save_pretrained(folder.path / MODEL)
+    if model:
+        cast(PreTrainedModel, trainer.model).save_pretrained(folder.path / MODEL)
+        cast(PreTrainedTokenizerBase, trainer.processing_class).save_pretrained(folder.path / MODEL)
     for split, decided in made.items():
         data.task.submission(decided, data.rows[split], folder.path / PREDICTIONS / data.task.files[split])
     folder.write_record(record)

@@ -143,4 +143,9 @@ def read_run(run_folder: Path | str) -> tuple[Config, Task]:
 def load_trained(run_folder: Path | str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Return a finished run's model, at its best epoch, and tokenizer."""
     folder = Path(run_folder) / MODEL
+    if not folder.is_dir():
+        raise UserError(
+            f"{run_folder} keeps no model, as output.model: false asks; `camex-ft run {run_folder}/config.yaml "
+            "output.model=true --force` runs it again and keeps it"
+        )
     return upcycling.load(folder), AutoTokenizer.from_pretrained(folder)

@@ -214,12 +214,20 @@ def test_a_run_that_is_done_is_shown_and_not_repeated(
     assert "accuracy" in shown
 
 
-def test_force_repeats_it_from_nothing(done: Run) -> None:
+def test_force_repeats_it_from_nothing_and_the_model_is_kept_only_where_wanted(
+    done: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
     (done.folder / "left over").write_text("")
-    again = pipeline.run(done.config, force=True)
+    output = done.config.output.model_copy(update={"model": False})
+    again = pipeline.run(done.config.model_copy(update={"output": output}), force=True)
     assert again.run.seconds != done.record.run.seconds
     assert again.metrics == done.record.metrics  # the same seed
     assert not (done.folder / "left over").exists()
+    assert not (done.folder / "model").exists()
+    with pytest.raises(UserError, match="keeps no model"):
+        trained.evaluate(done.folder)
+    assert pipeline.run(done.config) == again
+    assert "is done already, but its model was not kept" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

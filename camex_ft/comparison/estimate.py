@@ -178,7 +178,7 @@ def _estimate(
         done=entry.result is not None,
         seconds=mean(measured) if measured else counted,
         measured=bool(measured),
-        kept=4 * parameters.total,
+        kept=4 * parameters.total if cell.settled.output.model else 0,
         working=CHECKPOINTS * 4 * (parameters.total + (ADAM - 1) * parameters.trainable),
         reason=reason,
     )

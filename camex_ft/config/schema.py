@@ -265,6 +265,10 @@ class OutputConfig(Section):
     dir: Text = Field(
         default="results", description="Folder of results, from the working folder; runs are in its `runs`."
     )
+    model: Bool = Field(
+        default=True,
+        description="Keep the best epoch's model when the run is done; false: the record alone, as for a large grid.",
+    )
 
     @property
     def path(self) -> Path:

@@ -110,7 +110,9 @@ def plan(given: Config, *, gpu: bool | None = None, protocols: Sequence[str] | N
     batch = batch_of(settled, task, dense)
     precision = precision_of(settled, gpu=gpu_here() if gpu is None else gpu)
     found = survey(dense, batch)
-    columns = tuple(_column(name, settled, dense, found, precision) for name in protocols or protocols_of(settled))
+    columns = tuple(
+        _column(name, settled, dense, found, precision) for name in protocols or protocols_of(settled)
+    )
     notes = (reason, *_notes(settled, trained=trained))
     return Plan(
         backbone=settled.backbone,
