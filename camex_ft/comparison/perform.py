@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -32,6 +33,8 @@ class Progress(TrainerCallback):
 
 def perform(request: Mapping[str, Any], *callbacks: TrainerCallback) -> int:
     """Run the cell of a request (`running.request`) and return the exit code; what is wrong goes to standard error."""
+    # what the record shows as its command: the one that runs the cell alone
+    sys.argv = ["camex-ft", "run", request["config"], *request["overrides"]]
 
     def work() -> None:
         config = load_config(request["config"], request["overrides"])

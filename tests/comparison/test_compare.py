@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,6 +14,7 @@ from typer.testing import CliRunner
 from camex_ft import cli
 from camex_ft.comparison import commands, grid, places, running
 from camex_ft.comparison.running import Runner
+from camex_ft.config import config_hash, load_config, resolve
 from camex_ft.errors import UserError
 from camex_ft.results.entries import read_results
 from camex_ft.results.render import FORMATS
@@ -102,6 +104,14 @@ def test_tables_and_pictures_are_written(told):
     assert all(name.isascii() and " " not in name for name in told.mended.files)
     page = (told.folder / "results" / "report.html").read_text(encoding="utf-8")
     assert "κ/ä, [x] &#x27;smear&#x27;" in page or "κ/ä, [x] 'smear'" in page
+
+
+def test_a_cells_record_says_the_command_that_runs_it_alone(told):
+    (dense,) = [r.record for r in read_results(told.folder / "results") if r.record.protocol == "dense"]
+    program, subcommand, config, *overrides = shlex.split(dense.run.command)
+    assert (program, subcommand) == ("camex-ft", "run")
+    settled, _ = resolve(load_config(config, overrides), needs=False)
+    assert dense.run.name.endswith(config_hash(settled, data=dense.data.sha256))
 
 
 def test_a_task_without_data_does_not_stop_the_others(told):
