@@ -6,22 +6,17 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from machines import machine
 
 from camex_ft.comparison.cells import Cell, Comparison, make_comparison
 from camex_ft.comparison.spec import read_spec
-from camex_ft.config import Environment, config_hash
+from camex_ft.config import config_hash
 from camex_ft.results.entries import Result
 from camex_ft.results.record import load_record
 
 RECORD = Path(__file__).resolve().parents[2] / "results" / "records" / "minilm-sst2" / "dense-seed0.json"
 
-CPU = Environment(
-    cuda=lambda: False,
-    hub=lambda: False,
-    model=lambda name: False,
-    architecture=lambda name: False,
-    data=lambda name, configuration: False,
-)
+CPU = machine()
 
 
 @pytest.fixture

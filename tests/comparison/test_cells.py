@@ -6,11 +6,12 @@ import shlex
 from pathlib import Path
 
 import pytest
+from machines import machine
 
 from camex_ft.comparison.cells import make_comparison
 from camex_ft.comparison.overrides import key_of, override
 from camex_ft.comparison.spec import of_config
-from camex_ft.config import ConfigErrors, Environment, config_hash, load_config, resolve
+from camex_ft.config import ConfigErrors, config_hash, load_config, resolve
 
 TWO = "rows: [{merging.protocol: [dense, ties]}]"
 
@@ -94,13 +95,7 @@ def test_seeds_can_be_others(compared):
 
 def test_the_profile_is_asked_for_once_and_given_to_every_cell(compared):
     text = f"config: glue\n{TWO}\nseeds: 3\nembedded: {{seeds: 1}}"
-    paper = Environment(
-        cuda=lambda: True,
-        hub=lambda: True,
-        model=lambda name: False,
-        architecture=lambda name: False,
-        data=lambda name, configuration: False,
-    )
+    paper = machine(cuda=True, hub=True)
     for made, profile, seeds in (
         (compared(text), "embedded", 1),
         (compared(text, environment=paper), "paper", 3),
@@ -144,12 +139,8 @@ def test_a_command_can_be_copied(compared):
         program, run, config, *overrides = shlex.split(each.command)
         assert (program, run) == ("camex-ft", "run")
         for how in ((config, overrides), (each.config, each.overrides)):
-            settled, _ = resolve(load_config(*how), made_environment(), needs=False)
+            settled, _ = resolve(load_config(*how), machine(), needs=False)
             assert settled == each.settled
-
-
-def made_environment() -> Environment:
-    return Environment(cuda=lambda: False, hub=lambda: False)
 
 
 def test_a_configuration_of_the_users_goes_by_its_path_and_a_shipped_one_by_its_name(write, compared):
@@ -194,5 +185,5 @@ def test_an_override_that_no_cell_would_heed_is_refused(compared):
 
 
 def test_a_comparison_of_a_configuration_is_named_by_its_task():
-    made = make_comparison(of_config("glue"), overrides=["task.name=rte"], environment=made_environment())
+    made = make_comparison(of_config("glue"), overrides=["task.name=rte"], environment=machine())
     assert (made.name, made.title) == ("glue-rte", "glue/rte")

@@ -5,23 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from machines import machine
 
 from camex_ft.comparison.cells import make_comparison
 from camex_ft.comparison.spec import read_spec
-from camex_ft.config import Environment, load_config
+from camex_ft.config import load_config
 from camex_ft.config.shipped import ROOT, list_specifications
 
 SPECIFICATIONS = list_specifications()
-
-
-def machine(cuda: bool) -> Environment:
-    return Environment(
-        cuda=lambda: cuda,
-        hub=lambda: True,
-        model=lambda name: False,
-        architecture=lambda name: False,
-        data=lambda name, configuration: False,
-    )
 
 
 def test_all_files_are_listed():
@@ -39,7 +30,7 @@ def test_each_has_cells_under_both_profiles(each):
     if written.backbone.startswith("package:"):
         pytest.importorskip(written.backbone[8:].partition("/")[0], reason="needs the weights: make weights")
     for cuda, profile in ((False, "embedded"), (True, "paper")):
-        made = make_comparison(spec, environment=machine(cuda))
+        made = make_comparison(spec, environment=machine(cuda=cuda, hub=True))
         assert made.profile == (profile if written.profile == "auto" else written.profile)
         rows, tasks = made.spec.row_list(), made.spec.task_list()
         assert len(made.cells) == len(rows) * max(len(tasks), 1) * len(made.spec.seed_list())
@@ -53,5 +44,7 @@ def test_the_header_says_what_it_is_and_how_to_run_it(each):
     assert first == f"# {each.summary}"
     words = second.removeprefix("# Run: ").split()
     assert words[:3] == ["camex-ft", "compare", f"configs/{each.name}.yaml"]
-    assert make_comparison(read_spec(each.path), overrides=words[3:], environment=machine(False)).cells
+    assert make_comparison(
+        read_spec(each.path), overrides=words[3:], environment=machine(cuda=False, hub=True)
+    ).cells
     assert Path(words[2]).suffix == ".yaml"

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import machines
 import pytest
-
-from camex_ft.config import Environment
 
 
 @pytest.fixture
@@ -29,19 +28,7 @@ def write(folder):
     return write
 
 
-def _machine(
-    *, cuda: bool = False, hub: bool = False, cached: tuple[str, ...] = (), configured: tuple[str, ...] = ()
-) -> Environment:
-    return Environment(
-        cuda=lambda: cuda,
-        hub=lambda: hub,
-        model=lambda name: name in cached,
-        architecture=lambda name: name in (*cached, *configured),
-        data=lambda name, configuration: f"{name}:{configuration}" in cached,
-    )
-
-
 @pytest.fixture
 def machine():
     """Make an environment that answers as told."""
-    return _machine
+    return machines.machine
