@@ -1,8 +1,9 @@
 """The pictures of a page: ``python -m camex_ft.results.gallery PAGE RECORDS`` draws them anew from committed records.
 
-Between ``<!-- pictures FOLDER -->`` and ``<!-- end -->`` stand the pictures of the records in that folder of RECORDS,
-and of an inspection that lies in it (``FOLDER/inspection/inspection.json``). The files are in ``pictures/FOLDER/``
-beside the page. Each knows what it was drawn from, and by which code (`plots.files`).
+Between ``<!-- pictures FOLDER [NAME ...] -->`` and ``<!-- end -->`` stand the pictures of the records in that folder of
+RECORDS, and of an inspection that lies in it (``FOLDER/inspection/inspection.json``): all of them, or those that are
+named. The files are in ``pictures/FOLDER/`` beside the page. Each knows what it was drawn from, and by which code
+(`plots.files`).
 """
 
 from __future__ import annotations
@@ -21,7 +22,9 @@ from camex_ft.results.folder import write_atomically
 from camex_ft.results.plots import choose, is_stale, of_inspection, save, source
 from camex_ft.results.plots.scenes import Choice
 
-BLOCK = re.compile(r"<!-- pictures (?P<name>[\w-]+) -->\n(?P<text>.*?)<!-- end -->", re.DOTALL)
+BLOCK = re.compile(
+    r"<!-- pictures (?P<name>[\w-]+)(?P<chosen>(?: [\w.-]+)*) -->\n(?P<text>.*?)<!-- end -->", re.DOTALL
+)
 FOLDER = "pictures"
 INSPECTED = "inspected-"  # what the files' names begin with
 
@@ -40,16 +43,18 @@ def refresh(page: Path | str, records: Path | str) -> list[Path]:
     page, written = Path(page), list[Path]()
 
     def made(block: re.Match[str]) -> str:
-        target = page.parent / FOLDER / block["name"]
+        target, chosen = page.parent / FOLDER / block["name"], block["chosen"].split()
         for old in target.glob("*.png"):
             old.unlink()
         lines = []
         for each in sources(Path(records) / block["name"]):
             choice = each.draw()
             for name, figure in choice.figures.items():
+                if chosen and name not in chosen:
+                    continue
                 written.append(save(figure, target / f"{each.prefix}{name}.png", source=each.data))
                 lines.append(shown(written[-1].relative_to(page.parent), choice.captions[name]))
-        return f"<!-- pictures {block['name']} -->\n{''.join(lines)}<!-- end -->"
+        return f"<!-- pictures {block['name']}{block['chosen']} -->\n{''.join(lines)}<!-- end -->"
 
     write_atomically(page, BLOCK.sub(made, page.read_text(encoding="utf-8")))
     return written

@@ -42,6 +42,16 @@ def test_the_block_shows_every_picture(page: Path) -> None:
     assert stale(page, page.parent / "records") == []
 
 
+def test_a_block_can_choose_its_pictures(page: Path) -> None:
+    chosen = page.with_name("chosen") / "page.md"
+    chosen.parent.mkdir()
+    chosen.write_text("<!-- pictures some comparison -->\n<!-- end -->\n", encoding="utf-8")
+    (file,) = refresh(chosen, page.parent / "records")
+    assert file == chosen.parent / "pictures" / "some" / "comparison.png"
+    assert chosen.read_text(encoding="utf-8").startswith("<!-- pictures some comparison -->\n![")
+    assert stale(chosen, page.parent / "records") == []
+
+
 def test_a_changed_record_makes_its_pictures_stale(page: Path) -> None:
     record = page.parent / "records" / "some" / "dense-0.json"
     before = record.read_text(encoding="utf-8")
