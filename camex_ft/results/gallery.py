@@ -79,7 +79,8 @@ def stale(page: Path | str, records: Path | str) -> list[str]:
 def sources(folder: Path) -> Iterator[Source]:
     """Yield what the pictures of a folder of records are drawn from."""
     entries = entries_of(read_results(folder))
-    title = ", ".join(dict.fromkeys(entry.task for entry in entries))
+    tasks = list(dict.fromkeys(entry.task for entry in entries))
+    title = tasks[0] if len(tasks) == 1 else folder.name
     yield Source(prefix="", data=source(entries), draw=partial(choose, entries, title=title))
     file = folder / "inspection" / "inspection.json"
     if file.is_file():
