@@ -127,7 +127,7 @@ def test_training_reads_blocks_and_evaluation_windows() -> None:
     assert set(map(len, blocks)) == {5}
     assert set(data.train["context"][:]) == {0}
     assert len(windows) > len(blocks)
-    assert data.domains("validation") is None and data.origin["validation"] is None
+    assert data.kinds("validation") == {} and data.origin["validation"] is None
 
 
 def test_a_text_shorter_than_a_block_is_one_block_and_one_window() -> None:
