@@ -67,7 +67,7 @@ class Comparison:
     @property
     def title(self) -> str:
         """Its heading."""
-        return self.spec.title or f"{', '.join(dict.fromkeys(cell.task for cell in self.cells))}"
+        return self.spec.title or ", ".join(dict.fromkeys(cell.task for cell in self.cells))
 
     @property
     def output(self) -> Path:

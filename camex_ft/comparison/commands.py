@@ -107,9 +107,12 @@ def table(
     from camex_ft.results.entries import keep_entries, read_results
     from camex_ft.results.render import render, table_of
 
-    folders = [spec for spec in specs if Path(spec).is_dir()]
-    if folders and len(folders) == len(specs):
-        tables = [table_of([folder]) for folder in folders]
+    if all(Path(spec).is_dir() for spec in specs):
+        if records or protocols or seeds or keep:
+            raise UserError(
+                "--records, --protocols, --seeds and --keep are of specifications, not of folders"
+            )
+        tables = [table_of([folder]) for folder in specs]
     else:
         from camex_ft.comparison.outcome import outcome
 

@@ -18,6 +18,7 @@ from camex_ft.errors import UserError, nearest
 from camex_ft.registry import PROTOCOLS
 from camex_ft.results.entries import PROTOCOL, row_label
 
+DENSE = "dense"
 SEEDS = 3
 MOST = 1000
 Several = Annotated[int, Field(ge=1, le=MOST)]
@@ -74,7 +75,7 @@ class Spec(Changes):
     title: Text | None = None
     about: Text | None = None
     config: Text
-    baseline: Text = "dense"
+    baseline: Text = DENSE
     published: Text | None = None
     embedded: Changes = Field(default_factory=Changes)
     _places: dict[str, Origin] = PrivateAttr(default_factory=dict)
@@ -93,8 +94,9 @@ class Spec(Changes):
         return list(range(seeds)) if isinstance(seeds, int) else list(seeds)
 
     def row_list(self) -> list[tuple[str, dict[str, Any]]]:
-        """Return (label, changes by key) of every row."""
-        return list(self.own_rows()) or [(name, {PROTOCOL: name}) for name in PROTOCOLS.names()]
+        """Return (label, changes by key) of every row; without rows that of each protocol, the dense model's first."""
+        names = sorted(PROTOCOLS.names(), key=lambda name: name != DENSE)
+        return list(self.own_rows()) or [(name, {PROTOCOL: name}) for name in names]
 
     def placed(self, problem: Problem) -> Problem:
         """Return a problem of an override that this specification makes, with the line that it is written in."""
@@ -151,7 +153,7 @@ def of_config(path: str | Path, *, protocols: Sequence[str] | None = None) -> Sp
     twice = [name for n, name in enumerate(protocols or ()) if name in (protocols or ())[:n]]
     if twice:
         raise UserError(f"protocols: '{twice[0]}' occurs twice")
-    names = list(protocols) if protocols else ["dense", *(n for n in PROTOCOLS.names() if n != "dense")]
-    return Spec(
-        config=str(path), rows=[{PROTOCOL: names}], baseline="dense" if "dense" in names else names[0]
-    )
+    if not protocols:
+        return Spec(config=str(path))
+    names = list(protocols)
+    return Spec(config=str(path), rows=[{PROTOCOL: names}], baseline=DENSE if DENSE in names else names[0])

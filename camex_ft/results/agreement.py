@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from camex_ft.config.identity import WITHOUT_EFFECT
 from camex_ft.errors import UserError
-from camex_ft.results.entries import SECTIONS, Entry
+from camex_ft.results.entries import SECTIONS, Entry, leaves
 from camex_ft.results.record import Record
 
 MUST_AGREE: dict[str, Callable[[Record], object]] = {
@@ -139,13 +138,3 @@ def _configurations(runs: Sequence[Run]) -> Iterator[str]:
         text = _difference(key, [run for run, _ in having], lambda record, of=by_run: of[id(record)])  # type: ignore[misc]
         if text:
             yield text
-
-
-def leaves(tree: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, object]]:
-    """Yield (dotted key, value) of a configuration."""
-    for key, value in tree.items():
-        name = f"{path}.{key}" if path else str(key)
-        if isinstance(value, Mapping):
-            yield from leaves(value, name)
-        else:
-            yield name, value

@@ -128,7 +128,7 @@ def name_of(key: str) -> str:
 
 def _entries(results: Sequence[Result]) -> list[Entry]:
     """Return the cells of one protocol on one task."""
-    flat = [dict(_leaves({s: r.record.config.get(s) for s in SECTIONS})) for r in results]
+    flat = [dict(leaves({s: r.record.config.get(s) for s in SECTIONS})) for r in results]
     differing = sorted({k for f in flat for k in f if len({str(other.get(k)) for other in flat}) > 1})
     made = []
     for values, result in zip(flat, results, strict=True):
@@ -138,12 +138,13 @@ def _entries(results: Sequence[Result]) -> list[Entry]:
     return sorted(made, key=lambda e: ([str(e.keys[k]) for k in differing], e.seed))
 
 
-def _leaves(tree: object, path: str = "") -> Iterator[tuple[str, object]]:
+def leaves(tree: object, path: str = "") -> Iterator[tuple[str, object]]:
+    """Yield (dotted key, value) of nested mappings, such as a configuration."""
     if not isinstance(tree, Mapping):
         yield path, tree
         return
     for key, value in tree.items():
-        yield from _leaves(value, f"{path}.{key}" if path else str(key))
+        yield from leaves(value, f"{path}.{key}" if path else str(key))
 
 
 def _short(value: object) -> str:

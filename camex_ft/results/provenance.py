@@ -85,7 +85,9 @@ def environment(*, gpus: Sequence[str] = ()) -> Environment:
 def command_line(argv: Sequence[str] | None = None) -> str:
     """Return the command that started this process, quoted for a shell, without absolute paths."""
     program, *arguments = sys.argv if argv is None else argv
-    return shlex.join([Path(program).name, *(strip_paths(argument) for argument in arguments)])
+    name = Path(program).name
+    own = "camex-ft" if name == "__main__.py" else name  # python -m camex_ft
+    return shlex.join([own, *(strip_paths(argument) for argument in arguments)])
 
 
 def strip_paths(value: Any) -> Any:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from machines import machine
+from working_folder import folder, writer
 
 from camex_ft.comparison.cells import Cell, Comparison, make_comparison
 from camex_ft.comparison.spec import read_spec
@@ -14,29 +15,17 @@ from camex_ft.config import config_hash
 from camex_ft.results.entries import Result
 from camex_ft.results.record import load_record
 
+__all__ = ["folder"]
+
 RECORD = Path(__file__).resolve().parents[2] / "results" / "records" / "minilm-sst2" / "dense-seed0.json"
 
 CPU = machine()
 
 
 @pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty working folder."""
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
-@pytest.fixture
 def write(folder: Path) -> Callable[..., Path]:
-    """Write a specification below the working folder and return its path, as a user would type it."""
-
-    def write(text: str, name: str = "spec.yaml") -> Path:
-        path = Path(name)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
-        return path
-
-    return write
+    """Write a specification below the working folder."""
+    return writer("spec.yaml")
 
 
 @pytest.fixture

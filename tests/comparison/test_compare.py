@@ -136,6 +136,12 @@ def test_the_table_can_be_had_in_every_format(told, monkeypatch, format):
     assert Path("t").read_text(encoding="utf-8") == shown.output
 
 
+@pytest.mark.parametrize("option", ["--records", "--protocols", "--seeds", "--keep"])
+def test_options_of_specifications_are_refused_for_a_folder(tmp_path, option):
+    error = invoke("table", str(tmp_path), option, "3").exception
+    assert isinstance(error, UserError) and option in str(error)
+
+
 def test_the_table_of_what_has_not_been_run(told, monkeypatch):
     monkeypatch.chdir(told.folder)
     error = invoke("table", "tiny.yaml", "--seeds", "7,").exception

@@ -8,6 +8,7 @@ import os
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from synthetic_results import PLAIN
 
 from camex_ft.errors import UserError
 from camex_ft.results import folder as folders
@@ -15,26 +16,11 @@ from camex_ft.results.folder import RunFolder, find_done, run_name
 from camex_ft.results.record import Record
 
 RECORD = {
-    "run": {
-        "name": "n",
-        "profile": "embedded",
-        "profile_reason": "asked for",
-        "status": "done",
-        "started": "2026-11-21T10:00:00Z",
-        "seconds": 1.0,
-        "command": "camex-ft run x",
-        "exit": 0,
-    },
-    "config": {},
+    **PLAIN,
     "task": "glue/sst2",
     "protocol": "smear",
-    "backbone": "embedded/bert",
     "seed": 1,
     "metrics": {"primary": "accuracy", "best": 1, "best_epoch": 1, "last": 1, "per_epoch": [], "all": {}},
-    "model": {"parameters": 1, "trainable": 1, "active": 1},
-    "cost": {"samples_per_second": 1, "peak_memory_mb": 1, "device": "cpu"},
-    "data": {"source": "embedded", "id": "x", "rows": {}, "sha256": ""},
-    "environment": {"versions": {}, "commit": None, "dirty": None, "host": "cpu-2"},
 }
 
 

@@ -127,6 +127,10 @@ def test_command_line_is_quoted_and_clean():
     assert command_line(argv) == "camex-ft run my.yaml 'task.name=a b'"
 
 
+def test_the_package_run_as_a_module_goes_by_its_command():
+    assert command_line(["/somewhere/camex_ft/__main__.py", "run", "glue"]) == "camex-ft run glue"
+
+
 def test_command_line_defaults_to_this_process(monkeypatch):
     monkeypatch.setattr(provenance.sys, "argv", ["/x/camex-ft", "doctor"])
     assert command_line() == "camex-ft doctor"
