@@ -1,4 +1,4 @@
-"""What a layer's routing adds to the training loss.
+"""What a layer's routing adds to the training loss, made of sums over groups, which add up over processes.
 
 Balance loss: coef * (cv^2(importance) + cv^2(load)) of one layer, from its routing.
 
@@ -15,6 +15,8 @@ section 3.2) for the z-loss.
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -51,36 +53,73 @@ def load(routing: Routing, *, top_k: int) -> Tensor:
     return (routing.weights > 0).to(routing.weights.dtype)
 
 
-def balance_loss(routing: Routing, *, top_k: int, coef: float, mask: Tensor | None = None) -> Tensor:
-    """Return coef * (cv^2(importance) + cv^2(load)), a scalar.
+@dataclass(frozen=True, kw_only=True)
+class Balance:
+    """What one layer's losses are made of.
+
+    Attributes:
+        importance, load: sums over the groups that count; [N], with their graphs.
+        squares: sum over the same of logsumexp(logits)^2; a scalar.
+        groups: how many they are; a scalar.
+        coef, z_coef: weights of balance loss and z-loss.
+    """
+
+    importance: Tensor
+    load: Tensor
+    squares: Tensor
+    groups: Tensor
+    coef: float
+    z_coef: float
+
+    def loss(self) -> Tensor:
+        """Return balance loss + z-loss, a scalar."""
+        balance = self.coef * (cv_squared(self.importance) + cv_squared(self.load))
+        return balance + self.z_coef * self.squares / self.groups.clamp_min(1) if self.z_coef else balance
+
+    def flat(self) -> Tensor:
+        """Return all sums as one vector; [2 N + 2]."""
+        return torch.cat([self.importance, self.load, self.squares.view(1), self.groups.view(1)])
+
+    def of(self, flat: Tensor) -> Balance:
+        """Return the same with sums from a vector as `flat` makes it."""
+        n = len(self.importance)
+        importance, load, squares, groups = flat.split([n, n, 1, 1])
+        return replace(
+            self, importance=importance, load=load, squares=squares.squeeze(0), groups=groups.squeeze(0)
+        )
+
+
+def balance_of(
+    routing: Routing, *, top_k: int, coef: float, z_coef: float = 0.0, mask: Tensor | None = None
+) -> Balance:
+    """Return what a layer's losses are made of.
 
     Args:
         routing: of one layer; [..., N].
         top_k: k.
-        coef: weight of the loss.
+        coef, z_coef: weights of balance loss and z-loss.
         mask: 1 for groups that hold a token, 0 for groups of padding; [...]; None counts all.
     """
     experts = routing.weights.shape[-1]
     weights, loads = routing.weights, load(routing, top_k=top_k)
+    count = weights.new_tensor(weights[..., 0].numel()) if mask is None else (mask != 0).sum()
     if mask is not None:
-        keep = mask.to(weights.dtype).unsqueeze(-1)
-        weights, loads = weights * keep, loads * keep
-    importance = weights.reshape(-1, experts).sum(0)  # [N]
-    return coef * (cv_squared(importance) + cv_squared(loads.reshape(-1, experts).sum(0)))
+        padding = (mask == 0).unsqueeze(-1)
+        weights, loads = weights.masked_fill(padding, 0), loads.masked_fill(padding, 0)
+    return Balance(
+        importance=weights.reshape(-1, experts).sum(0),
+        load=loads.reshape(-1, experts).sum(0),
+        squares=_squares(routing, mask) if z_coef else weights.new_zeros(()),
+        groups=count.to(weights.dtype),
+        coef=coef,
+        z_coef=z_coef,
+    )
 
 
-def z_loss(routing: Routing, *, coef: float, mask: Tensor | None = None) -> Tensor:
-    """Return coef * mean_g logsumexp(logits_g)^2, a scalar.
-
-    Args:
-        routing: of one layer; [..., N].
-        coef: weight of the loss.
-        mask: 1 for groups that hold a token, 0 for groups of padding; [...]; None counts all.
-    """
+def _squares(routing: Routing, mask: Tensor | None) -> Tensor:
     if mask is None:
-        return coef * routing.logits.logsumexp(dim=-1).square().mean()
+        return routing.logits.logsumexp(dim=-1).square().sum()
     keep = mask != 0
     # filled before, not after: a gradient of 0 through the NaN that padding may hold is NaN
     logits = routing.logits.masked_fill(~keep.unsqueeze(-1), 0)
-    squares = torch.where(keep, logits.logsumexp(dim=-1).square(), 0)
-    return coef * squares.sum() / keep.sum().clamp_min(1)
+    return torch.where(keep, logits.logsumexp(dim=-1).square(), 0).sum()

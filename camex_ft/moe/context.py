@@ -21,12 +21,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from camex_ft.moe.balance import Balance
 from camex_ft.moe.chain import Bases
 from camex_ft.moe.layout import Layout
 from camex_ft.moe.reuse import Accumulation, Micro
 from camex_ft.moe.routing import masked_mean
 from camex_ft.moe.state import LayerState, RoutingState
 
+Total = Callable[[Tensor], Tensor]
 ReadPass = Callable[["RoutingContext", nn.Module, Mapping[str, Any]], "Pass"]
 WriteState = Callable[["Pass", Any, RoutingState], None]
 
@@ -37,12 +39,17 @@ class LayerRouting(NamedTuple):
     Attributes:
         weights: routing weights s of its groups, detached; [B, N], [B, S, N] or [B, L, N].
         mask: 1 for groups that hold a token; [B], [B, S] or [B, L]; None where all do.
-        balance: its balance loss, and its z-loss with it, a scalar, with its graph.
+        sums: what its balance loss and its z-loss are made of; None where it has none.
     """
 
     weights: Tensor
-    mask: Tensor | None
-    balance: Tensor
+    mask: Tensor | None = None
+    sums: Balance | None = None
+
+    @property
+    def balance(self) -> Tensor:
+        """Its balance loss, and its z-loss with it, over the groups of this process; a scalar, with its graph."""
+        return self.weights.new_zeros(()) if self.sums is None else self.sums.loss()
 
 
 @dataclass
@@ -103,10 +110,23 @@ class Pass:
         documents = None if self.documents is None else self.documents.expand(batch, -1)
         return Layout.of((batch, length), chunk, state=self.state, keep=self.caching, documents=documents)
 
-    def balance_loss(self) -> Tensor | None:
-        """Return the sum of the layers' balance losses, a scalar, or None where no layer ran."""
-        losses = [layer.balance for layer in self.layers.values()]
-        return torch.stack(losses).sum() if losses else None
+    def balance_loss(self, total: Total | None = None) -> Tensor | None:
+        """Return the sum of the layers' balance losses, a scalar, or None where no layer ran.
+
+        Args:
+            total: adds up a vector over all processes, with its gradient: then the losses are of the global batch.
+        """
+        if not self.layers:
+            return None
+        sums = [layer.sums for layer in self.layers.values() if layer.sums is not None]
+        if sums and total is not None:
+            device = sums[0].importance.device  # a model may lie on several
+            flat = [one.flat().to(device) for one in sums]
+            parts = total(torch.cat(flat)).split([len(part) for part in flat])
+            sums = [one.of(part) for one, part in zip(sums, parts, strict=True)]
+        first = next(iter(self.layers.values()))
+        losses = [one.loss() for one in sums]
+        return torch.stack(losses).sum() if losses else first.balance
 
 
 class _Local(threading.local):

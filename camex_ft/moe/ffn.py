@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from camex_ft.moe.balance import balance_loss, z_loss
+from camex_ft.moe.balance import Balance, balance_of
 from camex_ft.moe.chain import Means
 from camex_ft.moe.context import LayerRouting, Pass, RoutingContext
 from camex_ft.moe.experts import ExpertLinear, LayerSettings
@@ -125,21 +125,22 @@ class ExpertFFN(nn.Module):
         groups = group(hidden, self._flow(hidden, current), self.router, self.settings.grouping)
         if groups.state is not None:
             current.remembered[self.name] = groups.state
-        added = self._loss(groups)
         served = groups.weights if groups.routing is None else groups.routing.weights
-        current.layers[self.name] = LayerRouting(served.detach(), groups.mask, added)
+        current.layers[self.name] = LayerRouting(served.detach(), groups.mask, self._balance(groups))
         return groups
 
-    def _loss(self, groups: Groups) -> Tensor:
-        """Return what the layer adds to the training loss: balance loss and z-loss, a scalar."""
-        given, added = self.settings, groups.weights.new_zeros(())
+    def _balance(self, groups: Groups) -> Balance | None:
+        """Return what the layer adds to the training loss; None where it has no routing of its own."""
         if groups.routing is None:
-            return added
-        if given.router.kind != "expert-choice":  # which is balanced as it is made
-            added = balance_loss(groups.routing, top_k=given.top_k, coef=given.balance, mask=groups.mask)
-        if given.router.z_loss:
-            added = added + z_loss(groups.routing, coef=given.router.z_loss, mask=groups.mask)
-        return added
+            return None
+        given, chosen = self.settings, self.settings.router.kind == "expert-choice"  # balanced as it is made
+        return balance_of(
+            groups.routing,
+            top_k=given.top_k,
+            coef=0.0 if chosen else given.balance,
+            z_coef=given.router.z_loss,
+            mask=groups.mask,
+        )
 
 
 class MergedFFN(ExpertFFN):

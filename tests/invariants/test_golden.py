@@ -11,7 +11,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from camex_ft.moe.balance import balance_loss
+from camex_ft.moe.balance import balance_of
 from camex_ft.moe.context import RoutingContext
 from camex_ft.moe.experts import ExpertLinear, LayerSettings
 from camex_ft.moe.ffn import MixtureFFN
@@ -100,7 +100,7 @@ def test_merged_map(file: Path) -> None:
 
     groups = group(x, full_pass(x), router, settings.grouping)
     y = groups.restore(linear(groups.x, groups.weights))
-    balance = balance_loss(groups.routing, top_k=settings.top_k, coef=settings.balance, mask=groups.mask)
+    balance = balance_of(groups.routing, top_k=settings.top_k, coef=settings.balance, mask=groups.mask).loss()
     (y * tensors["grad_y"]).sum().backward()
 
     close(y, tensors["y"], EXACT)
@@ -138,7 +138,7 @@ def test_mixture(file: Path) -> None:
     (y * tensors["grad_y"]).sum().backward()
 
     close(y, tensors["y"], SINGLE)
-    balance = balance_loss(groups.routing, top_k=settings.top_k, coef=settings.balance)
+    balance = balance_of(groups.routing, top_k=settings.top_k, coef=settings.balance).loss()
     close(balance.reshape(1).double(), tensors["balance_loss"].double(), SINGLE)
     close(x.grad, tensors["grad_x"], SINGLE)
     close(layer.router.gate.grad, tensors["grad.w_gate"], SINGLE)

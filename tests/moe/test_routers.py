@@ -13,7 +13,7 @@ from hypothesis import settings as limits
 from hypothesis import strategies as st
 from torch import Tensor
 
-from camex_ft.moe.balance import z_loss
+from camex_ft.moe.balance import balance_of
 from camex_ft.moe.context import Pass
 from camex_ft.moe.granularity import Grouping
 from camex_ft.moe.routing import COLDEST, START, Router, RouterSettings, Routing, choose, topk_softmax
@@ -285,23 +285,27 @@ def test_expert_choice_refuses_a_cache() -> None:
 # -- z-loss
 
 
+def z_loss(routing: Routing, coef: float, mask: Tensor | None = None) -> Tensor:
+    return balance_of(routing, top_k=1, coef=0.0, z_coef=coef, mask=mask).loss()
+
+
 def test_z_loss_is_the_mean_square_of_logsumexp() -> None:
     logits = drawn(2, 3, 4)
     expected = sum(math.log(sum(math.exp(z) for z in row)) ** 2 for row in logits.view(6, 4).tolist()) / 6
     routing = Routing(logits.softmax(-1), logits)
-    assert float(z_loss(routing, coef=0.5)) == pytest.approx(0.5 * expected, rel=EXACT)
+    assert float(z_loss(routing, 0.5)) == pytest.approx(0.5 * expected, rel=EXACT)
 
 
 def test_padding_has_no_part_in_the_z_loss() -> None:
     logits, mask = drawn(2, 3, 4), torch.tensor([[1, 1, 0], [1, 0, 0]])
     logits[mask == 0] = math.nan
     logits.requires_grad_()
-    found = z_loss(Routing(logits.softmax(-1), logits), coef=2.0, mask=mask)
+    found = z_loss(Routing(logits.softmax(-1), logits), 2.0, mask)
     plain = 2.0 * logits[mask == 1].logsumexp(-1).square().mean()
     torch.testing.assert_close(found, plain, rtol=EXACT, atol=EXACT)
     grads = [torch.autograd.grad(loss, logits)[0] for loss in (found, plain)]
     torch.testing.assert_close(*grads, rtol=EXACT, atol=EXACT)
-    assert z_loss(Routing(logits, logits), coef=1.0, mask=torch.zeros(2, 3)) == 0
+    assert z_loss(Routing(logits, logits), 1.0, torch.zeros(2, 3)) == 0
 
 
 @pytest.mark.parametrize("granularity", ["sequence", "segment", "token"])

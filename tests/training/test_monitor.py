@@ -15,11 +15,9 @@ from camex_ft.training.health import LossGuard
 from camex_ft.training.monitor import RoutingMonitor, curvature_statistics
 from camex_ft.upcycling import expert_layers, upcycle
 
-ZERO = torch.zeros(())
-
 
 def layer(rows: list[list[float]], mask: list[int] | None = None) -> LayerRouting:
-    return LayerRouting(torch.tensor(rows), None if mask is None else torch.tensor(mask), ZERO)
+    return LayerRouting(torch.tensor(rows), None if mask is None else torch.tensor(mask))
 
 
 def test_entropy_and_largest_load_by_hand() -> None:
@@ -47,8 +45,8 @@ def test_groups_of_tokens_count_alike() -> None:
     one, two = RoutingMonitor(torch.nn.Identity()), RoutingMonitor(torch.nn.Identity())
     s = torch.rand(2, 3, 4).softmax(-1)
     mask = torch.tensor([[1, 1, 0], [1, 0, 0]])
-    one.observe({"a": LayerRouting(s, mask, ZERO)})
-    two.observe({"a": LayerRouting(s[mask.bool()], None, ZERO)})
+    one.observe({"a": LayerRouting(s, mask)})
+    two.observe({"a": LayerRouting(s[mask.bool()], None)})
     assert one.summary() == pytest.approx(two.summary())
 
 

@@ -268,16 +268,13 @@ def test_every_backbone_and_granularity_evaluates(model_type: str, granularity: 
 
 def test_by_sequence_is_the_mean_over_the_groups_that_count() -> None:
     s = torch.tensor([[[1.0, 0], [0.5, 0.5], [0, 1]], [[1, 0], [1, 0], [0, 1]]])
-    nothing = torch.zeros(())
-    assert torch.equal(by_sequence(LayerRouting(s[:, 0], None, nothing)), s[:, 0])
-    assert by_sequence(LayerRouting(s, None, nothing)).tolist() == [
+    assert torch.equal(by_sequence(LayerRouting(s[:, 0])), s[:, 0])
+    assert by_sequence(LayerRouting(s)).tolist() == [
         [0.5, 0.5],
         [2 / 3, 1 / 3],
-    ] or torch.allclose(
-        by_sequence(LayerRouting(s, None, nothing)), torch.tensor([[0.5, 0.5], [2 / 3, 1 / 3]])
-    )
+    ] or torch.allclose(by_sequence(LayerRouting(s)), torch.tensor([[0.5, 0.5], [2 / 3, 1 / 3]]))
     mask = torch.tensor([[1, 1, 0], [0, 0, 0]])
-    assert by_sequence(LayerRouting(s, mask, nothing)).tolist() == [[0.75, 0.25], [0, 0]]
+    assert by_sequence(LayerRouting(s, mask)).tolist() == [[0.75, 0.25], [0, 0]]
 
 
 # -- order of training rows
