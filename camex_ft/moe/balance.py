@@ -73,8 +73,12 @@ class Balance:
 
     def loss(self) -> Tensor:
         """Return balance loss + z-loss, a scalar."""
-        balance = self.coef * (cv_squared(self.importance) + cv_squared(self.load))
-        return balance + self.z_coef * self.squares / self.groups.clamp_min(1) if self.z_coef else balance
+        made = self.importance.new_zeros(())
+        if self.coef:
+            made = made + self.coef * (cv_squared(self.importance) + cv_squared(self.load))
+        if self.z_coef:
+            made = made + self.z_coef * self.squares / self.groups.clamp_min(1)
+        return made
 
     def flat(self) -> Tensor:
         """Return all sums as one vector; [2 N + 2]."""
