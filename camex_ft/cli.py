@@ -15,6 +15,7 @@ import typer
 from camex_ft.bench.commands import app as bench
 from camex_ft.comparison import commands as comparison
 from camex_ft.errors import guard
+from camex_ft.launching import rank
 
 app = typer.Typer(
     name="camex-ft",
@@ -49,23 +50,53 @@ def options(
         raise typer.Exit
 
 
+Count = Optional[int]  # noqa: UP045
+
+
 @app.command()
 def run(
     config: ConfigArgument,
     overrides: Overrides = None,
     force: Annotated[bool, typer.Option("--force", help="Run again what has been run already.")] = False,
+    gpus: Annotated[Count, typer.Option(min=1, help="Processes on each node, one a GPU.")] = None,
+    cpus: Annotated[Count, typer.Option(min=1, help="Processes on each node, on the CPU.")] = None,
+    engine: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="What joins the processes: ddp, fsdp, zero2 or zero3. ddp if left out."),
+    ] = None,
+    nodes: Annotated[Count, typer.Option(min=1, help="Machines; under srun, those of the step.")] = None,
+    node_rank: Annotated[Count, typer.Option(min=0, help="Which of them this is: 0, 1, ...")] = None,
+    main_address: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(metavar="HOST:PORT", help="Where the others find the machine of rank 0."),
+    ] = None,
 ) -> None:
-    """Fine-tune, evaluate and write the record. An interrupted run goes on; one that is done is shown, not repeated."""
+    """Fine-tune, evaluate and write the record. An interrupted run goes on; one that is done is shown, not repeated.
+
+    With --gpus, --cpus, --engine or --nodes it runs in several processes, started by accelerate.
+    """
     from camex_ft.config import load_config
 
     written = load_config(config, overrides or [])
-    from camex_ft import pipeline  # after the check, which needs less
+    from camex_ft.launching.placement import place
+    from camex_ft.launching.processes import Stopped, launch
 
+    placed = place(gpus=gpus, cpus=cpus, engine=engine, nodes=nodes, node=node_rank, address=main_address)
     try:
-        pipeline.run(written, force=force)
+        if placed is not None and placed.all > 1:
+            again = ["run", config, *(overrides or []), *(["--force"] if force else [])]
+            raise typer.Exit(launch(placed, again, written))
+        from camex_ft import pipeline  # after the checks, which need less
+        from camex_ft.results.disk import full_disk
+
+        with full_disk(written.output.dir):
+            pipeline.run(written, force=force)
     except KeyboardInterrupt:
         typer.echo("\nInterrupted. The same command goes on from the last checkpoint.", err=True)
         raise typer.Exit(INTERRUPTED) from None
+    except Stopped as signal:
+        typer.echo(f"\nEnded by {signal}. The same command goes on from the last checkpoint.", err=True)
+        raise typer.Exit(signal.code) from None
 
 
 @app.command()
@@ -195,4 +226,4 @@ app.add_typer(bench)
 
 def main() -> None:
     """Run the command line and leave with its exit code."""
-    sys.exit(guard(app))
+    sys.exit(rank.run(app) if rank.inside() else guard(app))

@@ -26,6 +26,7 @@ LAYERS = (
     ("upcycling",),
     ("training",),
     ("results",),
+    ("launching",),
     ("reporting",),
     ("pipeline",),
     ("trained",),
@@ -52,6 +53,7 @@ PROBES = {"camex_ft.config.environment"}  # asks torch and datasets what there i
 FORBIDDEN = {
     "config": {"torch", "datasets"},
     "results": {"torch", "transformers", "datasets", "accelerate"},
+    "launching": {"transformers", "datasets", "accelerate"},
     "cli": {"torch", "transformers", "datasets"},
 }
 

@@ -17,6 +17,7 @@ from camex_ft.errors import UserError, nearest
 ROOT = (Path(__file__).resolve().parent.parent / "configs").resolve()
 SUFFIX = ".yaml"
 SPECIFICATIONS = "tables"  # the folder of comparisons, which are no configurations
+ENGINES = "accelerate"  # the folder of accelerate's own configurations, one an engine
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,11 @@ def find_config(name: str | Path, *, beside: Path | None = None) -> Path:
     return _shipped(str(name)) or path
 
 
+def engine_file(name: str) -> Path:
+    """Return accelerate's configuration for an engine: ``configs/accelerate/<name>.yaml``."""
+    return _relative(ROOT / ENGINES / (name + SUFFIX))
+
+
 def expand(path: str | Path) -> Path:
     """Return `path` with a leading ``~`` expanded, if there is such a home."""
     return Path(os.path.expanduser(path))
@@ -90,7 +96,11 @@ def suggest(name: str | Path, among: Iterable[str] = ()) -> str:
 
 def _list() -> list[Shipped]:
     paths = sorted(ROOT.rglob(f"*{SUFFIX}"), key=lambda p: (len(p.relative_to(ROOT).parts), p))
-    return [Shipped(_name(path), path, _header(path)) for path in paths]
+    return [Shipped(_name(path), path, _header(path)) for path in paths if not _is_engine(path)]
+
+
+def _is_engine(path: Path) -> bool:
+    return path.parent == ROOT / ENGINES
 
 
 def _name(path: Path) -> str:
@@ -109,7 +119,8 @@ def _header(path: Path) -> str:
 
 def _shipped(name: str) -> Path | None:
     path = Path(os.path.normpath(ROOT / (_short(name) + SUFFIX)))
-    return _relative(path) if os.path.isfile(path) and ROOT in path.parents else None
+    inside = ROOT in path.parents and not _is_engine(path)
+    return _relative(path) if os.path.isfile(path) and inside else None
 
 
 def _relative(path: Path) -> Path:
