@@ -146,6 +146,13 @@ def generates(model: nn.Module) -> bool:
     return bool(getattr(type(model), "can_generate", lambda: False)())
 
 
+def block_of(path: str) -> str:
+    """Return the block that a module is in: its path up to the first number; "" outside of all blocks."""
+    parts = path.split(".")
+    at = next((i for i, part in enumerate(parts) if part.isdigit()), None)
+    return "" if at is None else ".".join(parts[: at + 1])
+
+
 def select_layers(ffns: Sequence[DenseFFN], layers: str | Sequence[int]) -> list[DenseFFN]:
     """Return the feed-forward layers that `upcycle.layers` asks for, in the order of `ffns`.
 

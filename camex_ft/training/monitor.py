@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from camex_ft.moe.context import LayerRouting
 from camex_ft.moe.curvature import Curvature, condition_number, distance_from_identity
 from camex_ft.moe.experts import ExpertLinear
+from camex_ft.training.distributed import total, whole
 from camex_ft.upcycling import expert_layers
 
 ROUNDING = 1e-3  # more than rounding takes from a sum of weights
@@ -24,9 +25,7 @@ class RoutingMonitor:
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
-        self._entropy: dict[str, Tensor] = {}
-        self._load: dict[str, Tensor] = {}
-        self._count: dict[str, Tensor] = {}
+        self._sums: dict[str, Tensor] = {}  # entropy, number of groups, load; [2 + N]
         self.loads: dict[str, list[float]] = {}
 
     @torch.no_grad()
@@ -38,24 +37,30 @@ class RoutingMonitor:
             p = scaled_to_one(s)
             entropy = -(torch.xlogy(p, p).sum(-1) * keep).sum()
             load = (nn.functional.one_hot(s.argmax(-1), s.shape[-1]) * keep.unsqueeze(-1)).sum(0)
-            for sums, value in ((self._entropy, entropy), (self._load, load), (self._count, keep.sum())):
-                sums[name] = sums[name] + value if name in sums else value
+            made = torch.cat([entropy.view(1), keep.sum().view(1), load])
+            self._sums[name] = self._sums[name] + made if name in self._sums else made
 
     def summary(self) -> dict[str, float]:
         """Return and forget: entropy (nats, mean over layers), the largest share that one expert has of a layer's
-        groups, and the largest distance of a curvature from the identity. Each layer's shares stay in `loads`."""
+        groups, and the largest distance of a curvature from the identity. Each layer's shares stay in `loads`.
+
+        All are of the global batches, so that every process has to ask for them.
+        """
         made: dict[str, float] = {}
         self.loads = {}
-        if self._entropy:
-            counts = {n: c.clamp_min(1) for n, c in self._count.items()}
-            entropies = torch.stack([e / counts[n] for n, e in self._entropy.items()])
-            self.loads = {n: (share / counts[n]).tolist() for n, share in self._load.items()}
+        if self._sums:
+            device = next(iter(self._sums.values())).device  # a model may lie on several
+            flat = torch.cat([sums.to(device) for sums in self._sums.values()])
+            parts = total(flat).split([len(sums) for sums in self._sums.values()])
+            entropies = torch.stack([part[0] / part[1].clamp_min(1) for part in parts])
+            shares = [part[2:] / part[1].clamp_min(1) for part in parts]
+            self.loads = {n: share.tolist() for n, share in zip(self._sums, shares, strict=True)}
             largest = max(max(shares) for shares in self.loads.values())
             made = {"routing_entropy": float(entropies.mean()), "routing_max_load": largest}
         distances = [d for layer in curvature_statistics(self.model).values() for d in layer["distance"]]
         if distances:
             made["curvature_distance"] = max(distances)
-        self._entropy, self._load, self._count = {}, {}, {}
+        self._sums = {}
         return made
 
 
@@ -73,7 +78,8 @@ def curvature_statistics(model: nn.Module, *, condition: bool = False) -> dict[s
     found: dict[str, dict[str, list[float]]] = {}
     for name, layer in expert_layers(model).items():
         curvatures = [m.curvature for m in layer.children() if isinstance(m, ExpertLinear)]
-        factors = [c.factors for c in curvatures if isinstance(c, Curvature)]
+        given = [c.factors for c in curvatures if isinstance(c, Curvature)]
+        factors = [type(f).of([whole(tensor.detach()) for tensor in f]) for f in given]
         if not factors:
             continue
         found[name] = {"distance": torch.stack([distance_from_identity(f) for f in factors]).mean(0).tolist()}

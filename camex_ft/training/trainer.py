@@ -27,6 +27,7 @@ from camex_ft.backbones.base import generates
 from camex_ft.errors import UserError
 from camex_ft.training.checkpoints import state_of
 from camex_ft.training.cost import Speed
+from camex_ft.training.distributed import blocks, shard_on_cpu, total
 from camex_ft.training.health import LossGuard
 from camex_ft.training.monitor import RoutingMonitor, by_sequence
 from camex_ft.training.order import EpochSampler
@@ -93,6 +94,14 @@ class CamexTrainer(Trainer):
         knows = "use_cache" in inspect.signature(trained.forward).parameters
         self.without_cache = {"use_cache": False} if knows else {}  # nothing here reads one
 
+    def create_accelerator_and_postprocess(self) -> None:
+        """Make the accelerator."""
+        super().create_accelerator_and_postprocess()
+        self.is_fsdp_enabled |= shard_on_cpu(self.accelerator)
+        if self.is_fsdp_enabled:
+            plugin = self.accelerator.state.fsdp_plugin
+            plugin.transformer_cls_names_to_wrap = plugin.transformer_cls_names_to_wrap or blocks(self.model)
+
     # -- loss ---------------------------------------------------------------------------------------------------------
 
     def compute_loss(
@@ -111,7 +120,7 @@ class CamexTrainer(Trainer):
             loss = loss * (labels != -100).sum() / num_items_in_batch
         if model.training and self.context is not None and self.context.last is not None:
             self.monitor.observe(self.context.last.layers)
-            balance = self.context.last.balance_loss()
+            balance = self.context.last.balance_loss(total)
             if balance is not None:
                 parts = (
                     self.current_gradient_accumulation_steps if scaled else 1

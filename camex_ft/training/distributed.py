@@ -1,0 +1,70 @@
+"""Several processes: sums over the global batch, and parameters of which each process has a part."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from accelerate import Accelerator, DistributedType, PartialState
+from accelerate.utils import FullyShardedDataParallelPlugin, str_to_bool
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+from transformers import PreTrainedModel
+
+from camex_ft.backbones.base import block_of, family_of
+from camex_ft.upcycling import expert_layers
+
+
+class _Total(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, values: Tensor) -> Tensor:
+        made = values.clone()
+        dist.all_reduce(made)
+        return made
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        # what is made of the sum is the same in every process, and engines average gradients over the processes
+        return grad * dist.get_world_size()
+
+
+def total(values: Tensor) -> Tensor:
+    """Return the sum of a tensor over all processes, with its gradient; the tensor itself where there is one process.
+
+    The gradient is right for a loss that every process makes of the sum alike, and whose gradients are then averaged
+    over the processes, as DDP, FSDP and DeepSpeed do: d loss / d values_p = mean_q of W * d loss_q / d sum.
+    """
+    if PartialState().num_processes == 1:
+        return values
+    made: Tensor = _Total.apply(values)
+    return made
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """Return a sharded tensor in full, which every process has to ask for; any other tensor as it is."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def shard_on_cpu(accelerator: Accelerator) -> bool:
+    """Let processes on a CPU shard where ``ACCELERATE_USE_FSDP`` asks for it, and return whether they do.
+
+    Accelerate takes that for GPUs alone; what shards is the same.
+    """
+    wanted = str_to_bool(os.environ.get("ACCELERATE_USE_FSDP", "false"))
+    if not wanted or accelerator.distributed_type != DistributedType.MULTI_CPU:
+        return False
+    plugin = FullyShardedDataParallelPlugin()
+    if accelerator.mixed_precision != "no":
+        plugin.set_mixed_precision(accelerator.mixed_precision)
+    accelerator.state.distributed_type, accelerator.state.fsdp_plugin = DistributedType.FSDP, plugin
+    PartialState._shared_state["distributed_type"] = DistributedType.FSDP  # as accelerate does for GPUs
+    return True
+
+
+def blocks(model: PreTrainedModel) -> list[str]:
+    """Return the names of the classes of a model's blocks, each of which shards as a unit: those with a feed-forward."""
+    paths = list(expert_layers(model)) or [ffn.path for ffn in family_of(model).ffns(model)]
+    found = [model.get_submodule(block_of(path)) for path in paths]
+    return sorted({type(block).__name__ for block in found})
