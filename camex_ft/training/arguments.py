@@ -36,6 +36,7 @@ def training_arguments(
         "report_to": "none",
         "remove_unused_columns": False,  # encoding left only inputs of the model
         "dataloader_pin_memory": torch.cuda.is_available(),
+        "data_seed": training.seed,  # else each process would order the rows by a seed of its own
     }
     if best is None:
         given["load_best_model_at_end"] = False

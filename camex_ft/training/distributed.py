@@ -10,7 +10,7 @@ import torch.distributed as dist
 from accelerate import Accelerator, DistributedType, PartialState
 from accelerate.utils import FullyShardedDataParallelPlugin, str_to_bool
 from torch import Tensor
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import PreTrainedModel
 
 from camex_ft.backbones.base import block_of, family_of
@@ -47,6 +47,14 @@ def whole(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
+def deal(tensor: Tensor, like: Tensor) -> Tensor:
+    """Return this process's part of a tensor that every process has, sharded as `like` is where it has its shape."""
+    if not isinstance(like, DTensor) or tensor.shape != like.shape:
+        return tensor
+    there = tensor.to(like.device)
+    return distribute_tensor(there, like.device_mesh, like.placements, src_data_rank=None)
+
+
 def shard_on_cpu(accelerator: Accelerator) -> bool:
     """Let processes on a CPU shard where ``ACCELERATE_USE_FSDP`` asks for it, and return whether they do.
 
@@ -64,7 +72,7 @@ def shard_on_cpu(accelerator: Accelerator) -> bool:
 
 
 def blocks(model: PreTrainedModel) -> list[str]:
-    """Return the names of the classes of a model's blocks, each of which shards as a unit: those with a feed-forward."""
+    """Return the names of the classes of blocks, each of which is sharded as a unit: those with a feed-forward layer."""
     paths = list(expert_layers(model)) or [ffn.path for ffn in family_of(model).ffns(model)]
     found = [model.get_submodule(block_of(path)) for path in paths]
     return sorted({type(block).__name__ for block in found})

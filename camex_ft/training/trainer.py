@@ -17,17 +17,17 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from accelerate import DistributedType
 from torch import Tensor, nn
 from torch.utils.data import Sampler, SequentialSampler
-from transformers import EvalPrediction, PreTrainedModel, Trainer
+from transformers import EvalPrediction, PreTrainedModel
 from transformers.trainer_pt_utils import LengthGroupedSampler, nested_detach
 
 from camex_ft.backbones.base import generates
 from camex_ft.errors import UserError
 from camex_ft.training.checkpoints import state_of
 from camex_ft.training.cost import Speed
-from camex_ft.training.distributed import blocks, shard_on_cpu, total
+from camex_ft.training.distributed import total
+from camex_ft.training.engines import EngineTrainer
 from camex_ft.training.health import LossGuard
 from camex_ft.training.monitor import RoutingMonitor, by_sequence
 from camex_ft.training.order import EpochSampler
@@ -45,7 +45,7 @@ def loss_and_logits(model: nn.Module, inputs: Mapping[str, Any]) -> tuple[Tensor
     return (made.loss if "labels" in inputs else None), made.logits
 
 
-class CamexTrainer(Trainer):
+class CamexTrainer(EngineTrainer):
     """`transformers.Trainer` for models with or without experts.
 
     Args:
@@ -94,14 +94,6 @@ class CamexTrainer(Trainer):
         knows = "use_cache" in inspect.signature(trained.forward).parameters
         self.without_cache = {"use_cache": False} if knows else {}  # nothing here reads one
 
-    def create_accelerator_and_postprocess(self) -> None:
-        """Make the accelerator."""
-        super().create_accelerator_and_postprocess()
-        self.is_fsdp_enabled |= shard_on_cpu(self.accelerator)
-        if self.is_fsdp_enabled:
-            plugin = self.accelerator.state.fsdp_plugin
-            plugin.transformer_cls_names_to_wrap = plugin.transformer_cls_names_to_wrap or blocks(self.model)
-
     # -- loss ---------------------------------------------------------------------------------------------------------
 
     def compute_loss(
@@ -143,14 +135,13 @@ class CamexTrainer(Trainer):
 
     def _micro_batch(self) -> AbstractContextManager[None]:
         """Share domain vectors over the micro-batches of a step, where no engine takes parameters apart."""
-        state = self.accelerator.state
-        whole = state.distributed_type in (
-            DistributedType.NO,
-            DistributedType.MULTI_CPU,
-            DistributedType.MULTI_GPU,
-        )
         alone = self.accelerator.gradient_state.plugin_kwargs.get("sync_each_batch", False)
-        if self.context is None or self.args.gradient_accumulation_steps <= 1 or alone or not whole:
+        if (
+            self.context is None
+            or self.args.gradient_accumulation_steps <= 1
+            or alone
+            or not self.whole_parameters
+        ):
             return nullcontext()
         return self.context.micro_batch(last=self.accelerator.sync_gradients)
 
@@ -181,16 +172,19 @@ class CamexTrainer(Trainer):
         Going on from there would take one step too many.
         """
         self.state = state_of(checkpoint)
+        self._shard_unprepared()
         best = self.state.best_model_checkpoint if self.args.load_best_model_at_end else None
         self._load_from_checkpoint(str(checkpoint.parent / Path(best).name if best else checkpoint))
 
     def speed(self, metrics: Mapping[str, float]) -> Speed | None:
         """Return the speed of the training that `metrics`, those of `train`, are of, without its evaluations."""
+        tokens = self.accelerator.reduce(
+            torch.as_tensor(self.tokens, device=self.args.device)
+        )  # in every process
         seconds = metrics.get("train_runtime", 0.0)
         rows = metrics.get("train_samples_per_second", 0.0) * seconds
         if seconds <= self.evaluating or not rows:
             return None
-        tokens = self.accelerator.reduce(torch.as_tensor(self.tokens, device=self.args.device))
         training = seconds - self.evaluating
         return Speed(rows / training, float(cast(Tensor, tokens)) / training)
 
@@ -225,6 +219,9 @@ class CamexTrainer(Trainer):
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int] | None:
         sampler = super()._get_train_sampler(train_dataset)
         if isinstance(sampler, LengthGroupedSampler):
+            sampler.batch_size *= (
+                self.args.world_size
+            )  # rows of one length for the whole step: the same order anywhere
             seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
             return EpochSampler(sampler, seed)
         return sampler

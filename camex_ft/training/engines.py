@@ -1,0 +1,115 @@
+"""The Trainer on several processes, whatever engine runs them: seeds, and checkpoints that any number of them can load.
+
+A checkpoint holds the model as `save_pretrained` writes it and the optimizer's state as one process would: what is
+sharded is gathered when it is saved and dealt out again when it is loaded. DeepSpeed keeps a form of its own.
+
+Randomness: parameters are drawn from the seed before anything is split, alike in every process. In training, process r
+draws dropout and routing noise from seed + r, since its rows are its own. What is drawn for the parameters, such as the
+masks of `dare`, follows from the seed and the number of the pass (`RoutingContext.seed`), alike in every process.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from accelerate import DistributedType
+from accelerate.utils import set_seed
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
+from torch.utils._pytree import tree_map_only
+from transformers import PreTrainedModel, Trainer
+from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
+
+from camex_ft.training.distributed import blocks, deal, shard_on_cpu, whole
+
+NOT_SHARDED = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
+
+
+class EngineTrainer(Trainer):
+    """`transformers.Trainer` whose runs are the same on any number of processes."""
+
+    def create_accelerator_and_postprocess(self) -> None:
+        """Make the accelerator; a model is sharded block by block."""
+        super().create_accelerator_and_postprocess()
+        self.is_fsdp_enabled |= shard_on_cpu(self.accelerator)
+        if self.is_fsdp_enabled:
+            plugin = self.accelerator.state.fsdp_plugin
+            plugin.transformer_cls_names_to_wrap = plugin.transformer_cls_names_to_wrap or blocks(self.model)
+
+    @property
+    def whole_parameters(self) -> bool:
+        """Whether every process has all parameters, and their gradients after each backward pass."""
+        return self.accelerator.distributed_type in NOT_SHARDED
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """Train, each process with randomness of its own; a checkpoint that is loaded brings its own state of it."""
+        if self.args.world_size > 1:
+            set_seed(self.args.seed, device_specific=True)
+        return super().train(*args, **kwargs)
+
+    def full_state(self) -> dict[str, Tensor] | None:
+        """Return the model's state where it has to be gathered, which every process takes part in; else None."""
+        if self.whole_parameters:
+            return None
+        made: dict[str, Tensor] = self.accelerator.get_state_dict(self.model_wrapped)
+        return made
+
+    # -- checkpoints --------------------------------------------------------------------------------------------------
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if not self.is_fsdp_enabled:
+            super()._save_optimizer_and_scheduler(output_dir)
+            return
+        writes = self.args.should_save
+        # one tensor at a time, and in one process alone
+        gathered = tree_map_only(
+            Tensor,
+            lambda tensor: whole(tensor).cpu() if writes else whole(tensor).new_empty(0),
+            self.optimizer.state_dict(),
+        )
+        if writes:
+            torch.save(gathered, Path(output_dir) / OPTIMIZER_NAME)
+            torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / SCHEDULER_NAME)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is None or not self.is_fsdp_enabled:
+            super()._load_optimizer_and_scheduler(checkpoint)
+            return
+        state = torch.load(Path(checkpoint) / OPTIMIZER_NAME, map_location="cpu", weights_only=True)
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        state["state"] = {
+            i: {key: deal(value, parameters[i]) for key, value in entries.items()}
+            for i, entries in state["state"].items()
+        }
+        self.optimizer.load_state_dict(state)
+        self.lr_scheduler.load_state_dict(torch.load(Path(checkpoint) / SCHEDULER_NAME, weights_only=True))
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        if not self.is_fsdp_enabled:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+            return
+        self._deal_out(Path(resume_from_checkpoint))
+
+    def _load_best_model(self) -> None:
+        if not self.is_fsdp_enabled:
+            super()._load_best_model()
+            return
+        self._deal_out(Path(cast(str, self.state.best_model_checkpoint)))
+
+    def _deal_out(self, checkpoint: Path) -> None:
+        """Load a checkpoint's weights, of which every process keeps its part."""
+        state: dict[str, Tensor] = {}
+        for file in sorted(checkpoint.glob("*.safetensors")) if self.args.process_index == 0 else ():
+            state |= load_file(file)
+        # names that share their tensor with one that is there are not in the file
+        options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True, strict=False)
+        set_model_state_dict(cast(nn.Module, self.model), state, options=options)
+
+    def _shard_unprepared(self) -> None:
+        """Shard a model that is evaluated without having been trained here."""
+        if self.is_fsdp_enabled and not self.accelerator._models:
+            self.model, self.optimizer = self.accelerator.prepare(self.model, self.create_optimizer())
+            self.model_wrapped = cast(PreTrainedModel, self.model)
