@@ -52,6 +52,8 @@ class LowRankLinear(ExpertMap):
         low_rank: of the experts.
     """
 
+    base: Tensor
+
     def __init__(
         self, weight: Tensor, bias: Tensor | None, settings: LayerSettings, *, low_rank: LowRank
     ) -> None:
@@ -93,7 +95,6 @@ class LowRankLinear(ExpertMap):
             weights: routing weights; [G, N] or [G, L, N].
             micro, bases: as of `ExpertLinear.forward`; nothing is shared between calls that learn, nothing carried.
         """
-        assert self.base is not None
         left, right = self.factors()  # B' [N, out, r'], A' [N, r', in]
         with torch.autocast(device_type=x.device.type, enabled=False):
             left = left.permute(1, 0, 2).flatten(1)  # [out, N r']
@@ -110,7 +111,6 @@ class LowRankLinear(ExpertMap):
 
     def expert(self, x: Tensor, i: int) -> Tensor:
         """Return x (base + c B_i A_i)^T + b_i, one expert by itself, without curvature; [m, in] -> [m, out]."""
-        assert self.base is not None
         x = x.to(self._dtype(x))
         h = F.linear(self.dropout(x), self.expert_in[i].to(x.dtype))  # [m, r]
         bias = None if self.expert_bias is None else self.expert_bias[i].to(x.dtype)
@@ -147,7 +147,6 @@ class LowRankLinear(ExpertMap):
     @torch.no_grad()
     def merged(self, weights: Tensor, bases: Bases | None = None) -> tuple[Tensor, Tensor | None]:
         """Return E_hat [n, out, in] and b_hat [n, out] or None for routing weights [n, N], without a graph."""
-        assert self.base is not None
         with torch.autocast(device_type=weights.device.type, enabled=False):
             left, right = self.factors()
             s = self.alpha * self.low_rank.scale * weights.to(left.dtype)  # [n, N]
@@ -175,6 +174,5 @@ class LowRankLinear(ExpertMap):
 
     def _dtype(self, x: Tensor) -> torch.dtype:
         """Return the dtype of products with x: autocast's, else the base's."""
-        assert self.base is not None
         kind = x.device.type
         return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else self.base.dtype

@@ -58,7 +58,6 @@ def _add(tensor: Tensor, relative: float) -> None:
 
 def _add_low_rank(linear: LowRankLinear, relative: float) -> None:
     """Draw B with the variance that gives c B A the wanted one: var(c B A) = c^2 r var(B) var(A)."""
-    assert linear.base is not None
     given = linear.low_rank
     one = given.scale * given.rank**0.5 * linear.expert_in.std()
     linear.expert_out.normal_().mul_(relative * linear.base.std() / one)
