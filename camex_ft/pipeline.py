@@ -122,7 +122,7 @@ def keep(
     if not trainer.is_world_process_zero():
         return
     if model:
-        cast(PreTrainedModel, trainer.model).save_pretrained(folder.path / MODEL)
+        upcycling.save(cast(PreTrainedModel, trainer.model), folder.path / MODEL)
         cast(PreTrainedTokenizerBase, trainer.processing_class).save_pretrained(folder.path / MODEL)
     for split, decided in made.items():
         data.task.submission(decided, data.rows[split], folder.path / PREDICTIONS / data.task.files[split])
@@ -186,6 +186,7 @@ def load_model(
             merging=settled.merging,
             routing=settled.routing,
             upcycle=settled.upcycle,
+            tuning=settled.tuning,
             seed=settled.training.seed,
         )
     upcycling.freeze(model, settled.tuning.mode)

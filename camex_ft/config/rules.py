@@ -17,6 +17,8 @@ from camex_ft.errors import UserError, nearest
 Broken = tuple[tuple[Key, ...], str]
 LM = "lm"
 CHOICE = "expert-choice"
+DENSE = "dense"
+DROPPED = "drop draws whole units anew, beyond a low rank: expected copy or noise, or tuning.mode: experts"
 STRICT = ConfigDict(strict=True, allow_inf_nan=False, arbitrary_types_allowed=True)
 
 
@@ -27,6 +29,7 @@ def broken(config: Config) -> Iterator[Broken]:
     yield from _backbone(config)
     yield from _merging(config)
     yield from _choice(config)
+    yield from _tuning(config)
     yield from _training(config)
     if config.data.source == "disk" and config.data.dir is None:
         yield (("data", "source"), ("data", "dir")), "disk needs data.dir, the folder with the data"
@@ -102,7 +105,7 @@ def _merging(config: Config) -> Iterator[Broken]:
     experts, top_k = ("merging", "experts"), ("merging", "top_k")
     if entry.form == "dense":
         if config.tuning.mode == "experts":
-            yield (("tuning", "mode"), protocol), "protocol 'dense' has no experts to train: use full"
+            yield (("tuning", "mode"), protocol), "protocol 'dense' has no experts to train: use full or lora"
     elif merging.experts < 2:
         yield (
             (experts, protocol),
@@ -141,6 +144,32 @@ def _choice(config: Config) -> Iterator[Broken]:
             f"expert-choice sees a sequence's future, and the model of {config.task.id} generates: expected linear or "
             "cosine" + (", or upcycle.layers: a list of the encoder's" if both else ""),
         )
+
+
+def _tuning(config: Config) -> Iterator[Broken]:
+    """Check whether experts can be of low rank."""
+    mode, protocol = ("tuning", "mode"), ("merging", "protocol")
+    if config.tuning.mode != "lora" or config.merging.protocol not in registry.PROTOCOLS.names():
+        return
+    why = not_low_rank(registry.PROTOCOLS.get(config.merging.protocol))
+    if why:
+        yield (mode, protocol), why
+    if config.upcycle.init == "drop" and config.merging.protocol != DENSE:
+        yield (("upcycle", "init"), mode), DROPPED
+
+
+def not_low_rank(entry: Any) -> str:
+    """Say why a protocol cannot have experts of low rank, and what can be had instead; "" where it can."""
+    why = ""
+    if entry.advance is not None:
+        why = "carries the base expert from layer to layer, and in lora every layer's own stays frozen"
+    elif entry.weigh is not None:
+        why = "weighs every entry of tau_i = B_i A_i, so that the whole matrix would have to be made"
+    if not why:
+        return ""
+    entries = {name: registry.PROTOCOLS.get(name) for name in registry.PROTOCOLS.names()}
+    able = ", ".join(name for name, e in entries.items() if e.advance is None and e.weigh is None)
+    return f"protocol '{entry.name}' {why}: expected merging.protocol: one of {able}, or tuning.mode: experts"
 
 
 def _options(entry: Any, given: dict[str, Any]) -> Iterator[Broken]:

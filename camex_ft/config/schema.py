@@ -11,7 +11,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+)
 
 from camex_ft.config.problems import Key, Origin
 from camex_ft.config.values import Bool, Count, Interval, Layers, NonNegative, Positive, Share, Text
@@ -195,13 +202,46 @@ class UpcycleConfig(Section):
     )
 
 
+class LoraConfig(Section):
+    """Experts of low rank, and LoRA beside them; for `tuning.mode: lora`."""
+
+    rank: Count = Field(
+        default=8, description="Rank r of each expert's domain vector B_i A_i, and of LoRA's."
+    )
+    scale: Positive = Field(
+        default=1.0, description="Multiplies B_i A_i, and in attention what PEFT calls lora_alpha / r."
+    )
+    dropout: Annotated[float, Field(ge=0, lt=1)] = Field(
+        default=0.0, description="Probability of dropout on what A_i is multiplied with, in training."
+    )
+    attention: Bool = Field(
+        default=True,
+        description="LoRA on attention, by PEFT. With `dense` the feed-forward maps get it in any case.",
+    )
+    targets: Annotated[tuple[Text, ...], Field(min_length=1, strict=False)] | None = Field(
+        default=None,
+        description="Names of attention's maps that get LoRA, such as [q, v]; null: those that PEFT names for the "
+        "backbone's type.",
+    )
+
+
 class TuningConfig(Section):
     """Which parameters are trained."""
 
-    mode: Literal["full", "experts"] = Field(
+    mode: Literal["full", "experts", "lora"] = Field(
         default="full",
-        description="`full`: all parameters; `experts`: experts, base, router, curvature and head.",
+        description="`full`: all parameters; `experts`: experts, base, router, curvature and head; `lora`: experts of "
+        "low rank on a frozen base, router, curvature, head and LoRA on attention.",
     )
+    lora: LoraConfig = Field(default=LoraConfig(), description="For `mode: lora` only.")
+
+    @model_serializer(mode="wrap")
+    def _without_idle_keys(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave `lora` out in other modes, as before there was one: hashes of experiments stay what they were."""
+        values: dict[str, Any] = serialise(self)
+        if self.mode != "lora":
+            values.pop("lora", None)
+        return values
 
 
 class TrainingConfig(Section):

@@ -16,6 +16,7 @@ from camex_ft.moe.chain import Bases, gram_matrix
 from camex_ft.moe.context import Pass
 from camex_ft.moe.experts import ExpertLinear
 from camex_ft.moe.ffn import ExpertFFN, MergedFFN
+from camex_ft.moe.low_rank_experts import LowRankLinear
 from camex_ft.pipeline import quieten
 from camex_ft.results import RunFolder, load_record
 from camex_ft.results.entries import Result
@@ -90,7 +91,7 @@ def domain_vectors(layer: ExpertFFN) -> Vectors:
     """Return |tau_i| and <tau_i, tau_j> / (|tau_i| |tau_j|) of a layer's domain vectors.
 
     tau_i is E_i - E_m for all matrices and biases of the layer together. E_m is the base expert, also where it is
-    carried along the model; without one it is the experts' mean.
+    carried along the model; without one it is the experts' mean. For experts of low rank it is always their frozen base.
     """
     link = layer.link if isinstance(layer, MergedFFN) else None
     bases: Mapping[str, Bases] = {} if link is None else link.bases(Pass())
@@ -102,10 +103,13 @@ def domain_vectors(layer: ExpertFFN) -> Vectors:
     return Vectors(length=length, cosine=np.where(np.outer(length, length) > 0, cosine, np.nan))
 
 
-def _gram(linear: ExpertLinear, bases: Bases) -> Tensor:
+def _gram(linear: ExpertLinear | LowRankLinear, bases: Bases) -> Tensor:
     """Return <tau_i, tau_j> of one map, its bias's with it; [N, N], float64."""
-    weight = linear.experts.mean(0) if bases.weight is None else bases.weight.base
-    gram = gram_matrix(linear.experts, weight)
+    if isinstance(linear, LowRankLinear):
+        gram = linear.gram()
+    else:
+        weight = linear.experts.mean(0) if bases.weight is None else bases.weight.base
+        gram = gram_matrix(linear.experts, weight)
     if linear.expert_bias is not None:
         bias = linear.expert_bias.mean(0) if bases.bias is None else bases.bias.base
         gram = gram + gram_matrix(linear.expert_bias, bias)
@@ -119,14 +123,14 @@ def spectra(model: nn.Module) -> dict[str, dict[str, Spectrum]]:
         for name, layer in expert_layers(model).items()
         if (found := {n: m for n, m in layer.linears.items() if m.curvature is not None})
     }
-    large = any(m.experts[0].numel() > LARGE for some in curved.values() for m in some.values())
+    large = any(m.out_features * m.in_features > LARGE for some in curved.values() for m in some.values())
     chosen = by_layer.some_of(list(curved), 3 if large else 4)
     made: dict[str, dict[str, Spectrum]] = {}
     for name in chosen:
         made[name] = {}
         for which, linear in curved[name].items():
             assert linear.curvature is not None
-            shape = (linear.experts.shape[1], linear.experts.shape[2])
+            shape = (linear.out_features, linear.in_features)
             made[name][which] = spectrum(linear.curvature.factors, kind=linear.curvature.kind, shape=shape)
     return made
 

@@ -103,6 +103,11 @@ class Factors(NamedTuple):
                 given.mul_(diagonal)
         return made
 
+    def curve_pair(self, left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
+        """Return diag(u_r) B and A diag(v_r) for all R terms, side by side: of rank R r."""
+        high = torch.einsum("tno,nok->notk", self.u, left).flatten(2)  # [N, out, R r]
+        return high, torch.einsum("tni,nki->ntki", self.v, right).flatten(1, 2)  # [N, R r, in]
+
     def distance(self) -> Tensor:
         """Return ||D - 1||_F / ||1||_F per expert; [N], float64.
 

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from camex_ft.moe.chain import Bases, Carried, Means
-from camex_ft.moe.curvature import Curvature
+from camex_ft.moe.chain import Bases, Means
+from camex_ft.moe.expert_map import ExpertMap
 from camex_ft.moe.linear import merged_linear, merged_linear_and_mean
 from camex_ft.moe.reuse import Micro, Reuse, Shared, versions
 from camex_ft.moe.settings import LayerSettings
-from camex_ft.moe.vectors import Keep, Recipe, transform
+from camex_ft.moe.vectors import Recipe, transform
 
 
-class ExpertLinear(nn.Module):
+class ExpertLinear(ExpertMap):
     """One matrix of a feed-forward layer as N experts and, where the protocol has one, a base expert.
 
     Parameters: `experts` [N, out, in], `base` [out, in], `expert_bias` [N, out], `base_bias` [out], `curvature`.
@@ -35,12 +34,10 @@ class ExpertLinear(nn.Module):
     def __init__(
         self, weight: Tensor, bias: Tensor | None, settings: LayerSettings, *, carried: bool = False
     ) -> None:
-        super().__init__()
+        super().__init__((weight.shape[0], weight.shape[1]), settings)
         n = settings.experts
-        self.rule = settings.rule
         self.sparse = settings.top_k < n
         self.reuse = Reuse() if settings.keep_vectors else None
-        self.alpha = settings.alpha if settings.base else 1.0
         # a copied view would keep its strides (GPT-2 stores [in, out]), which a saved and loaded one has not
         weight = weight.detach().contiguous()
         self.experts = nn.Parameter(weight.repeat(n, 1, 1))
@@ -51,23 +48,7 @@ class ExpertLinear(nn.Module):
         for name, parameter in (("statistic", self.experts), ("bias_statistic", self.expert_bias)):
             made = None if parameter is None or not settings.rule.statistic else torch.zeros_like(parameter)
             self.register_buffer(name, made)
-        self.curvature = None
-        if settings.rank:
-            out, width = weight.shape
-            self.curvature = Curvature(
-                out_features=out,
-                in_features=width,
-                experts=n,
-                rank=settings.rank,
-                bias=bias is not None,
-                kind=settings.curvature,
-            ).to(weight.device, weight.dtype)
-
-    @property
-    def own(self) -> Bases:
-        """The base expert that is stored here; without one, what stands for none."""
-        bias = None if self.base_bias is None else Carried(self.base_bias)
-        return Bases(None if self.base is None else Carried(self.base), bias)
+        self.curvature = self._curved(settings, weight, bias=bias is not None)
 
     def forward(
         self, x: Tensor, weights: Tensor, micro: Micro | None = None, bases: Bases | None = None
@@ -171,33 +152,10 @@ class ExpertLinear(nn.Module):
         # from the process's generator, so that a run's seed and its checkpoints determine the mask
         return int(torch.randint(2**62, ()).item()) if self.rule.random and self.training else 0
 
-    def _keep(self, seed: int, statistic: Tensor | None = None) -> Keep | None:
-        keep = self.rule.keep(training=self.training, seed=seed, device=self.experts.device)
-        return keep if keep is None or statistic is None else replace(keep, statistic=statistic)
-
-    def bias_vectors(self, bases: Bases) -> Tensor | None:
-        """Return M_i (b_i - b_m), or b_i without a base; [N, out]; None without a bias."""
-        if self.expert_bias is None or bases.bias is None:
-            return self.expert_bias
-        tau = self.expert_bias - bases.bias.base  # [N, out]
-        return tau if self.curvature is None else self.curvature.forward_bias(tau)
-
-    def merged_bias(self, weights: Tensor, bases: Bases | None = None, seed: int = 0) -> Tensor | None:
-        """Return b_hat = b_m + alpha * sum_i s_i keep_i * M_i (b_i - b_m); [G, 1, out] or [G, L, out]; None without."""
-        if self.expert_bias is None:
-            return None
-        bases = bases or self.own
-        keep = self._keep(seed and seed + 1, self.bias_statistic)  # another draw than the weight's
-        with torch.autocast(device_type=weights.device.type, enabled=False):
-            vectors, s = self.bias_vectors(bases), weights.to(self.expert_bias.dtype)
-            assert vectors is not None
-            if bases.bias is None:
-                merged = s @ vectors
-            else:
-                base = bases.bias.base
-                kept = None if keep is None else keep((self.expert_bias - base).detach())
-                merged = base + self.alpha * (s @ (vectors if kept is None else vectors * kept))
-        return merged if weights.dim() == 3 else merged.unsqueeze(1)
+    def expert(self, x: Tensor, i: int) -> Tensor:
+        """Return x E_i^T + b_i, one expert by itself; [m, in] -> [m, out]."""
+        bias = None if self.expert_bias is None else self.expert_bias[i]
+        return nn.functional.linear(x, self.experts[i], bias)
 
     @torch.no_grad()
     def observe(self) -> None:

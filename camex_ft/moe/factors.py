@@ -79,6 +79,17 @@ class Factors(Protocol):
             out: memory for T, which is then made on the way; [N, out, in].
         """
 
+    def curve_pair(self, left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
+        """Return B' and A' with M_i (B_i A_i) = B'_i A'_i, with a graph, and without a matrix [out, in].
+
+        Args:
+            left: B; [N, out, r].
+            right: A; [N, r, in].
+
+        Returns:
+            [N, out, r'] and [N, r', in], with r' = r or R r.
+        """
+
     def distance(self) -> Tensor:
         """Return ||M_i - I||_F / ||I||_F per expert, without a large matrix; [N], float64."""
 

@@ -24,6 +24,7 @@ from camex_ft.moe.experts import ExpertLinear, LayerSettings
 from camex_ft.moe.granularity import Flow, Groups, group
 from camex_ft.moe.kept import Kept, Map, keep
 from camex_ft.moe.link import Link
+from camex_ft.moe.low_rank_experts import LowRank, LowRankLinear
 from camex_ft.moe.routing import Router
 
 KEPT = 2  # merged experts that generating keeps, in units of the layer's own experts and base
@@ -47,6 +48,7 @@ class ExpertFFN(nn.Module):
         previous: the layer that the base expert is carried from, in dynamic merging; None for the first of a chain.
         inner_dropout: probability after the activation.
         outer_dropout: probability after `down`.
+        low_rank: of experts that are of low rank, on a frozen base; None: they are whole matrices.
     """
 
     def __init__(
@@ -61,6 +63,7 @@ class ExpertFFN(nn.Module):
         previous: MergedFFN | None = None,
         inner_dropout: float = 0.0,
         outer_dropout: float = 0.0,
+        low_rank: LowRank | None = None,
     ) -> None:
         super().__init__()
         up = weights["up"][0]
@@ -73,17 +76,22 @@ class ExpertFFN(nn.Module):
             prior=settings.grouping.needs_prior,
             settings=settings.router,
         ).to(up.device)
-        make = partial(ExpertLinear, settings=settings, carried=previous is not None)
-        self.up = make(*weights["up"])
-        self.gate = make(*weights["gate"]) if "gate" in weights else None
-        self.down = make(*weights["down"])
+        make: Callable[..., Any]  # whole experts, as dynamic merging needs them, or those of low rank
+        if low_rank is None:
+            make = partial(ExpertLinear, settings=settings, carried=previous is not None)
+        else:
+            make = partial(LowRankLinear, settings=settings, low_rank=low_rank)
+        self.low_rank = low_rank
+        self.up: Any = make(*weights["up"])
+        self.gate: Any = make(*weights["gate"]) if "gate" in weights else None
+        self.down: Any = make(*weights["down"])
         self.activation = activation
         self.inner_dropout = nn.Dropout(inner_dropout)
         self.outer_dropout = nn.Dropout(outer_dropout)
 
     @property
-    def linears(self) -> dict[str, ExpertLinear]:
-        """The maps by name, in the order in which they are applied."""
+    def linears(self) -> dict[str, Any]:
+        """The maps by name, in the order in which they are applied: `ExpertLinear` or `LowRankLinear`."""
         found = {"gate": self.gate, "up": self.up, "down": self.down}
         return {name: linear for name, linear in found.items() if linear is not None}
 
@@ -158,7 +166,7 @@ class MergedFFN(ExpertFFN):
         super().__init__(*args, previous=previous, **kwargs)
         rule = self.settings.rule
         self.link = None if rule.step is None else Link(self, None if previous is None else previous.link)
-        start = torch.zeros_like(self.up.experts[:, 0, 0]) if rule.bargains else None
+        start = next(self.up.parameters()).new_zeros(self.settings.experts) if rule.bargains else None
         self.register_buffer("bargain", start)
 
     def train(self, mode: bool = True) -> MergedFFN:
@@ -181,7 +189,7 @@ class MergedFFN(ExpertFFN):
         def mapped(name: str, x: Tensor) -> Tensor:
             if kept is not None:
                 return kept.apply(name, x)
-            linear: ExpertLinear = getattr(self, name)
+            linear = getattr(self, name)
             if not (passes and self._needs_mean):
                 made: Tensor = linear(x, s, micro, bases.get(name))
                 return made
@@ -202,6 +210,8 @@ class MergedFFN(ExpertFFN):
 
     def _kept(self, groups: Groups, current: Pass) -> Kept | None:
         """Return merged experts that are kept from token to token, where that pays: while generating."""
+        if self.low_rank is not None:  # two thin products a token cost less than matrices for every row
+            return None
         served, state = groups.served, groups.state
         if served is None or state is None or self.training or torch.is_grad_enabled():
             return None
@@ -234,7 +244,7 @@ class MixtureFFN(ExpertFFN):
         """Return y_t = sum_i s_ti FFN_i(x_t); [B, L, d] -> [B, L, d]."""
         groups = self._route(hidden)
         x, s = hidden.flatten(0, 1), groups.weights.flatten(0, 1)  # [M, d], [M, N]
-        y = x.new_zeros(len(x), self.down.experts.shape[1])
+        y = x.new_zeros(len(x), self.down.out_features)
         for i in range(self.settings.experts):
             tokens = s[:, i].nonzero().squeeze(1)  # [m]
             out = self._expert(x[tokens], i) * s[tokens, i, None].to(x.dtype)
@@ -242,12 +252,7 @@ class MixtureFFN(ExpertFFN):
         return self.outer_dropout(y.view(*hidden.shape[:2], -1))
 
     def _expert(self, x: Tensor, i: int) -> Tensor:
-        inner = self.activation(self._map(self.gate or self.up, x, i))
+        inner = self.activation((self.gate or self.up).expert(x, i))
         if self.gate is not None:
-            inner = inner * self._map(self.up, x, i)
-        return self._map(self.down, self.inner_dropout(inner), i)
-
-    @staticmethod
-    def _map(linear: ExpertLinear, x: Tensor, i: int) -> Tensor:
-        bias = None if linear.expert_bias is None else linear.expert_bias[i]
-        return nn.functional.linear(x, linear.experts[i], bias)
+            inner = inner * self.up.expert(x, i)
+        return self.down.expert(self.inner_dropout(inner), i)

@@ -99,6 +99,17 @@ class Factors(NamedTuple):
         """Turn dT into dtau, in place, and return the gradients of the factors."""
         return curve_backward(grad, experts, base, self, active, learn=learn, domain=domain, out=out)
 
+    def curve_pair(self, left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
+        """Return (A1_r (x) A2_r) B and A (C1_r (x) C2_r)^T for all R terms, side by side: of rank R r."""
+        sides = [f.shape[-1] for f in self]
+        high = left.unflatten(1, sides[:2])  # [N, a1, a2, r]
+        high = torch.einsum("tncd,nbdk->tnbck", self.a2, high)
+        high = torch.einsum("tnab,tnbck->nactk", self.a1, high)
+        wide = right.unflatten(2, sides[2:])  # [N, r, c1, c2]
+        wide = torch.einsum("tncd,nkbd->tnkbc", self.c2, wide)
+        wide = torch.einsum("tnab,tnkbc->ntkac", self.c1, wide)
+        return high.flatten(3).flatten(1, 2), wide.flatten(3).flatten(1, 2)
+
     def distance(self) -> Tensor:
         """Return ||M_i - I||_F / ||I||_F per expert; [N], float64.
 

@@ -123,6 +123,13 @@ class Factors(NamedTuple):
                 given.baddbmm_(v.mT, dz).baddbmm_(dw, q)
         return made
 
+    def curve_pair(self, left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
+        """Return B + U (V^T B) and A + (A Q) P^T, of the rank that B and A have."""
+        inner = torch.einsum("tno,nok->ntk", self.v, left)
+        outer = torch.einsum("nki,tni->nkt", right, self.q)
+        made = left + torch.einsum("tno,ntk->nok", self.u, inner)
+        return made, right + torch.einsum("nkt,tni->nki", outer, self.p)
+
     def distance(self) -> Tensor:
         """Return ||M_i - I||_F / ||I||_F per expert; [N], float64.
 

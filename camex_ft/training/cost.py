@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import resource
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers import PreTrainedModel
 
 from camex_ft.moe.experts import ExpertLinear
 from camex_ft.moe.ffn import ExpertFFN, MixtureFFN
+from camex_ft.moe.low_rank_experts import LowRankLinear
 from camex_ft.upcycling import expert_layers
 
 STEMS = {"expert": "experts", "base": "base"}  # how names of parameters begin
@@ -34,7 +34,8 @@ class Parameters:
         total: all of them.
         trainable: those that are trained.
         active: those that one token meets: of a layer with experts its router and one merged feed-forward layer, or k
-            experts of a mixture.
+            experts of a mixture. Experts of low rank are not merged: it meets the base and the factors of all experts,
+            or of k in a mixture.
         experts, base, routers, curvature: of the layers with experts, biases included.
         statistics: what protocols keep about experts in buffers as large as they are; no parameters.
     """
@@ -105,25 +106,22 @@ def _kind(name: str) -> str | None:
 
 def _met(layer: ExpertFFN) -> int:
     """Return how many parameters of experts a token meets: one merged layer, or k experts of a mixture."""
-    met = layer.settings.top_k if isinstance(layer, MixtureFFN) else 1
-    return sum(met * tensor[0].numel() for linear in _linears(layer) for tensor in _experts(linear))
+    mixture = isinstance(layer, MixtureFFN)
+    k = layer.settings.top_k if mixture else 1
+    total = 0
+    for linear in layer.linears.values():
+        if isinstance(linear, LowRankLinear):
+            met = layer.settings.top_k if mixture else layer.settings.experts
+            total += linear.base.numel() + met * (linear.expert_out[0].numel() + linear.expert_in[0].numel())
+        else:
+            total += k * linear.experts[0].numel()
+        total += 0 if linear.expert_bias is None else k * linear.expert_bias[0].numel()
+    return total
 
 
 def _statistics(layer: ExpertFFN) -> int:
-    return sum(
-        buffer.numel()
-        for linear in _linears(layer)
-        for buffer in linear.buffers()
-        if buffer.shape in [tensor.shape for tensor in _experts(linear)]
-    )
-
-
-def _linears(layer: ExpertFFN) -> Iterator[ExpertLinear]:
-    return (child for child in layer.children() if isinstance(child, ExpertLinear))
-
-
-def _experts(linear: ExpertLinear) -> list[Tensor]:
-    return [tensor for tensor in (linear.experts, linear.expert_bias) if tensor is not None]
+    whole = (m for m in layer.linears.values() if isinstance(m, ExpertLinear))
+    return sum(kept.numel() for m in whole for kept in (m.statistic, m.bias_statistic) if kept is not None)
 
 
 def peak_memory_mb() -> float:

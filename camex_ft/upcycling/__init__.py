@@ -1,6 +1,7 @@
 """Upcycling: a backbone's dense feed-forward layers become experts, and the function that it computes stays the same.
 
     dense model --copy--> model --restructure (chosen layers -> MergedFFN or MixtureFFN)--> upcycled model
+    upcycled model --save--> a folder --load--> upcycled model             low-rank experts alone: `adapters`
 
 What was done is kept in the model's own config, under ``camex``, so that `load` finds it in a saved checkpoint.
 Source: sparse upcycling, Komatsuzaki et al. 2023 (arXiv 2212.05055), as CAMEx uses it.
@@ -18,12 +19,14 @@ import torch
 import transformers
 from transformers import AutoConfig, PreTrainedModel
 
-from camex_ft.config import MergingConfig, RoutingConfig, UpcycleConfig, changes
+from camex_ft.config import MergingConfig, RoutingConfig, TuningConfig, UpcycleConfig, changes
 from camex_ft.errors import FunctionChanged, UserError
 from camex_ft.registry import PROTOCOLS
+from camex_ft.upcycling import adapters
+from camex_ft.upcycling.adapters import restore, save, trained_state
 from camex_ft.upcycling.granularities import granularity_of
 from camex_ft.upcycling.layers import base_chains, caches, expert_layers, freeze, routing_context
-from camex_ft.upcycling.restructuring import plan_of, restructure, set_apart
+from camex_ft.upcycling.restructuring import LORA, Plan, plan_of, restructure, set_apart
 
 __all__ = [
     "base_chains",
@@ -32,10 +35,13 @@ __all__ = [
     "freeze",
     "granularity_of",
     "load",
+    "restore",
     "routing_context",
+    "save",
+    "trained_state",
     "upcycle",
 ]
-KEY = "camex"
+KEY = adapters.KEY
 
 
 def upcycle(
@@ -44,6 +50,7 @@ def upcycle(
     merging: MergingConfig | Mapping[str, Any] | None = None,
     routing: RoutingConfig | Mapping[str, Any] | None = None,
     upcycle: UpcycleConfig | Mapping[str, Any] | None = None,
+    tuning: TuningConfig | Mapping[str, Any] | None = None,
     seed: int = 0,
 ) -> PreTrainedModel:
     """Return a copy of `model` whose chosen feed-forward layers have experts; `model` itself is left as it is.
@@ -53,7 +60,8 @@ def upcycle(
 
     Args:
         model: a transformers model of a known family, with any head.
-        merging, routing, upcycle: sections of the configuration, or mappings as in YAML.
+        merging, routing, upcycle, tuning: sections of the configuration, or mappings as in YAML. With ``mode: lora``
+            experts are of low rank, attention gets LoRA, and the rest is frozen; in other modes `freeze` chooses.
         seed: of the new parameters; the global random state stays as it is.
 
     Raises:
@@ -61,27 +69,45 @@ def upcycle(
     """
     if getattr(model.config, KEY, None) is not None:
         raise UserError(f"{type(model).__name__} has experts already: upcycle the dense model it came from")
-    plan = plan_of({"merging": merging, "routing": routing, "upcycle": upcycle})
-    for reason in changes(*plan):
+    plan = plan_of({"merging": merging, "routing": routing, "upcycle": upcycle, "tuning": tuning})
+    for reason in changes(plan.merging, plan.routing, plan.upcycle):
         warnings.warn(reason, FunctionChanged, stacklevel=2)
     made = copy.deepcopy(model)
-    if PROTOCOLS.get(plan.merging.protocol).form == "dense":
-        return made
+    _build(made, plan, seed)
+    return made
+
+
+def _build(made: PreTrainedModel, plan: Plan, seed: int) -> None:
+    """Do what the plan says, in place, and keep it in the model's config."""
+    lora = plan.tuning.mode == LORA
+    if PROTOCOLS.get(plan.merging.protocol).form == "dense" and not lora:
+        return
+    dtype = made.dtype
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         restructure(made, plan)
         set_apart(made, plan.upcycle)
-    setattr(made.config, KEY, {k: section.model_dump(mode="json") for k, section in plan._asdict().items()})
-    return made
+    kept: dict[str, Any] = plan.sections()
+    if lora:
+        freeze(made, LORA)
+        kept[adapters.BACKBONE] = adapters.source_of(made, seed=seed, dtype=dtype)
+    setattr(made.config, KEY, kept)
 
 
-def load(path: str | Path) -> PreTrainedModel:
+def load(path: str | Path, *, backbone: PreTrainedModel | str | None = None) -> PreTrainedModel:
     """Return the model of a checkpoint folder: upcycled where its config says so, else dense; in evaluation mode.
 
+    Args:
+        path: the folder, a whole checkpoint or an adapter.
+        backbone: of an adapter, the dense model it belongs on or where that is; None: the one it names.
+
     Raises:
-        UserError: the folder holds no checkpoint, or one that does not fit its own config.
+        UserError: the folder holds no checkpoint, or one that does not fit its own config, or an adapter whose backbone
+            is not there or another one.
     """
     folder = Path(path)
+    if adapters.is_adapter(folder):
+        return _with_adapter(folder, backbone)
     if not (folder / "config.json").is_file():
         raise UserError(f"{folder} is not a checkpoint folder: it has no config.json")
     try:
@@ -110,6 +136,21 @@ def load(path: str | Path) -> PreTrainedModel:
             f"match, such as {sorted(wrong)[0]}"
         )
     made: PreTrainedModel = model.eval()
+    return made
+
+
+def _with_adapter(folder: Path, backbone: PreTrainedModel | str | None) -> PreTrainedModel:
+    """Return an adapter's model: its backbone made again, restructured, with what was trained put in."""
+    about = adapters.read(folder)
+    model = copy.deepcopy(backbone) if isinstance(backbone, PreTrainedModel) else about.dense(backbone)
+    _build(_with_dtype(model, about.dtype), plan_of(about.plan), seed=about.seed)
+    about.check(model)
+    restore(model, folder)
+    return model.eval()
+
+
+def _with_dtype(model: Any, dtype: torch.dtype) -> PreTrainedModel:
+    made: PreTrainedModel = model if model.dtype == dtype else model.to(dtype)
     return made
 
 

@@ -11,7 +11,8 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from camex_ft.backbones import DenseFFN, calls, family_of, select_layers
-from camex_ft.config import MergingConfig, RoutingConfig, UpcycleConfig
+from camex_ft.config import MergingConfig, RoutingConfig, TuningConfig, UpcycleConfig
+from camex_ft.config.rules import DROPPED, not_low_rank
 from camex_ft.config.schema import Section
 from camex_ft.errors import UserError
 from camex_ft.moe.context import RoutingContext
@@ -19,15 +20,18 @@ from camex_ft.moe.experts import LayerSettings
 from camex_ft.moe.ffn import ExpertFFN, MergedFFN, MixtureFFN
 from camex_ft.moe.granularity import Grouping
 from camex_ft.moe.link import continues
+from camex_ft.moe.low_rank_experts import LowRank
 from camex_ft.moe.perturb import add_noise, drop_units
 from camex_ft.moe.routing import RouterSettings
 from camex_ft.protocols import Protocol
 from camex_ft.registry import PROTOCOLS
 from camex_ft.upcycling.granularities import granularity_of
 from camex_ft.upcycling.layers import expert_layers
+from camex_ft.upcycling.lora import add_lora
 
 Options = TypeVar("Options", bound=Section)
 Layer = TypeVar("Layer", bound=ExpertFFN)
+LORA = "lora"
 
 
 class Plan(NamedTuple):
@@ -36,6 +40,12 @@ class Plan(NamedTuple):
     merging: MergingConfig
     routing: RoutingConfig
     upcycle: UpcycleConfig
+    tuning: TuningConfig
+
+    def sections(self) -> dict[str, Any]:
+        """Return the sections as a saved config holds them; what is tuned only where it says how a model is made."""
+        made = {name: section.model_dump(mode="json") for name, section in self._asdict().items()}
+        return made if self.tuning.mode == LORA else {k: v for k, v in made.items() if k != "tuning"}
 
 
 def plan_of(sections: Mapping[str, Any]) -> Plan:
@@ -44,6 +54,7 @@ def plan_of(sections: Mapping[str, Any]) -> Plan:
         _section(MergingConfig, sections.get("merging")),
         _section(RoutingConfig, sections.get("routing")),
         _section(UpcycleConfig, sections.get("upcycle")),
+        _section(TuningConfig, sections.get("tuning")),
     )
 
 
@@ -57,14 +68,38 @@ def _section(kind: type[Options], given: Any) -> Options:
 
 
 def restructure(model: PreTrainedModel, plan: Plan) -> None:
-    """Give the chosen layers of `model` experts, in place.
+    """Give the chosen layers of `model` experts, and its attention LoRA where the plan says so, in place.
 
     Raises:
         UserError: the plan does not fit the model, or its parts each other.
     """
+    protocol: Protocol = PROTOCOLS.get(plan.merging.protocol)
+    dense = protocol.form == "dense"
+    ffns = family_of(model).ffns(model) if dense else []
+    if not dense:
+        _check_low_rank(protocol, plan)
+        _add_experts(model, protocol, plan)
+    if plan.tuning.mode == LORA:
+        add_lora(model, plan.tuning.lora, ffns)
+
+
+def _check_low_rank(protocol: Protocol, plan: Plan) -> None:
+    if plan.tuning.mode != LORA:
+        return
+    why = not_low_rank(protocol)
+    if why:
+        raise UserError(f"tuning.mode: {why}")
+    if plan.upcycle.init == "drop":
+        raise UserError(f"upcycle.init: {DROPPED}")
+
+
+def _add_experts(model: PreTrainedModel, protocol: Protocol, plan: Plan) -> None:
+    """Give the chosen layers experts, whole ones or of low rank."""
     family = family_of(model)
-    merging = plan.merging
-    protocol: Protocol = PROTOCOLS.get(merging.protocol)
+    merging, low_rank = plan.merging, None
+    if plan.tuning.mode == LORA:
+        given = plan.tuning.lora
+        low_rank = LowRank(rank=given.rank, scale=given.scale, dropout=given.dropout)
     if merging.k > merging.experts or merging.experts < 2:
         raise UserError(
             f"merging: experts is {merging.experts} and top_k is {merging.k}: expected at least 2 experts and a top_k "
@@ -76,11 +111,11 @@ def restructure(model: PreTrainedModel, plan: Plan) -> None:
     for ffn in chosen:
         settings = _settings(model, ffn.stack, protocol, plan)
         if protocol.form == "outputs":
-            _replace(model, ffn, partial(MixtureFFN, context=context, settings=settings))
+            _replace(model, ffn, partial(MixtureFFN, context=context, settings=settings, low_rank=low_rank))
             continue
         before = last.get(ffn.stack) if protocol.form == "dynamic" else None
         previous = before if before is not None and continues(before.linears, ffn.weights) else None
-        made = partial(MergedFFN, context=context, settings=settings, previous=previous)
+        made = partial(MergedFFN, context=context, settings=settings, previous=previous, low_rank=low_rank)
         last[ffn.stack] = _replace(model, ffn, made)
     for module in model.modules():
         if isinstance(module, PreTrainedModel):

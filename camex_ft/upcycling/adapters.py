@@ -1,0 +1,242 @@
+"""Adapters: of a model with low-rank experts what was trained, saved by itself, and put onto its backbone again.
+
+    adapter.safetensors   the trained parameters and the buffers that change, under their names in the model
+    adapter.json          the backbone: where it is, and a SHA-256 of all that stays frozen; the plan; versions
+    config.json           of the model, as transformers writes it
+
+`upcycling.load` makes the backbone again, restructures it as the plan says, compares the SHA-256, and puts the trained
+parameters in, which gives the same logits bit for bit.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import AutoConfig, GenerationConfig, PreTrainedModel
+
+from camex_ft.backbones.load import CLASSIFIERS
+from camex_ft.backbones.load import load as load_backbone
+from camex_ft.config.backbones import EMBEDDED
+from camex_ft.embedded import HEADS
+from camex_ft.errors import UserError
+
+KEY, BACKBONE = "camex", "backbone"  # in a model's config
+WEIGHTS, ABOUT, FORMAT = "adapter.safetensors", "adapter.json", 1
+PACKAGES = ("camex_ft", "torch", "transformers", "peft")
+
+
+@dataclass(frozen=True, kw_only=True)
+class About:
+    """What an adapter says of itself.
+
+    Attributes:
+        folder: where it is.
+        plan: the sections of the configuration, as mappings.
+        name: of the backbone, as in a configuration; "" where it has none.
+        head: of `embedded.HEADS`.
+        seed: of new weights.
+        dtype: of the frozen weights.
+        sha256: of the frozen weights, their names and shapes; "" where they were never there (the meta device).
+    """
+
+    folder: Path
+    plan: Mapping[str, Any]
+    name: str
+    head: str
+    seed: int
+    dtype: torch.dtype
+    sha256: str
+
+    def dense(self, name: str | None) -> PreTrainedModel:
+        """Return the backbone, under the head and with the labels of the adapter's model.
+
+        Raises:
+            UserError: it is not there.
+        """
+        config = AutoConfig.from_pretrained(self.folder, trust_remote_code=False)
+        spec = name or self.name
+        if not spec:
+            raise UserError(
+                f"{self.folder} is an adapter and does not know where its backbone is: expected "
+                "load(folder, backbone=...) with the dense model that it was made from, or that one's folder"
+            )
+        try:
+            made = (
+                _embedded(config, self.head, self.seed)
+                if spec.startswith(EMBEDDED)
+                else self._read(spec, config)
+            )
+        except UserError as error:
+            raise UserError(
+                f"{self.folder} is an adapter, and its backbone {spec} cannot be made: {error}\nIf it lies elsewhere: "
+                "load(folder, backbone=...) with the dense model or its folder"
+            ) from error
+        made.config.problem_type = getattr(config, "problem_type", None)
+        made.name_or_path = made.config.name_or_path = spec
+        return made
+
+    def _read(self, spec: str, config: Any) -> PreTrainedModel:
+        labels: dict[str, Any] = {}
+        if self.head in CLASSIFIERS:
+            regression = config.problem_type == "regression"
+            labels = {"regression": True} if regression else {"label_names": list(config.id2label.values())}
+        return load_backbone(spec, head=self.head, seed=self.seed, **labels)[0]
+
+    def check(self, model: PreTrainedModel) -> None:
+        """Raise `UserError` unless the model's frozen weights are those that the adapter was trained on."""
+        found = fingerprint(model)
+        if self.sha256 and found != self.sha256:
+            raise UserError(
+                f"{self.folder} is an adapter of another backbone than {model.name_or_path or 'the one given'}: its "
+                f"frozen weights have the SHA-256 {self.sha256[:12]}..., these {found[:12]}...: expected the weights "
+                "that it was trained on (of a backbone with new weights, also the same seed and version of torch)"
+            )
+
+
+def is_adapter(folder: Path) -> bool:
+    """Return whether a folder holds an adapter."""
+    return (folder / ABOUT).is_file()
+
+
+def has_adapter(model: nn.Module) -> bool:
+    """Return whether a model is saved as an adapter: one that was made for ``tuning.mode: lora``."""
+    kept = getattr(getattr(model, "config", None), KEY, None) or {}
+    return BACKBONE in kept
+
+
+def source_of(model: PreTrainedModel, *, seed: int, dtype: torch.dtype) -> dict[str, Any]:
+    """Return what an adapter says of the backbone that `model` was made from; what is frozen counts as its own."""
+    kinds: dict[str, Any] = {n: _mapping(auto).get(type(model.config), ()) for n, auto in HEADS.items()}
+    heads = [n for n, kind in kinds.items() if type(model) in (kind if isinstance(kind, tuple) else (kind,))]
+    return {
+        "name": model.name_or_path or "",
+        "head": heads[0] if heads else "",
+        "seed": seed,
+        "dtype": str(dtype).removeprefix("torch."),
+        "sha256": fingerprint(model),
+    }
+
+
+def fingerprint(model: nn.Module) -> str:
+    """Return the SHA-256 of the frozen parameters with their names, shapes and dtypes; "" on the meta device."""
+    digest = hashlib.sha256()
+    for name, parameter in sorted(model.named_parameters()):
+        if parameter.is_meta:
+            return ""
+        if not parameter.requires_grad:
+            digest.update(f"{name} {list(parameter.shape)} {parameter.dtype}\n".encode())
+            raw = parameter.detach().cpu().contiguous().view(-1).view(torch.uint8)
+            digest.update(raw.numpy().data)
+    return digest.hexdigest()
+
+
+def trained_state(model: nn.Module) -> dict[str, Tensor]:
+    """Return what training changes: the trained parameters and the buffers that are saved, by name, detached."""
+    trained = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
+    parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    buffers = {name: value for name, value in model.state_dict().items() if name not in parameters}
+    return {**trained, **buffers}
+
+
+def save(model: PreTrainedModel, folder: str | Path, *, state: Mapping[str, Tensor] | None = None) -> None:
+    """Write a model to a folder, from which `upcycling.load` reads it: an adapter for low-rank experts, else all of it.
+
+    Args:
+        model: with or without experts.
+        folder: is made where it is not there.
+        state: the model's state, where an engine has taken its parameters apart; None: the parameters themselves.
+    """
+    if not has_adapter(model):
+        model.save_pretrained(folder, state_dict=None if state is None else dict(state))
+        return
+    target = Path(folder)
+    target.mkdir(parents=True, exist_ok=True)
+    names = trained_state(model)
+    tensors = {name: (names if state is None else state)[name] for name in names}
+    save_file(
+        {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()},
+        target / WEIGHTS,
+        metadata={"format": "pt"},
+    )
+    model.config.architectures = [type(model).__name__]
+    model.config.save_pretrained(target)
+    if model.can_generate() and isinstance(model.generation_config, GenerationConfig):
+        model.generation_config.save_pretrained(target)
+    kept = getattr(model.config, KEY)
+    about = {
+        "format": FORMAT,
+        "backbone": kept[BACKBONE],
+        "plan": {name: section for name, section in kept.items() if name != BACKBONE},
+        "versions": {name: _version(name) for name in PACKAGES},
+    }
+    (target / ABOUT).write_text(json.dumps(about, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def read(folder: Path) -> About:
+    """Return what an adapter says of itself; `UserError` where it cannot be read."""
+    try:
+        said = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
+        if said["format"] != FORMAT:
+            raise UserError(
+                f"{folder}: its {ABOUT} is of format {said['format']}; this version of camex_ft reads {FORMAT}"
+            )
+        backbone = said["backbone"]
+        dtype = getattr(torch, backbone["dtype"])
+        rest = {key: backbone[key] for key in ("name", "head", "seed", "sha256")}
+        return About(folder=folder, plan=dict(said["plan"]), dtype=dtype, **rest)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{folder}: its {ABOUT} is not usable: {type(error).__name__}: {error}") from error
+
+
+def restore(model: PreTrainedModel, folder: str | Path) -> None:
+    """Put the trained parameters of an adapter's folder into a model of the same plan, in place.
+
+    Raises:
+        UserError: the folder's weights cannot be read, or are of another model.
+    """
+    path = Path(folder)
+    try:
+        tensors = load_file(path / WEIGHTS)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{path}: its {WEIGHTS} cannot be read: {str(error).splitlines()[0]}") from error
+    due = trained_state(model)
+    shapes = {name: tensor.shape for name, tensor in due.items()}
+    given = {name: tensor.shape for name, tensor in tensors.items()}
+    wrong = sorted(n for n in shapes.keys() | given.keys() if shapes.get(n) != given.get(n))
+    if wrong:
+        raise UserError(
+            f"{path}: the adapter is incomplete or of another model: {len(wrong)} weights do not match, such as "
+            f"{wrong[0]}"
+        )
+    with torch.no_grad():
+        for name, tensor in tensors.items():
+            due[name].copy_(tensor)  # the parameters' own memory
+
+
+def _embedded(config: Any, head: str, seed: int) -> PreTrainedModel:
+    """Return a tiny backbone again: its weights follow from the configuration and the seed."""
+    config.__dict__.pop(KEY, None)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return cast(PreTrainedModel, HEADS[head].from_config(config).eval())
+
+
+def _mapping(auto: Any) -> Any:
+    return auto._model_mapping or {}
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "unknown"
