@@ -10,6 +10,7 @@ pass. What it runs again is therefore wrapped, so that it keeps the masks of its
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -65,6 +66,7 @@ class Pass:
         state: goes in: what routing remembers with the cache.
         encoded: goes in, or comes from the encoder on the way: its output, pooled over the tokens that count; [B, d].
         micro: goes in: which micro-batch of an optimizer step this is, where it has several.
+        seed: goes in: what random multipliers of domain vectors are drawn from; None: the process's generator.
         carried: made on the way: base experts by layer name and map, of dynamic merging.
         grams, bargains: made on the way: Gram matrices of domain vectors and Nash weights by layer name.
         layers: comes out: routing by layer name.
@@ -79,6 +81,7 @@ class Pass:
     state: RoutingState | None = None
     encoded: Tensor | None = None
     micro: Micro | None = None
+    seed: int | None = None
     carried: dict[str, Mapping[str, Bases]] = field(default_factory=dict)
     grams: dict[str, Tensor] = field(default_factory=dict)
     bargains: dict[str, Tensor] = field(default_factory=dict)
@@ -110,6 +113,14 @@ class Pass:
         documents = None if self.documents is None else self.documents.expand(batch, -1)
         return Layout.of((batch, length), chunk, state=self.state, keep=self.caching, documents=documents)
 
+    def seed_of(self, name: str) -> int | None:
+        """Return the seed of one map of the model, other than that of any other map; None where there is none."""
+        if self.seed is None:
+            return None
+        return (
+            int.from_bytes(hashlib.blake2b(f"{self.seed} {name}".encode(), digest_size=7).digest(), "big") + 1
+        )
+
     def balance_loss(self, total: Total | None = None) -> Tensor | None:
         """Return the sum of the layers' balance losses, a scalar, or None where no layer ran.
 
@@ -135,6 +146,7 @@ class _Local(threading.local):
         self.entered: list[nn.Module] = []
         self.last: Pass | None = None
         self.accumulation = Accumulation()
+        self.seed: int | None = None
 
 
 class RoutingContext:
@@ -176,6 +188,15 @@ class RoutingContext:
         """
         return self._local.accumulation.micro_batch(last=last)
 
+    @contextmanager
+    def seeded(self, seed: int) -> Iterator[None]:
+        """Draw random multipliers from `seed` in the passes of a ``with`` block, alike in every process."""
+        self._local.seed = seed
+        try:
+            yield
+        finally:
+            self._local.seed = None
+
     def attach(self, module: nn.Module) -> None:
         """Open a pass whenever `module` is called; inside another pass of the same model this does nothing."""
         module.register_forward_pre_hook(self._before, with_kwargs=True)
@@ -206,6 +227,7 @@ class RoutingContext:
             arguments.update(arguments.pop("kwargs", {}))
             self._local.stack[-1] = self.read(self, module, arguments)
             self._local.stack[-1].micro = self._local.accumulation.now
+            self._local.stack[-1].seed = self._local.seed
             if module.training:
                 self._wrap_checkpointing(module)
 

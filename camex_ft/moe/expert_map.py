@@ -25,8 +25,12 @@ class ExpertMap(nn.Module):
     Args:
         shape: (out, in).
         settings: of the model's expert layers.
+
+    Attributes:
+        sharded: the parameters are whole only while the layer runs: nothing that is made of them is kept.
     """
 
+    sharded = False
     base: Tensor | None
     base_bias: Tensor | None
     expert_bias: Tensor | None

@@ -51,7 +51,13 @@ class ExpertLinear(ExpertMap):
         self.curvature = self._curved(settings, weight, bias=bias is not None)
 
     def forward(
-        self, x: Tensor, weights: Tensor, micro: Micro | None = None, bases: Bases | None = None
+        self,
+        x: Tensor,
+        weights: Tensor,
+        micro: Micro | None = None,
+        bases: Bases | None = None,
+        *,
+        seed: int | None = None,
     ) -> Tensor:
         """Return x E_hat^T + b_hat; [G, L, out].
 
@@ -60,14 +66,16 @@ class ExpertLinear(ExpertMap):
             weights: routing weights; [G, N] or [G, L, N].
             micro: the micro-batch that this is, where an optimizer step has several.
             bases: the base expert, where it is carried.
+            seed: of the protocol's multiplier in training, where it is random; None draws one from the process's
+                generator, so that a run's seed and its checkpoints determine the mask.
         """
-        return self._forward(x, weights, micro, bases or self.own, mean=False)[0]
+        return self._forward(x, weights, micro, bases or self.own, seed, mean=False)[0]
 
     def forward_and_mean(
         self, x: Tensor, weights: Tensor, micro: Micro | None, bases: Bases
     ) -> tuple[Tensor, Means]:
         """Return the same, and the means over the experts of M_i tau_i: [out, in], and of the bias [out] or None."""
-        y, mean = self._forward(x, weights, micro, bases, mean=True)
+        y, mean = self._forward(x, weights, micro, bases, None, mean=True)
         assert mean is not None
         with torch.autocast(device_type=x.device.type, enabled=False):
             vectors = self.bias_vectors(bases)
@@ -108,9 +116,9 @@ class ExpertLinear(ExpertMap):
         return super().train(mode)
 
     def _forward(
-        self, x: Tensor, weights: Tensor, micro: Micro | None, bases: Bases, *, mean: bool
+        self, x: Tensor, weights: Tensor, micro: Micro | None, bases: Bases, seed: int | None, *, mean: bool
     ) -> tuple[Tensor, Tensor | None]:
-        seed = self._draw()
+        seed = self._seed(seed)
         recipe = self._recipe(seed, bases)
         shared = self._shared(recipe, seed, micro, bases)
         if shared is not None and shared.seed != seed:
@@ -137,7 +145,12 @@ class ExpertLinear(ExpertMap):
         return Recipe(self.experts, base, self._keep(seed, self.statistic), factors)
 
     def _shared(self, recipe: Recipe, seed: int, micro: Micro | None, bases: Bases) -> Shared | None:
-        if self.reuse is None or recipe.base is None or (recipe.keep is None and recipe.factors is None):
+        if (
+            self.reuse is None
+            or self.sharded
+            or recipe.base is None
+            or (recipe.keep is None and recipe.factors is None)
+        ):
             return None  # nothing that costs work
         if self.training:
             if micro is None or recipe.by_rows or not torch.is_grad_enabled():
@@ -148,9 +161,10 @@ class ExpertLinear(ExpertMap):
         learns = torch.is_grad_enabled() and any(p.requires_grad for p in self.parameters())
         return None if learns else self.reuse.kept(recipe, bases.kept)
 
-    def _draw(self) -> int:
-        # from the process's generator, so that a run's seed and its checkpoints determine the mask
-        return int(torch.randint(2**62, ()).item()) if self.rule.random and self.training else 0
+    def _seed(self, given: int | None) -> int:
+        if not (self.rule.random and self.training):
+            return 0
+        return int(torch.randint(2**62, ()).item()) if given is None else given
 
     def expert(self, x: Tensor, i: int) -> Tensor:
         """Return x E_i^T + b_i, one expert by itself; [m, in] -> [m, out]."""

@@ -49,7 +49,13 @@ class ExpertFFN(nn.Module):
         inner_dropout: probability after the activation.
         outer_dropout: probability after `down`.
         low_rank: of experts that are of low rank, on a frozen base; None: they are whole matrices.
+
+    Attributes:
+        sharded: the parameters are whole only while the layer runs, so that nothing made of them is kept, and no other
+            layer asks for them.
     """
+
+    sharded = False
 
     def __init__(
         self,
@@ -183,7 +189,7 @@ class MergedFFN(ExpertFFN):
         x, s, micro = groups.x, groups.weights, current.micro
         kept = self._kept(groups, current)
         bases = {} if kept is not None or self.link is None else self.link.bases(current)
-        passes = bool(bases) and torch.is_grad_enabled()
+        passes = bool(bases) and (torch.is_grad_enabled() or self.sharded)
         means: dict[str, Means | None] = dict.fromkeys(bases)
 
         def mapped(name: str, x: Tensor) -> Tensor:
@@ -191,7 +197,8 @@ class MergedFFN(ExpertFFN):
                 return kept.apply(name, x)
             linear = getattr(self, name)
             if not (passes and self._needs_mean):
-                made: Tensor = linear(x, s, micro, bases.get(name))
+                seed = current.seed_of(f"{self.name}.{name}")
+                made: Tensor = linear(x, s, micro, bases.get(name), seed=seed)
                 return made
             made, means[name] = linear.forward_and_mean(x, s, micro, bases[name])
             return made
@@ -210,6 +217,8 @@ class MergedFFN(ExpertFFN):
 
     def _kept(self, groups: Groups, current: Pass) -> Kept | None:
         """Return merged experts that are kept from token to token, where that pays: while generating."""
+        if self.sharded:
+            return None
         if self.low_rank is not None:  # two thin products a token cost less than matrices for every row
             return None
         served, state = groups.served, groups.state

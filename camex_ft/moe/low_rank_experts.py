@@ -86,14 +86,21 @@ class LowRankLinear(ExpertMap):
         self.expert_in.uniform_(-bound, bound)
 
     def forward(
-        self, x: Tensor, weights: Tensor, micro: Micro | None = None, bases: Bases | None = None
+        self,
+        x: Tensor,
+        weights: Tensor,
+        micro: Micro | None = None,
+        bases: Bases | None = None,
+        *,
+        seed: int | None = None,
     ) -> Tensor:
         """Return x E_hat^T + b_hat, in autocast's dtype or the base's; [G, L, out].
 
         Args:
             x: [G, L, in].
             weights: routing weights; [G, N] or [G, L, N].
-            micro, bases: as of `ExpertLinear.forward`; nothing is shared between calls that learn, nothing carried.
+            micro, bases, seed: as of `ExpertLinear.forward`; nothing is shared between calls that learn, nothing
+                carried, nothing drawn.
         """
         left, right = self.factors()  # B' [N, out, r'], A' [N, r', in]
         with torch.autocast(device_type=x.device.type, enabled=False):
@@ -122,7 +129,7 @@ class LowRankLinear(ExpertMap):
         """Return B' [N, out, r'] and A' [N, r', in], the curvature applied; kept in evaluation without gradients."""
         if self.curvature is None:
             return self.expert_out, self.expert_in
-        if self.training or torch.is_grad_enabled():
+        if self.training or self.sharded or torch.is_grad_enabled():
             return self._curve()
         state = versions(self.parameters())
         if state is None:

@@ -72,7 +72,7 @@ def shard_on_cpu(accelerator: Accelerator) -> bool:
 
 
 def blocks(model: PreTrainedModel) -> list[str]:
-    """Return the names of the classes of blocks, each of which is sharded as a unit: those with a feed-forward layer."""
+    """Return the names of the classes of blocks, each sharded as a unit: those with a feed-forward layer."""
     paths = list(expert_layers(model)) or [ffn.path for ffn in family_of(model).ffns(model)]
     found = [model.get_submodule(block_of(path)) for path in paths]
     return sorted({type(block).__name__ for block in found})

@@ -24,6 +24,7 @@ from transformers import PreTrainedModel, Trainer
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 
 from camex_ft.training.distributed import blocks, deal, shard_on_cpu, whole
+from camex_ft.upcycling import keep_nothing
 
 NOT_SHARDED = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
 
@@ -34,10 +35,13 @@ class EngineTrainer(Trainer):
     def create_accelerator_and_postprocess(self) -> None:
         """Make the accelerator; a model is sharded block by block."""
         super().create_accelerator_and_postprocess()
+        model = cast(PreTrainedModel, self.model)
         self.is_fsdp_enabled |= shard_on_cpu(self.accelerator)
         if self.is_fsdp_enabled:
             plugin = self.accelerator.state.fsdp_plugin
-            plugin.transformer_cls_names_to_wrap = plugin.transformer_cls_names_to_wrap or blocks(self.model)
+            plugin.transformer_cls_names_to_wrap = plugin.transformer_cls_names_to_wrap or blocks(model)
+        if not self.whole_parameters:
+            keep_nothing(model)
 
     @property
     def whole_parameters(self) -> bool:
@@ -63,29 +67,35 @@ class EngineTrainer(Trainer):
         if not self.is_fsdp_enabled:
             super()._save_optimizer_and_scheduler(output_dir)
             return
+        optimizer, scheduler = self._running()
         writes = self.args.should_save
         # one tensor at a time, and in one process alone
         gathered = tree_map_only(
             Tensor,
             lambda tensor: whole(tensor).cpu() if writes else whole(tensor).new_empty(0),
-            self.optimizer.state_dict(),
+            optimizer.state_dict(),
         )
         if writes:
             torch.save(gathered, Path(output_dir) / OPTIMIZER_NAME)
-            torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / SCHEDULER_NAME)
+            torch.save(scheduler.state_dict(), Path(output_dir) / SCHEDULER_NAME)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is None or not self.is_fsdp_enabled:
             super()._load_optimizer_and_scheduler(checkpoint)
             return
+        optimizer, scheduler = self._running()
         state = torch.load(Path(checkpoint) / OPTIMIZER_NAME, map_location="cpu", weights_only=True)
-        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
         state["state"] = {
             i: {key: deal(value, parameters[i]) for key, value in entries.items()}
             for i, entries in state["state"].items()
         }
-        self.optimizer.load_state_dict(state)
-        self.lr_scheduler.load_state_dict(torch.load(Path(checkpoint) / SCHEDULER_NAME, weights_only=True))
+        optimizer.load_state_dict(state)
+        scheduler.load_state_dict(torch.load(Path(checkpoint) / SCHEDULER_NAME, weights_only=True))
+
+    def _running(self) -> tuple[torch.optim.Optimizer, Any]:
+        assert self.optimizer is not None
+        return self.optimizer, self.lr_scheduler
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         if not self.is_fsdp_enabled:
@@ -101,7 +111,7 @@ class EngineTrainer(Trainer):
 
     def _deal_out(self, checkpoint: Path) -> None:
         """Load a checkpoint's weights, of which every process keeps its part."""
-        state: dict[str, Tensor] = {}
+        state: dict[str, Any] = {}
         for file in sorted(checkpoint.glob("*.safetensors")) if self.args.process_index == 0 else ():
             state |= load_file(file)
         # names that share their tensor with one that is there are not in the file

@@ -74,6 +74,7 @@ class CamexTrainer(EngineTrainer):
         self._evaluated: str | None = None
         self.tokens: Tensor | int = 0
         self.evaluating = 0.0
+        self._passes = 0, 0  # the step that is under way, and its forward passes so far
         _name_loss(args[0] if args else kwargs.get("model"))
         super().__init__(*args, **{"compute_metrics": self._metrics if score else None, **kwargs})
         trained = cast(PreTrainedModel, self.model)
@@ -126,7 +127,7 @@ class CamexTrainer(EngineTrainer):
             self.tokens = (
                 inputs["attention_mask"].sum() + self.tokens
             )  # read at the end: the device need not wait
-        with self._micro_batch():
+        with self._micro_batch(), self._seeded():
             loss = super().training_step(model, inputs, *args, **kwargs)
         self.guard.observe(loss, self.state.global_step + 1)
         if loss.device.type == "cpu":
@@ -144,6 +145,15 @@ class CamexTrainer(EngineTrainer):
         ):
             return nullcontext()
         return self.context.micro_batch(last=self.accelerator.sync_gradients)
+
+    def _seeded(self) -> AbstractContextManager[None]:
+        """Draw what is random about domain vectors alike in every process, and the same after going on from here."""
+        if self.context is None:
+            return nullcontext()
+        step, passes = self._passes
+        self._passes = self.state.global_step, passes + 1 if step == self.state.global_step else 1
+        seed = (self.args.seed << 64) + (self._passes[0] << 16) + self._passes[1]
+        return self.context.seeded(seed)
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Add routing entropy, load and distance of the curvature from the identity to a training step's log."""
@@ -263,15 +273,30 @@ class CamexTrainer(EngineTrainer):
         inputs = {**self._prepare_inputs(inputs), **self.without_cache}
         with torch.no_grad(), self.compute_loss_context_manager():
             loss, collected = self.outputs(model, inputs)
+            first = collected[0] if isinstance(collected, (tuple, list)) else collected
+            made = {"outputs": collected}
+            if self.context is not None and self.context.last is not None:
+                layers = self.context.last.layers.values()
+                made["routing"] = torch.stack([by_sequence(layer) for layer in layers], dim=1).to(
+                    first.device
+                )
+            real = self._real_rows(inputs)
+            if real is not None and loss is not None:
+                loss = self.outputs(model, {name: given[:real] for name, given in inputs.items()})[0]
         loss = None if loss is None else loss.detach().mean()
         if prediction_loss_only:
             return loss, None, None
-        first = collected[0] if isinstance(collected, (tuple, list)) else collected
-        made = {"outputs": collected}
-        if self.context is not None and self.context.last is not None:
-            layers = self.context.last.layers.values()
-            made["routing"] = torch.stack([by_sequence(layer) for layer in layers], dim=1).to(first.device)
         return loss, nested_detach(made), first.new_zeros(len(first))
+
+    def _real_rows(self, inputs: Mapping[str, Any]) -> int | None:
+        """Return how many rows of the last batch are this process's own, at least 1: the others fill it up.
+
+        None where there are no others, in any process: a forward pass is taken by all or by none.
+        """
+        state, rows = self.accelerator.gradient_state, len(next(iter(inputs.values())))
+        if self.args.world_size <= 1 or not state.end_of_dataloader or state.remainder <= 0:
+            return None
+        return min(rows, max(1, state.remainder - self.args.process_index * rows))
 
     def _metrics(self, prediction: EvalPrediction) -> dict[str, float]:
         collected: Any = prediction.predictions

@@ -25,7 +25,14 @@ from camex_ft.registry import PROTOCOLS
 from camex_ft.upcycling import adapters
 from camex_ft.upcycling.adapters import restore, save, trained_state
 from camex_ft.upcycling.granularities import granularity_of
-from camex_ft.upcycling.layers import base_chains, caches, expert_layers, freeze, routing_context
+from camex_ft.upcycling.layers import (
+    base_chains,
+    caches,
+    expert_layers,
+    freeze,
+    keep_nothing,
+    routing_context,
+)
 from camex_ft.upcycling.restructuring import LORA, Plan, plan_of, restructure, set_apart
 
 __all__ = [
@@ -34,6 +41,7 @@ __all__ = [
     "expert_layers",
     "freeze",
     "granularity_of",
+    "keep_nothing",
     "load",
     "restore",
     "routing_context",

@@ -32,6 +32,14 @@ def routing_context(model: nn.Module) -> RoutingContext | None:
     return next((layer.context for layer in expert_layers(model).values()), None)
 
 
+def keep_nothing(model: nn.Module) -> None:
+    """Let the layers with experts keep nothing that is made of their parameters, which are about to be sharded."""
+    for layer in expert_layers(model).values():
+        layer.sharded = True
+        for linear in layer.linears.values():
+            linear.sharded = True
+
+
 def caches(model: nn.Module) -> bool:
     """Whether generation may use a key-value cache: not where a first segment is routed by itself, future included."""
     groupings = [

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 import training_runs
 from torch import Tensor, nn
-from training_runs import BATCH, model, pad, rows
+from training_runs import BATCH, model
 from transformers import PreTrainedModel
 
 from camex_ft.training.trainer import CamexTrainer
@@ -59,12 +59,16 @@ def outcome(made: CamexTrainer) -> dict[str, Any]:
     """What must not depend on the number of processes: losses, routing, metrics, weights. All processes take part."""
     metrics = made.evaluate("validation", metric_key_prefix="final")
     state = made.full_state() or made.model.state_dict()
-    lines = [{k: v for k, v in line.items() if k != "epoch"} for line in made.state.log_history if "loss" in line]
+    lines = [
+        {k: v for k, v in line.items() if k != "epoch"} for line in made.state.log_history if "loss" in line
+    ]
     names = [n for n, _ in made.accelerator.unwrap_model(made.model).named_parameters()]
     return {
         "lines": json.dumps(lines),
         "loads": json.dumps(made.monitor.loads),
-        "metrics": json.dumps({k: v for k, v in metrics.items() if "per_second" not in k and "runtime" not in k}),
+        "metrics": json.dumps(
+            {k: v for k, v in metrics.items() if "per_second" not in k and "runtime" not in k}
+        ),
         "routing": {name: torch.as_tensor(s) for name, s in made.routing.items()},
         "weights": {n: state[n].clone() for n in names if n in state},
     }

@@ -14,7 +14,9 @@ from training import SGD, keep, make  # noqa: E402
 def main(folder: Path, jobs: list[str]) -> None:
     for job in jobs:
         if job == "save":  # every second step; the end is what resumed runs are held against
-            made = make(folder / "saved", "ties-ca", double=True, save_strategy="steps", save_steps=4.0, max_steps=8)
+            made = make(
+                folder / "saved", "ties-ca", double=True, save_strategy="steps", save_steps=4.0, max_steps=8
+            )
             made.train()
         elif job == "resume":
             made = make(folder / "resumed", "ties-ca", double=True, max_steps=8)
