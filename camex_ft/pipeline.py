@@ -188,6 +188,7 @@ def load_model(
             upcycle=settled.upcycle,
             tuning=settled.tuning,
             seed=settled.training.seed,
+            in_place=True,
         )
     upcycling.freeze(model, settled.tuning.mode)
     return model, tokenizer

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import re
 import signal
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +17,8 @@ AGAIN = "The same command goes on from the last checkpoint."
 BLOCK = re.compile(r"^ +rank +: (\d+) \(local_rank: (\d+)\)\n +exitcode +: (-?\d+) ", flags=re.MULTILINE)
 # Signals that a process gets because another one failed: from the launcher, or from a backend that gives up.
 FOLLOWING = (signal.SIGTERM, signal.SIGABRT)
+# As much of what the launcher printed is shown, where nothing else says why.
+LINES = 5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,31 +26,30 @@ class Failure:
     """A process that failed.
 
     Attributes:
-        local: its rank on this node.
+        rank, local: its rank among all, and on this node.
         code: its exit code; minus the signal's number where a signal ended it; None where that is not known.
         text: what it says itself.
         user_error: whether that is a `UserError`.
         lost: whether it only says that another process is gone.
         time: when it said so, in seconds; 0 where it said nothing.
-        log: the file with its standard error.
     """
 
+    rank: int
     local: int
     code: int | None = None
     text: str = ""
     user_error: bool = False
     lost: bool = False
     time: float = 0.0
-    log: Path
 
     @property
     def order(self) -> tuple[int, float, int]:
-        """Sorts causes before what follows of them: signals, then what was said first, then who lost another."""
-        if not self.text and self.code is not None and self.code < 0 and -self.code not in FOLLOWING:
-            return (0, 0.0, self.local)
+        """Sorts causes before what follows of them."""
         if self.text:
-            return (2 if self.lost else 1, self.time, self.local)
-        return (3, 0.0, self.local)
+            return (3 if self.lost else 1, self.time, self.rank)
+        if self.code is None or self.code >= 0:
+            return (2, 0.0, self.rank)
+        return (4 if -self.code in FOLLOWING else 0, 0.0, self.rank)
 
     def __str__(self) -> str:
         """How it ended, in words."""
@@ -61,38 +61,27 @@ class Failure:
         return f"ended by {name}" + (", perhaps for want of memory" if name == "SIGKILL" else "")
 
 
-def find_failures(logs: Path, *, launcher: Path) -> list[Failure]:
+def find_failures(reports: Iterable[Mapping[str, Any]], printed: str) -> list[Failure]:
     """Return the processes of this node that failed, the cause first.
 
     Args:
-        logs: the folder that torch's launcher wrote to: ``<any>/attempt_<n>/<local rank>/``.
-        launcher: what the launcher printed.
+        reports: what processes have told themselves, see `rank`.
+        printed: by torch's launcher, which knows their exit codes.
     """
-    printed = launcher.read_text(encoding="utf-8", errors="replace") if launcher.is_file() else ""
-    codes = {int(local): int(code) for _, local, code in BLOCK.findall(printed)}
-    found = []
-    for folder in sorted(logs.glob("*/attempt_*/*")):
-        if not folder.name.isdigit():
-            continue
-        local, said = int(folder.name), _read(folder / "error.json")
-        if said or local in codes:
-            found.append(Failure(local=local, code=codes.get(local), log=folder / "stderr.log", **said))
-    return sorted(found, key=lambda failure: failure.order)
+    found = {report["rank"]: Failure(**report) for report in reports}
+    for words in BLOCK.findall(printed):
+        number, local, code = map(int, words)
+        found[number] = replace(found.get(number, Failure(rank=number, local=local)), code=code)
+    return sorted(found.values(), key=lambda failure: failure.order)
 
 
-def _read(file: Path) -> dict[str, Any]:
-    """Return what a process said in its error file: ours, or one that torch wrote."""
-    try:
-        told = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    if "camex_ft" in told:
-        return dict(told["camex_ft"])
-    message = told.get("message", "")
-    return {"text": str(message.get("message", "") if isinstance(message, dict) else message)}
+def log_of(failure: Failure, logs: Path) -> Path:
+    """Return the file with the standard error of a process, or the folder of all where it is not there."""
+    found = sorted(logs.glob(f"*/attempt_*/{failure.local}/stderr.log"))
+    return found[-1] if found else logs
 
 
-def describe(failures: Sequence[Failure], *, placed: Placement, logs: Path, code: int) -> str:
+def describe(failures: Sequence[Failure], *, placed: Placement, logs: Path, code: int, printed: str) -> str:
     """Return what to tell of failures, the cause first in them.
 
     Args:
@@ -100,11 +89,17 @@ def describe(failures: Sequence[Failure], *, placed: Placement, logs: Path, code
         placed: where the processes were.
         logs: the folder of all that they printed.
         code: of the launcher.
+        printed: by the launcher.
     """
     if not failures:
-        return f"the processes ended with exit code {code} and none says why: see {logs}\n{AGAIN}"
+        last = "".join(f"\n  {line}" for line in printed.strip().splitlines()[-LINES:])
+        ended = f"ended by {signal.Signals(-code).name}" if code < 0 else f"left with exit code {code}"
+        return f"the launcher {ended}, and no process says why. Logs: {logs}{last}\n{AGAIN}"
     cause = failures[0]
-    who = f"rank {placed.first + cause.local} of {placed.all}"
+    who, log = f"rank {cause.rank} of {placed.all}", log_of(cause, logs)
     if cause.user_error:
-        return f"{cause.text}\n({who}; {cause.log.parent})"
-    return f"{who} failed: {cause}\nIts log: {cause.log}\n{AGAIN}"
+        return f"{cause.text}\n({who}; its log: {log})"
+    if cause.lost:
+        node = ", on another node: its log says why" if placed.nodes > 1 else ""
+        return f"{who} has lost another process{node}: {cause}\nIts own log: {log}\n{AGAIN}"
+    return f"{who} failed: {cause}\nIts log: {log}\n{AGAIN}"

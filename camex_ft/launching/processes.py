@@ -1,22 +1,27 @@
 """Start the processes of a run, show what the first of them prints, and end them all, whatever happens.
 
-A process leaves at once when its standard input ends, which is a pipe that this process holds (see `rank`): so none
+A process leaves at once when its standard input ends, which is a socket that this process holds (see `rank`): so none
 outlives it, by whatever signal it ends itself.
 """
 
 from __future__ import annotations
 
+import codecs
+import json
 import os
 import shlex
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
-from typing import IO, BinaryIO
+from typing import IO, Any, BinaryIO
 
 from camex_ft.config import Config, resolve
 from camex_ft.errors import UserError
@@ -29,8 +34,10 @@ from camex_ft.results import run_name
 POLL = 0.1
 SHUTDOWN = 10  # seconds that torch's launcher gives a process before it kills it
 PATIENCE = 40.0  # seconds that the launcher gets itself: older ones wait 30 for each process
-LOGS, LAUNCHER = "logs", "launcher.log"
-STREAMS = {"stdout.log": sys.stdout, "stderr.log": sys.stderr}
+KEPT = 2000  # lines of what the launcher prints
+LOGS = "logs"
+STREAMS = ("stdout", "stderr")
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Stopped(BaseException):
@@ -98,47 +105,89 @@ def run(placed: Placement, arguments: Sequence[str], *, logs: Path) -> int:
     sys.stdout.flush()
     try:
         logs.mkdir(parents=True)
-        launched = (logs / LAUNCHER).open("wb")
     except OSError as error:
         raise UserError(f"output.dir: {logs} cannot be written: {error.strerror or error}") from error
-    with launched:
-        code = _attend(command, variables, launched, logs, show=placed.node == 0)
+    with _signals():
+        launched = Launched(command, variables)
+        tails = (
+            [Tail(logs, f"{name}.log", getattr(sys, name)) for name in STREAMS] if placed.node == 0 else []
+        )
+        try:
+            while launched.process.poll() is None:
+                for tail in tails:
+                    tail.show()
+                time.sleep(POLL)
+        finally:
+            launched.end()
+            for tail in tails:
+                tail.close()
+    code = launched.process.returncode
     if code == 0:
         return 0
-    failures = find_failures(logs, launcher=logs / LAUNCHER)
-    told = describe(failures, placed=placed, logs=logs, code=code)
+    printed = "".join(launched.printed)
+    failures = find_failures(launched.reports, printed)
+    told = describe(failures, placed=placed, logs=logs, code=code, printed=printed)
     if failures and failures[0].user_error:
         raise UserError(told)
     print(f"error: {told}", file=sys.stderr)
     return 1
 
 
-def _attend(
-    command: Sequence[str], variables: Mapping[str, str], log: BinaryIO, logs: Path, *, show: bool
-) -> int:
-    """Start the launcher, look after it until it ends, and return its exit code."""
-    own = {"PYTHONUNBUFFERED": "1", "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(SHUTDOWN), rank.PARENT: "stdin"}
-    with _signals():
-        launcher = subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            env={**os.environ, **variables, **own},
-            start_new_session=True,  # Ctrl-C is for this process, which ends the others itself
-        )
-        tails = [Tail(logs, name, to) for name, to in STREAMS.items()] if show else []
-        try:
-            while launcher.poll() is None:
-                for tail in tails:
-                    tail.show()
-                time.sleep(POLL)
-        finally:
-            _end(launcher)
-            for tail in tails:
-                tail.show()
-                tail.close()
-    return launcher.returncode
+class Launched:
+    """The launcher, and what it and its processes tell.
+
+    Attributes:
+        process: the launcher.
+        reports: what processes tell of their failure, on the socket that is their standard input.
+        printed: the last lines that the launcher printed.
+    """
+
+    def __init__(self, command: Sequence[str], variables: Mapping[str, str]) -> None:
+        own = {"PYTHONUNBUFFERED": "1", "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(SHUTDOWN), rank.PARENT: "stdin"}
+        self.socket, theirs = socket.socketpair()
+        with theirs:
+            self.process = subprocess.Popen(
+                command,
+                stdin=theirs.fileno(),
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                env={**os.environ, **variables, **own},
+                encoding="utf-8",
+                errors="replace",
+                start_new_session=True,  # Ctrl-C is for this process, which ends the others itself
+            )
+        self.reports: list[dict[str, Any]] = []
+        self.printed: deque[str] = deque(maxlen=KEPT)
+        self._threads = [threading.Thread(target=each, daemon=True) for each in (self._listen, self._read)]
+        for thread in self._threads:
+            thread.start()
+
+    def end(self) -> None:
+        """End the launcher and, by the end of their standard input, all processes; signals wait meanwhile."""
+        for number in SIGNALS:
+            signal.signal(number, signal.SIG_IGN)
+        with suppress(OSError):
+            self.socket.shutdown(socket.SHUT_WR)
+        if self.process.poll() is None:
+            self.process.terminate()
+            try:
+                self.process.wait(PATIENCE)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+        self.process.wait()
+        for thread in self._threads:
+            thread.join(timeout=2)
+        self.socket.close()
+
+    def _listen(self) -> None:
+        with suppress(OSError, ValueError), self.socket.makefile(encoding="utf-8") as lines:
+            for line in lines:
+                self.reports.append(json.loads(line))
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        with suppress(OSError, ValueError), self.process.stdout as lines:
+            self.printed.extend(lines)
 
 
 class Tail:
@@ -147,37 +196,30 @@ class Tail:
     def __init__(self, logs: Path, name: str, to: IO[str]) -> None:
         self.logs, self.name, self.to = logs, name, to
         self.file: BinaryIO | None = None
+        self.decode = codecs.getincrementaldecoder("utf-8")(errors="replace").decode
+        self.last = "\n"
 
     def show(self) -> None:
         """Write what has been added since the last call."""
         if self.file is None:
             found = sorted(self.logs.glob(f"*/attempt_*/0/{self.name}"))
             self.file = found[-1].open("rb") if found else None
-        if self.file is not None and (added := self.file.read()):
-            with suppress(BrokenPipeError):  # nobody reads any more: the run goes on
-                self.to.write(added.decode("utf-8", errors="replace"))
-                self.to.flush()
+        if self.file is not None and (added := self.decode(self.file.read())):
+            self.last = added[-1]
+            self._write(added)
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Show the rest, end the line and let go of the file."""
+        self.show()
+        if self.last != "\n":
+            self._write("\n")
         if self.file is not None:
             self.file.close()
 
-
-def _end(launcher: subprocess.Popen[bytes]) -> None:
-    """End the launcher and, by the end of their standard input, all processes; signals wait meanwhile."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)
-    assert launcher.stdin is not None
-    with suppress(BrokenPipeError):
-        launcher.stdin.close()
-    if launcher.poll() is None:
-        launcher.terminate()
-        try:
-            launcher.wait(PATIENCE)
-        except subprocess.TimeoutExpired:
-            launcher.kill()
-    launcher.wait()
+    def _write(self, text: str) -> None:
+        with suppress(BrokenPipeError):  # nobody reads any more: the run goes on
+            self.to.write(text)
+            self.to.flush()
 
 
 @contextmanager
@@ -187,7 +229,7 @@ def _signals() -> Iterator[None]:
     def stop(number: int, frame: FrameType | None) -> None:
         raise Stopped(number)
 
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    before = {number: signal.getsignal(number) for number in SIGNALS}
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, stop)
     try:

@@ -1,4 +1,8 @@
-"""What a process of a run does that was started as one of several: say why it fails, in a file, and leave at once."""
+"""What a process of a run does that was started as one of several: tell why it fails, and leave at once.
+
+Standard input is then a socket to the process that launched: its end is that process's end, and what goes wrong is
+told on it, which works on a full disk too.
+"""
 
 from __future__ import annotations
 
@@ -9,13 +13,15 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from camex_ft.errors import UserError, guard
 
-PARENT = "CAMEX_FT_PARENT"  # "stdin": the end of standard input is the end of the process that launched
+PARENT = "CAMEX_FT_PARENT"  # set where standard input is that socket
 FILE = "TORCHELASTIC_ERROR_FILE"  # torch's launcher sets it, and reads what is written there
 INTERRUPTED = 130
+MOST = 8000  # characters told: so short a message is not mixed with that of another process
 # How torch's backends say that another process is gone.
 LOST = (
     "DistBackendError",
@@ -32,32 +38,40 @@ def inside(variables: Mapping[str, str] = os.environ) -> bool:
 
 
 def run(command: Callable[[], object]) -> int:
-    """Call `command` and return the exit code, as `errors.guard` does; a failure is written to torch's error file too.
+    """Call `command` and return the exit code, as `errors.guard` does, if it is 0.
 
-    A failure leaves from here, without what Python runs at exit: it could wait for the other processes.
+    A failure is told, and the process leaves from here without what Python runs at exit: that could wait for the
+    other processes, which wait for this one.
     """
-    if os.environ.get(PARENT) == "stdin":
+    if PARENT in os.environ:
         threading.Thread(target=_leave_with_the_parent, daemon=True).start()
-
-    def reporting() -> None:
-        try:
-            command()
-        except Exception as error:
-            _report(error)
-            if isinstance(error, UserError) and PARENT in os.environ and os.environ.get("RANK") == "0":
-                _leave(2)  # the parent shows this output, and will say it
-            if lost(error):
-                print(
-                    f"rank {os.environ.get('RANK')} has lost another process: {last_line(error)}",
-                    file=sys.stderr,
-                )
-                _leave(1)
-            raise
-
-    code = guard(reporting)
+    try:
+        code = guard(lambda: _reporting(command))
+    except SystemExit as left:
+        code = left.code if isinstance(left.code, int) else int(left.code is not None)
+    except OSError:  # there is no room for what is printed
+        code = 1
     if code:
         _leave(code)
     return code
+
+
+def _reporting(command: Callable[[], object]) -> None:
+    try:
+        command()
+    except SystemExit as left:  # the command line ends so, also where all is well
+        if left.code:
+            _report(left)
+        raise
+    except Exception as error:
+        _report(error)
+        if isinstance(error, UserError) and PARENT in os.environ and os.environ.get("RANK") == "0":
+            _leave(2)  # the parent shows this output, and says the error itself
+        if lost(error):
+            with suppress(OSError):
+                print(f"another process is gone: {in_a_line(error)}", file=sys.stderr)
+            _leave(1)
+        raise
 
 
 def lost(error: BaseException) -> bool:
@@ -66,43 +80,41 @@ def lost(error: BaseException) -> bool:
     return not isinstance(error, UserError) and any(words in text for words in LOST)
 
 
-def last_line(error: BaseException) -> str:
-    """Return an error in a line: its kind and the first line of what it says."""
+def in_a_line(error: BaseException) -> str:
+    """Return an error's kind and the first line of what it says."""
     said = str(error).strip().splitlines()
     return f"{type(error).__name__}: {said[0]}" if said else type(error).__name__
 
 
-def _report(error: Exception) -> None:
-    """Write the error in the form that torch's launcher reads, and what only this package does under ``camex_ft``."""
+def _report(error: BaseException) -> None:
+    """Tell the parent, and write the error in the form that torch's launcher reads."""
+    user = isinstance(error, UserError)
     told = {
-        "message": {
-            "message": last_line(error),
-            "extraInfo": {"py_callstack": traceback.format_exc(), "timestamp": str(int(time.time()))},
-        },
-        "camex_ft": {
-            "text": str(error) if isinstance(error, UserError) else last_line(error),
-            "user_error": isinstance(error, UserError),
-            "lost": lost(error),
-            "time": time.time(),
-        },
+        "rank": int(os.environ.get("RANK", "0")),
+        "local": int(os.environ.get("LOCAL_RANK", "0")),
+        "text": (str(error) if user else in_a_line(error))[:MOST],
+        "user_error": user,
+        "lost": lost(error),
+        "time": time.time(),
     }
-    try:
-        Path(os.environ[FILE]).write_text(json.dumps(told), encoding="utf-8")
-    except OSError as why:  # a full disk, perhaps the very failure: then the log has to do
-        print(f"error: {error} (and {os.environ[FILE]} cannot be written: {why})", file=sys.stderr)
+    extra = {"py_callstack": traceback.format_exc(), "timestamp": str(int(time.time()))}
+    with suppress(OSError):
+        if PARENT in os.environ:
+            os.write(0, (json.dumps(told) + "\n").encode())
+    with suppress(OSError):
+        file = json.dumps({"message": {"message": in_a_line(error), "extraInfo": extra}})
+        Path(os.environ[FILE]).write_text(file, encoding="utf-8")
 
 
 def _leave(code: int) -> None:
-    with_streams = (sys.stdout, sys.stderr)
-    for stream in with_streams:
-        try:
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError):
             stream.flush()
-        except OSError:
-            continue
     os._exit(code)
 
 
 def _leave_with_the_parent() -> None:
-    while os.read(0, 1024):
-        continue
+    with suppress(OSError):
+        while os.read(0, 1024):
+            continue
     os._exit(INTERRUPTED)

@@ -46,7 +46,7 @@ class LowRankLinear(ExpertMap):
     trained. The base is kept too where the protocol has none of its own: experts are then E_i = base + tau_i.
 
     Args:
-        weight: of the dense layer, the base; [out, in].
+        weight: of the dense layer, the base, which shares its memory; [out, in].
         bias: of the dense layer; [out] or None.
         settings: of the model's expert layers.
         low_rank: of the experts.
@@ -61,7 +61,7 @@ class LowRankLinear(ExpertMap):
         self.low_rank = low_rank
         n, r, (out, width) = settings.experts, low_rank.rank, weight.shape
         wide = torch.promote_types(weight.dtype, torch.float32)
-        self.base = nn.Parameter(weight.detach().clone(memory_format=torch.contiguous_format), False)
+        self.base = nn.Parameter(weight.detach().contiguous(), False)  # the dense layer's own memory, if it can be
         self.expert_out = nn.Parameter(weight.new_zeros(n, out, r, dtype=wide))
         self.expert_in = nn.Parameter(weight.new_empty(n, r, width, dtype=wide))
         self.expert_bias = None if bias is None else nn.Parameter(bias.detach().to(wide).repeat(n, 1))

@@ -60,6 +60,7 @@ def upcycle(
     upcycle: UpcycleConfig | Mapping[str, Any] | None = None,
     tuning: TuningConfig | Mapping[str, Any] | None = None,
     seed: int = 0,
+    in_place: bool = False,
 ) -> PreTrainedModel:
     """Return a copy of `model` whose chosen feed-forward layers have experts; `model` itself is left as it is.
 
@@ -71,6 +72,7 @@ def upcycle(
         merging, routing, upcycle, tuning: sections of the configuration, or mappings as in YAML. With ``mode: lora``
             experts are of low rank, attention gets LoRA, and the rest is frozen; in other modes `freeze` chooses.
         seed: of the new parameters; the global random state stays as it is.
+        in_place: change `model` and return it, without the memory of a copy.
 
     Raises:
         UserError: `model` has experts already, its family is unknown, or the settings do not fit it or each other.
@@ -80,7 +82,7 @@ def upcycle(
     plan = plan_of({"merging": merging, "routing": routing, "upcycle": upcycle, "tuning": tuning})
     for reason in changes(plan.merging, plan.routing, plan.upcycle):
         warnings.warn(reason, FunctionChanged, stacklevel=2)
-    made = copy.deepcopy(model)
+    made = model if in_place else copy.deepcopy(model)
     _build(made, plan, seed)
     return made
 
