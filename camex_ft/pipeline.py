@@ -26,7 +26,7 @@ from camex_ft.tasks.base import Task
 from camex_ft.tasks.prepared import Prepared
 from camex_ft.training.arguments import training_arguments
 from camex_ft.training.checkpoints import choose, state_of
-from camex_ft.training.cost import Speed
+from camex_ft.training.cost import Speed, describe
 from camex_ft.training.history import HistoryCallback
 from camex_ft.training.trainer import CamexTrainer
 
@@ -74,6 +74,7 @@ def run(given: Config, *, force: bool = False, callbacks: Iterable[TrainerCallba
         raise
     for callback in callbacks:
         trainer.add_callback(callback)
+    counted = describe(cast(PreTrainedModel, trainer.model))  # before an engine takes the parameters apart
     speed, resumed = train(trainer, settled, folder, anew=force)
     facts = Facts(
         name=folder.path.name,
@@ -82,6 +83,7 @@ def run(given: Config, *, force: bool = False, callbacks: Iterable[TrainerCallba
         data_sha256=digest,
         speed=speed,
         resumed=resumed,
+        counted=counted,
         tokenizer=made_tokenizer(settled, task, trainer.processing_class),
     )
     record = make_record(settled, data, trainer, facts)
@@ -119,10 +121,11 @@ def keep(
 ) -> None:
     """Write model and predictions, where they are wanted, and, last, the record; then the checkpoints have served."""
     made = make_predictions(trainer, data) if predictions else {}
+    state = trainer.full_state() if model else None
     if not trainer.is_world_process_zero():
         return
     if model:
-        upcycling.save(cast(PreTrainedModel, trainer.model), folder.path / MODEL)
+        upcycling.save(cast(PreTrainedModel, trainer.model), folder.path / MODEL, state=state)
         cast(PreTrainedTokenizerBase, trainer.processing_class).save_pretrained(folder.path / MODEL)
     for split, decided in made.items():
         data.task.submission(decided, data.rows[split], folder.path / PREDICTIONS / data.task.files[split])
@@ -248,6 +251,8 @@ def train(
     checkpoint, notes = choose(resume, folder.checkpoints)
     for note in notes:
         say(note)
+    if checkpoint is not None:
+        trainer.check_batch(checkpoint)
     with trainer.args.main_process_first(desc="preparing the run's folder"):
         if trainer.is_world_process_zero():
             if checkpoint is None:

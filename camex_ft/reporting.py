@@ -17,7 +17,8 @@ from camex_ft.results.correctness import pack
 from camex_ft.results.record import Cost, Data, LayerCurvature, LayerRouting, Metrics, Model, Run
 from camex_ft.results.routing import layer_routing
 from camex_ft.tasks.prepared import Prepared
-from camex_ft.training.cost import Speed, describe, devices, peak_memory_mb
+from camex_ft.training.cost import Speed, devices, peak_memory_mb
+from camex_ft.training.distributed import largest
 from camex_ft.training.history import best_and_last, epochs, only_metrics
 from camex_ft.training.monitor import curvature_statistics
 from camex_ft.training.trainer import CamexTrainer
@@ -34,6 +35,7 @@ class Facts:
         data_sha256: fingerprint of its data.
         speed: of training; None where there was nothing left to train.
         resumed: the step that an interrupted run went on from; None where it was not interrupted.
+        counted: numbers of the model's parameters, as `describe` has them.
         tokenizer: what was made for this text; None where the backbone's own serves.
     """
 
@@ -42,6 +44,7 @@ class Facts:
     reason: str
     data_sha256: str
     speed: Speed | None
+    counted: Mapping[str, int]
     resumed: int | None = None
     tokenizer: str | None = None
 
@@ -55,6 +58,7 @@ def make_record(config: Config, data: Prepared, trainer: CamexTrainer, facts: Fa
     final, routing, correct = _evaluate(data, trainer)
     model = cast(PreTrainedModel, trainer.model)
     curvature = curvature_statistics(model, condition=True)
+    gpus = devices(trainer.args)
     return Record(
         run=Run(
             name=facts.name,
@@ -85,12 +89,14 @@ def make_record(config: Config, data: Prepared, trainer: CamexTrainer, facts: Fa
         ),
         routing=routing,
         curvature={name: LayerCurvature.model_validate(entry) for name, entry in curvature.items()},
-        model=Model(**describe(model), tokenizer=facts.tokenizer),
+        model=Model(**facts.counted, tokenizer=facts.tokenizer),
         cost=Cost(
             samples_per_second=facts.speed.samples if facts.speed else None,
             tokens_per_second=facts.speed.tokens if facts.speed else None,
-            peak_memory_mb=peak_memory_mb(),
-            device=" x ".join([devices()[0], str(len(devices()))]) if devices() else "cpu",
+            peak_memory_mb=largest(peak_memory_mb()),
+            device=" x ".join([gpus[0], str(len(gpus))]) if gpus else "cpu",
+            processes=trainer.args.world_size,
+            engine=trainer.engine,
         ),
         data=Data(
             source=cast(Any, config.data.source),
@@ -98,7 +104,7 @@ def make_record(config: Config, data: Prepared, trainer: CamexTrainer, facts: Fa
             rows={split: len(each) for split, each in data.rows.items()},
             sha256=facts.data_sha256,
         ),
-        environment=software(gpus=devices()),
+        environment=software(gpus=gpus),
     )
 
 

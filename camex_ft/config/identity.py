@@ -185,4 +185,6 @@ def _training(values: dict[str, Any], training: TrainingConfig) -> dict[str, Any
             kept[name] = training.learning_rate
     if training.max_steps > 0:
         del kept["num_train_epochs"]
+    # as before there was such a key; where it is given, it decides
+    del kept["global_batch_size" if training.global_batch_size is None else "per_device_train_batch_size"]
     return kept

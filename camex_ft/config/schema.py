@@ -263,6 +263,11 @@ class TrainingConfig(Section):
         default=-1, ge=-1, description="Optimizer steps, in place of epochs; -1: epochs count."
     )
     per_device_train_batch_size: Count = Field(default=16, description="Sequences a device and step.")
+    global_batch_size: Count | None = Field(
+        default=None,
+        description="Sequences of an optimizer step, over all processes and micro-batches; sets "
+        "`per_device_train_batch_size`, so that any number of processes trains the same. null: so many a device.",
+    )
     per_device_eval_batch_size: Count = Field(
         default=32, description="Sequences a device and evaluation step."
     )
@@ -296,7 +301,7 @@ class TrainingConfig(Section):
         return {name: value for name, value in self.model_dump().items() if name not in OWN_KEYS}
 
 
-OWN_KEYS = ("router_learning_rate", "curvature_learning_rate", "resume")
+OWN_KEYS = ("router_learning_rate", "curvature_learning_rate", "resume", "global_batch_size")
 
 
 class OutputConfig(Section):

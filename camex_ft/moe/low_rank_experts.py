@@ -61,7 +61,9 @@ class LowRankLinear(ExpertMap):
         self.low_rank = low_rank
         n, r, (out, width) = settings.experts, low_rank.rank, weight.shape
         wide = torch.promote_types(weight.dtype, torch.float32)
-        self.base = nn.Parameter(weight.detach().contiguous(), False)  # the dense layer's own memory, if it can be
+        self.base = nn.Parameter(
+            weight.detach().contiguous(), False
+        )  # the dense layer's own memory, if it can be
         self.expert_out = nn.Parameter(weight.new_zeros(n, out, r, dtype=wide))
         self.expert_in = nn.Parameter(weight.new_empty(n, r, width, dtype=wide))
         self.expert_bias = None if bias is None else nn.Parameter(bias.detach().to(wide).repeat(n, 1))

@@ -111,12 +111,17 @@ class Model(Section):
 
 
 class Cost(Section):
-    """What training cost, on which kind of device ("cpu", "NVIDIA H100 80GB HBM3 x 2"); tokens are without padding."""
+    """What training cost, on which kind of device ("cpu", "NVIDIA H100 80GB HBM3 x 2"), in how many processes.
+
+    Tokens are without padding; memory is that of the process that took most.
+    """
 
     samples_per_second: Number
     tokens_per_second: Number = None
     peak_memory_mb: Number
     device: str
+    processes: int = 1
+    engine: str | None = None
 
 
 class Data(Section):

@@ -44,6 +44,24 @@ def training_arguments(
         defaults |= {"metric_for_best_model": best, "greater_is_better": greater_is_better}
     given["activation_checkpointing_kwargs"] = {"use_reentrant": False, **checkpointing}
     try:
-        return TrainingArguments(output_dir=str(output), **{**defaults, **given})
+        made = TrainingArguments(output_dir=str(output), **{**defaults, **given})
     except (ValueError, ImportError, TypeError) as error:
         raise UserError(f"training: {error}") from error
+    if training.global_batch_size is not None:
+        made.per_device_train_batch_size = rows_a_device(training.global_batch_size, made)
+    return made
+
+
+def rows_a_device(rows: int, arguments: TrainingArguments) -> int:
+    """Return how many of the rows of an optimizer step a device takes at a time.
+
+    Raises:
+        UserError: they do not share out evenly.
+    """
+    processes, parts = arguments.world_size, arguments.gradient_accumulation_steps
+    if rows % (processes * parts):
+        raise UserError(
+            f"training.global_batch_size: {rows} rows do not share out evenly among {processes} processes and {parts} "
+            f"micro-batches; expected a multiple of {processes * parts}"
+        )
+    return rows // (processes * parts)

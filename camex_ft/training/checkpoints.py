@@ -30,6 +30,12 @@ def state_of(checkpoint: Path) -> TrainerState:
     return TrainerState.load_from_json(str(checkpoint / STATE))
 
 
+def rows_at_once(checkpoint: Path) -> int:
+    """Return how many rows one forward pass took over all processes, of the run that wrote a checkpoint."""
+    processes = len(list(checkpoint.glob("rng_state*.pth")))  # each writes its own
+    return int(state_of(checkpoint).train_batch_size or 0) * max(processes, 1)
+
+
 def fault(checkpoint: Path) -> str | None:
     """Return what is wrong with a checkpoint folder, or None where it is whole."""
     for name in (STATE, *NEEDED):

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, TrainingArguments
 
 from camex_ft.moe.experts import ExpertLinear
 from camex_ft.moe.ffn import ExpertFFN, MixtureFFN
@@ -132,6 +132,8 @@ def peak_memory_mb() -> float:
     return peak / 1e6 if sys.platform == "darwin" else peak / 1e3
 
 
-def devices() -> list[str]:
-    """Return the names of the visible GPUs; an empty list on a CPU."""
-    return [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+def devices(arguments: TrainingArguments) -> list[str]:
+    """Return the names of the GPUs of all processes, which are of one kind; an empty list on a CPU."""
+    if arguments.device.type != "cuda":
+        return []
+    return [torch.cuda.get_device_name(arguments.device)] * max(arguments.world_size, arguments.n_gpu)

@@ -42,6 +42,15 @@ def total(values: Tensor) -> Tensor:
     return made
 
 
+def largest(value: float) -> float:
+    """Return the largest of all processes' values."""
+    if PartialState().num_processes == 1:
+        return value
+    made = torch.tensor(value, dtype=torch.float64, device=PartialState().device)
+    dist.all_reduce(made, dist.ReduceOp.MAX)
+    return float(made)
+
+
 def whole(tensor: Tensor) -> Tensor:
     """Return a sharded tensor in full, which every process has to ask for; any other tensor as it is."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor

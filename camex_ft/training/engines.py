@@ -23,8 +23,11 @@ from torch.utils._pytree import tree_map_only
 from transformers import PreTrainedModel, Trainer
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 
+from camex_ft.errors import UserError
+from camex_ft.training.checkpoints import rows_at_once
 from camex_ft.training.distributed import blocks, deal, shard_on_cpu, whole
 from camex_ft.upcycling import keep_nothing
+from camex_ft.upcycling.adapters import has_adapter, trained_state
 
 NOT_SHARDED = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
 
@@ -48,6 +51,15 @@ class EngineTrainer(Trainer):
         """Whether every process has all parameters, and their gradients after each backward pass."""
         return self.accelerator.distributed_type in NOT_SHARDED
 
+    @property
+    def engine(self) -> str | None:
+        """What runs several processes: ddp, fsdp, zero2 or zero3; None where there is one."""
+        if self.is_deepspeed_enabled:
+            return f"zero{self.accelerator.state.deepspeed_plugin.zero_stage}"
+        if self.is_fsdp_enabled:
+            return "fsdp"
+        return "ddp" if self.args.world_size > 1 else None
+
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """Train, each process with randomness of its own; a checkpoint that is loaded brings its own state of it."""
         if self.args.world_size > 1:
@@ -61,7 +73,39 @@ class EngineTrainer(Trainer):
         made: dict[str, Tensor] = self.accelerator.get_state_dict(self.model_wrapped)
         return made
 
+    def check_batch(self, checkpoint: Path) -> None:
+        """Raise `UserError` where a run that goes on from a checkpoint would take other batches than before."""
+        before = rows_at_once(checkpoint)
+        now = self.args.train_batch_size * self.args.world_size
+        if before and before != now and not self.args.auto_find_batch_size:
+            raise UserError(
+                f"{checkpoint.name} was written by a run that takes {before} rows at once, and {self.args.world_size} "
+                f"processes of {self.args.train_batch_size} take {now}: expected as many processes as before, or "
+                "training.global_batch_size from the start; --force (make: FORCE=1) starts anew"
+            )
+
     # -- checkpoints --------------------------------------------------------------------------------------------------
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        """Write the model; of one with low-rank experts what is trained alone."""
+        model = cast(PreTrainedModel, self.model)
+        if has_adapter(model):
+            names = trained_state(model)
+            state_dict = (
+                {name: (state_dict or names)[name] for name in names} if self.args.should_save else {}
+            )
+        super()._save(output_dir, state_dict)
+
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        """Stay silent of missing names that share their tensor with one that is there, or that never change."""
+        tensors = cast(nn.Module, self.model).state_dict(keep_vars=True)
+        missing = set(load_result.missing_keys)
+        loaded = {t.data_ptr() for name, t in tensors.items() if name not in missing}
+        if has_adapter(cast(PreTrainedModel, self.model)):
+            frozen = {n for n, t in tensors.items() if isinstance(t, nn.Parameter) and not t.requires_grad}
+            missing -= frozen
+        load_result.missing_keys[:] = [n for n in missing if tensors[n].data_ptr() not in loaded]
+        super()._issue_warnings_after_load(load_result)
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         if not self.is_fsdp_enabled:

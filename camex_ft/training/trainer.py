@@ -166,16 +166,6 @@ class CamexTrainer(EngineTrainer):
         self.guard.check()  # a model that is not finite any more never replaces a good checkpoint
         super()._save_checkpoint(*args, **kwargs)
 
-    def _issue_warnings_after_load(self, load_result: Any) -> None:
-        """Stay silent of missing names that share their tensor with one that is there."""
-        tensors = cast(nn.Module, self.model).state_dict(keep_vars=True)
-        missing = set(load_result.missing_keys)
-        loaded = {t.data_ptr() for name, t in tensors.items() if name not in missing}
-        load_result.missing_keys[:] = [
-            n for n in load_result.missing_keys if tensors[n].data_ptr() not in loaded
-        ]
-        super()._issue_warnings_after_load(load_result)
-
     def finish(self, checkpoint: Path) -> None:
         """Take up a run whose training had come to its end at `checkpoint`: its state, and the weights that it kept.
 

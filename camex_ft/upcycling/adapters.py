@@ -168,7 +168,7 @@ def save(model: PreTrainedModel, folder: str | Path, *, state: Mapping[str, Tens
         target / WEIGHTS,
         metadata={"format": "pt"},
     )
-    model.config.architectures = [type(model).__name__]
+    model.config.architectures = [type(model).__name__.removeprefix("FSDP")]  # as torch names a sharded one
     model.config.save_pretrained(target)
     if model.can_generate() and isinstance(model.generation_config, GenerationConfig):
         model.generation_config.save_pretrained(target)
