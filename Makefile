@@ -15,7 +15,7 @@ SUITE ?= glue
 # Arguments of pytest, such as ARGS="-k curvature" or ARGS=tests/moe; of make bench: options of both of its commands.
 ARGS ?=
 
-export TASK PROFILE BACKBONE PROTOCOL SEED SET FORCE ARGS SUITE PROTOCOLS SEEDS JOBS
+export TASK PROFILE BACKBONE PROTOCOL SEED SET FORCE ARGS SUITE PROTOCOLS SEEDS JOBS GPUS CPUS ENGINE NODES
 
 .DEFAULT_GOAL := help
 .PHONY: help install glue superglue lm qa compare tables test test-slow weights browser bench lint format clean distclean
@@ -24,6 +24,7 @@ help: ## this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{printf "%-18s %s\n", $$1, $$2}'
 	@echo
 	@echo "  glue, superglue, lm and qa take TASK= PROFILE=auto|paper|embedded BACKBONE= PROTOCOL= SEED= SET=\"key=value ...\" FORCE=1"
+	@echo "  and, for several processes, GPUS=4 or CPUS=2, ENGINE=ddp|fsdp|zero2|zero3, NODES=2"
 	@echo "  compare takes SUITE=glue|superglue|lm|qa TASK= PROFILE= BACKBONE= PROTOCOLS=\"dense smear ...\" SEEDS=3 JOBS= SET= FORCE=1"
 
 install: $(STAMP) ## make .venv and install (instant once done)
@@ -47,6 +48,10 @@ define experiment
 	if [ -n "$$PROTOCOL" ]; then set -- "$$@" "merging.protocol=$$PROTOCOL"; fi; \
 	if [ -n "$$SEED" ]; then set -- "$$@" "training.seed=$$SEED"; fi; \
 	if [ "$${FORCE:-0}" != 0 ]; then set -- --force "$$@"; fi; \
+	if [ -n "$$GPUS" ]; then set -- --gpus "$$GPUS" "$$@"; fi; \
+	if [ -n "$$CPUS" ]; then set -- --cpus "$$CPUS" "$$@"; fi; \
+	if [ -n "$$ENGINE" ]; then set -- --engine "$$ENGINE" "$$@"; fi; \
+	if [ -n "$$NODES" ]; then set -- --nodes "$$NODES" "$$@"; fi; \
 	exec $(BIN)/camex-ft run "$$@" $$SET
 endef
 

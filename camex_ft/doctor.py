@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import importlib.util
 import os
 import platform
 import shutil
@@ -34,7 +35,16 @@ class Finding:
 
 def diagnose() -> list[Finding]:
     """Look at everything; makes no file and changes nothing. One request goes to the hub unless it is set offline."""
-    return [python(), *packages(), devices(), hub(os.environ), cache(), disk(Path.cwd()), profile()]
+    return [
+        python(),
+        *packages(),
+        devices(),
+        *processes(),
+        hub(os.environ),
+        cache(),
+        disk(Path.cwd()),
+        profile(),
+    ]
 
 
 def python() -> Finding:
@@ -85,6 +95,45 @@ def devices() -> Finding:
     names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     memory = torch.cuda.get_device_properties(0).total_memory / 2**30
     return Finding("device", "ok", f"{host_kind(names)}, {memory:.0f} GiB each, CUDA {torch.version.cuda}")
+
+
+def processes() -> list[Finding]:
+    """Report how a run can be spread over processes here, by what they talk, and which number formats there are."""
+    import torch
+    from torch import distributed
+
+    gpus = torch.cuda.device_count()
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    zero = importlib.util.find_spec("deepspeed") is not None
+    nccl = distributed.is_available() and distributed.is_nccl_available()
+    gloo = distributed.is_available() and distributed.is_gloo_available()
+    engines = ["ddp", "fsdp", *(["zero2", "zero3"] if zero else [])]
+    ready = (
+        f"--gpus up to {gpus}, engines {', '.join(engines)}"
+        if gpus > 1
+        else f"{gpus} GPUs: --gpus needs two or more"
+    )
+    found = [
+        Finding(
+            "several GPUs",
+            "ok" if gpus > 1 and nccl else "note",
+            ready + ("" if nccl else "; torch has no NCCL"),
+        ),
+        Finding("several CPUs", "ok" if gloo else "wrong", f"--cpus, engines ddp, fsdp; {cores} cores"),
+    ]
+    missing = [name for name in ("deepspeed", "bitsandbytes") if importlib.util.find_spec(name) is None]
+    serves = {"deepspeed": "engines zero2 and zero3", "bitsandbytes": "8-bit optimizers"}
+    detail = "; ".join(f"{name} is not installed: no {serves[name]}" for name in missing)
+    found.append(
+        Finding(
+            "GPU packages", "note" if missing else "ok", detail or "deepspeed and bitsandbytes are installed"
+        )
+    )
+    bf16 = gpus > 0 and torch.cuda.is_bf16_supported(including_emulation=False)
+    return [
+        *found,
+        Finding("bf16", "ok" if bf16 else "note", "in hardware" if bf16 else "on no GPU here"),
+    ]
 
 
 def hub(variables: Mapping[str, str]) -> Finding:

@@ -213,6 +213,13 @@ def test_make_glue_passes_every_variable_and_set_last(sandbox):
     assert "--force" not in make(sandbox, "glue", "FORCE=0")
 
 
+def test_make_passes_what_asks_for_several_processes(sandbox):
+    given = ["GPUS=4", "ENGINE=fsdp", "NODES=2"]
+    expected = ["run", "--nodes", "2", "--engine", "fsdp", "--gpus", "4", "configs/glue.yaml"]
+    assert make(sandbox, "glue", *given) == expected
+    assert make(sandbox, "qa", "CPUS=2") == ["run", "--cpus", "2", "configs/qa.yaml"]
+
+
 @pytest.mark.parametrize("value", ["a b", "a'b", 'a"b', "a;touch x", "`touch x`", "a&b", "*", "a\\b"])
 def test_values_reach_the_command_as_they_are(sandbox, value):
     assert make(sandbox, "glue", f"TASK={value}")[-1] == f"task.name={value}"

@@ -92,6 +92,9 @@ def place(
     _check(gpus, cpus, engine, machine.variables)
     step = slurm.read_step(machine.variables, nodes=nodes)
     nodes = nodes or step.nodes or 1
+    if nodes == 1 and (node or address):
+        name = "--node-rank" if node else "--main-address"
+        raise UserError(f"{name} is for several nodes; expected --nodes 2 or more beside it")
     if cpus is None and gpus is None:
         gpus = machine.gpus()
         if not gpus:
@@ -107,9 +110,6 @@ def place(
     )
     _check_devices(placed, asked=engine, machine=machine)
     if nodes == 1:
-        if node or address:
-            name = "--node-rank" if node else "--main-address"
-            raise UserError(f"{name} is for several nodes; expected --nodes 2 or more beside it")
         return placed
     return _among_nodes(placed, node if node is not None else step.node, address, step, machine)
 

@@ -11,17 +11,17 @@ from camex_ft.errors import UserError
 
 ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # safetensors and torch have errors of their own; torch's writer does not pass the reason on: there is hardly another.
-SAID = re.compile(
-    r"No space left on device|Disk quota exceeded|File too large|os error (28|122|27)\b"
-    r"|PytorchStreamWriter failed writing|inline_container\.cc.*unexpected pos"
-)
+SAID = re.compile(r"No space left on device|Disk quota exceeded|File too large|os error (28|122|27)\b")
+TORCH = re.compile(r"PytorchStreamWriter failed writing|inline_container\.cc.*unexpected pos")
 
 
 def is_full(error: BaseException) -> bool:
     """Whether an error, or one that it came of, says that there is no room to write."""
     seen: BaseException | None = error
     while seen is not None:
-        if (isinstance(seen, OSError) and seen.errno in ERRNOS) or SAID.search(str(seen)):
+        if isinstance(seen, OSError) and seen.errno in ERRNOS:
+            return True
+        if SAID.search(str(seen)) or TORCH.search(str(seen)):
             return True
         seen = seen.__cause__ or seen.__context__
     return False
@@ -41,9 +41,13 @@ def full_disk(folder: str) -> Iterator[None]:
     except Exception as error:
         if not is_full(error):
             raise
-        said = str(error).strip().splitlines()
+        said = (
+            "a file of torch's was cut short"
+            if TORCH.search(str(error))
+            else str(error).strip().partition("\n")[0]
+        )
         raise UserError(
-            f"output.dir: there is no room left to write in '{folder}': {said[0] if said else type(error).__name__}. "
+            f"output.dir: there is no room left to write in '{folder}': {said}. "
             "Make room: the same command goes on from the last checkpoint. training.save_total_limit=1 keeps fewer "
             "checkpoints, output.model=false no model"
         ) from error
