@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator, DistributedType, PartialState
 from accelerate.utils import FullyShardedDataParallelPlugin, str_to_bool
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import PreTrainedModel
 
@@ -85,3 +86,29 @@ def blocks(model: PreTrainedModel) -> list[str]:
     paths = list(expert_layers(model)) or [ffn.path for ffn in family_of(model).ffns(model)]
     found = [model.get_submodule(block_of(path)) for path in paths]
     return sorted({type(block).__name__ for block in found})
+
+
+def share_embeddings(model: PreTrainedModel) -> None:
+    """Make embeddings that share the input embedding's matrix one module, in place: each is sharded with one alone.
+
+    T5 has one for both of its stacks. A head that shares the matrix stays, since accelerate shards it together.
+    """
+    shared = model.get_input_embeddings()
+    twins = [
+        name
+        for name, module in model.named_modules(remove_duplicate=False)
+        if isinstance(module, nn.Embedding) and module is not shared and module.weight is shared.weight
+    ]
+    for name in twins:
+        model.set_submodule(name, shared)
+
+
+def tied(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return a model's gathered state with names that share a parameter sharing a tensor, so that it is saved once."""
+    first: dict[int, str] = {}
+    made = dict(state)
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        owner = first.setdefault(id(parameter), name)
+        if owner in made and name in made:
+            made[name] = made[owner]
+    return made

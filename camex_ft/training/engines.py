@@ -16,16 +16,15 @@ from typing import Any, cast
 import torch
 from accelerate import DistributedType
 from accelerate.utils import set_seed
-from safetensors.torch import load_file
+from safetensors import safe_open
 from torch import Tensor, nn
-from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 from torch.utils._pytree import tree_map_only
 from transformers import PreTrainedModel, Trainer
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 
 from camex_ft.errors import UserError
 from camex_ft.training.checkpoints import rows_at_once
-from camex_ft.training.distributed import blocks, deal, shard_on_cpu, whole
+from camex_ft.training.distributed import blocks, deal, shard_on_cpu, share_embeddings, tied, whole
 from camex_ft.upcycling import keep_nothing
 from camex_ft.upcycling.adapters import has_adapter, trained_state
 
@@ -41,6 +40,7 @@ class EngineTrainer(Trainer):
         model = cast(PreTrainedModel, self.model)
         self.is_fsdp_enabled |= shard_on_cpu(self.accelerator)
         if self.is_fsdp_enabled:
+            share_embeddings(model)
             plugin = self.accelerator.state.fsdp_plugin
             plugin.transformer_cls_names_to_wrap = plugin.transformer_cls_names_to_wrap or blocks(model)
         if not self.whole_parameters:
@@ -70,8 +70,7 @@ class EngineTrainer(Trainer):
         """Return the model's state where it has to be gathered, which every process takes part in; else None."""
         if self.whole_parameters:
             return None
-        made: dict[str, Tensor] = self.accelerator.get_state_dict(self.model_wrapped)
-        return made
+        return tied(cast(nn.Module, self.model), self.accelerator.get_state_dict(self.model_wrapped))
 
     def check_batch(self, checkpoint: Path) -> None:
         """Raise `UserError` where a run that goes on from a checkpoint would take other batches than before."""
@@ -89,6 +88,8 @@ class EngineTrainer(Trainer):
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         """Write the model; of one with low-rank experts what is trained alone."""
         model = cast(PreTrainedModel, self.model)
+        if state_dict:
+            state_dict = tied(model, state_dict)
         if has_adapter(model):
             names = trained_state(model)
             state_dict = (
@@ -153,14 +154,14 @@ class EngineTrainer(Trainer):
             return
         self._deal_out(Path(cast(str, self.state.best_model_checkpoint)))
 
+    @torch.no_grad()
     def _deal_out(self, checkpoint: Path) -> None:
-        """Load a checkpoint's weights, of which every process keeps its part."""
-        state: dict[str, Any] = {}
-        for file in sorted(checkpoint.glob("*.safetensors")) if self.args.process_index == 0 else ():
-            state |= load_file(file)
-        # names that share their tensor with one that is there are not in the file
-        options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True, strict=False)
-        set_model_state_dict(cast(nn.Module, self.model), state, options=options)
+        """Load a checkpoint's weights, of which every process keeps its part, one tensor at a time."""
+        own = cast(nn.Module, self.model).state_dict()
+        for file in sorted(checkpoint.glob("*.safetensors")):
+            with safe_open(file, "pt") as saved:
+                for name in saved.keys() & own.keys():
+                    own[name].copy_(deal(saved.get_tensor(name), own[name]))
 
     def _shard_unprepared(self) -> None:
         """Shard a model that is evaluated without having been trained here."""

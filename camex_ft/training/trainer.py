@@ -272,7 +272,8 @@ class CamexTrainer(EngineTrainer):
                 )
             real = self._real_rows(inputs)
             if real is not None and loss is not None:
-                loss = self.outputs(model, {name: given[:real] for name, given in inputs.items()})[0]
+                own = {k: v[:real] if isinstance(v, Tensor) else v for k, v in inputs.items()}
+                loss = self.outputs(model, own)[0]
         loss = None if loss is None else loss.detach().mean()
         if prediction_loss_only:
             return loss, None, None
@@ -283,7 +284,8 @@ class CamexTrainer(EngineTrainer):
 
         None where there are no others, in any process: a forward pass is taken by all or by none.
         """
-        state, rows = self.accelerator.gradient_state, len(next(iter(inputs.values())))
+        state = self.accelerator.gradient_state
+        rows = next(len(given) for given in inputs.values() if isinstance(given, Tensor))
         if self.args.world_size <= 1 or not state.end_of_dataloader or state.remainder <= 0:
             return None
         return min(rows, max(1, state.remainder - self.args.process_index * rows))
