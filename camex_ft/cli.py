@@ -116,23 +116,42 @@ def validate(config: ConfigArgument, overrides: Overrides = None) -> None:
 def plan(
     config: ConfigArgument,
     overrides: Overrides = None,
+    gpus: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option("--gpus", help="Plan for N GPUs; left out: one process on what this machine has."),
+    ] = None,
+    engine: Annotated[
+        str, typer.Option("--engine", help="Of several GPUs: ddp, fsdp, zero2 or zero3.")
+    ] = "ddp",
+    memory: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option("--memory", help="Of each device, such as 24GiB: does it fit, and what would make it?"),
+    ] = None,
+    measure: Annotated[
+        bool,
+        typer.Option("--measure", help="Also take some steps here, and compare their peak memory and time."),
+    ] = False,
+    tflops: Annotated[
+        Optional[float],  # noqa: UP045
+        typer.Option(
+            "--tflops", min=0.001, help="What a device sustains; else measured (CPU) or assumed (GPU)."
+        ),
+    ] = None,
     json: Annotated[
         Optional[Path],  # noqa: UP045
         typer.Option("--json", metavar="FILE", help="Also write every number to a file."),
     ] = None,
 ) -> None:
-    """Count parameters and multiply-adds, and estimate memory, for several protocols side by side; reads no weights."""
+    """Count parameters and multiply-adds, predict memory and time, for several protocols; reads no weights."""
     from camex_ft.config import load_config
 
     written = load_config(config, overrides or [])
-    from camex_ft import planning  # after the check, which needs less
-    from camex_ft.planning.show import print_plan, write_json
+    from camex_ft.bench.planned import Request, show_plan  # after the check, which needs less
 
-    made = planning.plan(written)
-    print_plan(made)
-    if json is not None:
-        write_json(made, json)
-        typer.echo(f"wrote {json}")
+    show_plan(
+        written,
+        Request(gpus=gpus, engine=engine, memory=memory, measure=measure, tflops=tflops, json=json),
+    )
 
 
 @app.command("ls")

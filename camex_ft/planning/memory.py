@@ -1,213 +1,192 @@
-"""Memory of one training step on one device, in bytes: weights, gradients, optimizer, activations.
+"""Peak memory of one training step on one device, in bytes.
 
-Weights, gradients and the optimizer's state are counted, not estimated: parameters are float32, also under bf16 and
-fp16, which are autocast; AdamW holds two moments and a step count of each trained parameter. Statistics that protocols
-keep in buffers count as weights.
+    peak     = framework + heap(greatest over the step of what is live)
+    live     = weights + optimizer + vectors + working + activations not freed yet + gradients made so far
 
-Activations are an estimate: the tensors that autograd saves in the forward pass, by what the code of each module is
-known to keep, with e bytes a number (2 under autocast, else 4) and T tokens:
+The step is followed block by block: forward, where activations grow; backward from the last block to the first, where
+they are freed and gradients take their place; and the optimizer, with all gradients and no activations. Gradients of
+the step before are gone by then, unless micro-batches add to them. Weights, gradients and the optimizer's state are
+counted, not estimated: parameters are float32, also under bf16 and fp16, which are autocast; AdamW holds two moments
+and a step count of each trained parameter. Statistics that protocols keep in buffers count as weights. Activations and
+working memory are estimates (`activations`, `working`), shares of several processes are in `engines`.
 
-    matrix         T in e                  its input; once where several read the same
-    attention      T (a + 2 keys) e        queries, keys, values; its output is the next matrix's input
-                   + T heads 4             fused: the sums of the softmax; or, written out (and for T5's biases),
-                   + T heads L 4           weights, and with dropout a mask and the weights that are left
-    norm           T d 4, or twice         LayerNorm; root mean square written out
-    feed-forward   T (d + f) e             inputs of both maps, + T f e for each further step of activation and gate
-    dropout        T d                     mask, a byte on a GPU and a float on a CPU
-    head           T V 4                   log-probabilities of a language model
-    merged layer   as dense                x and s are saved, E_hat is made again: nothing of size B out in
-    carried base   out in 4                of each map of a chain's later layers
-    mixture        k (feed-forward + T d e)
-
-Parameters are not among them; weights cast for autocast are, once. With gradient checkpointing a block keeps its input
-alone, and one block at a time everything. Not in the estimate: what kernels use while they run, the allocator's
-fragments, memory of the framework itself, and that frozen parts save less. A backward pass also needs the gradient of
-what it is at, which is small beside the rest.
+heap: glibc keeps much of what is freed in holes that are too small for what comes next, `HOLES` of activations and of
+gradients in the measurements of docs/plan.md, unless MALLOC_MMAP_THRESHOLD_ is set, so that large tensors have mappings
+of their own. A GPU's allocator loses little, and nothing is added.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
+import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import nn
 
-from camex_ft.backbones import DenseFFN
-from camex_ft.moe.ffn import ExpertFFN, MixtureFFN
-from camex_ft.planning.operations import groups_of, linears_of, shares_vectors
-from camex_ft.planning.survey import Attention, Survey, block_of
+from camex_ft.moe.ffn import ExpertFFN
+from camex_ft.planning import working
+from camex_ft.planning.activations import Saved, saved
+from camex_ft.planning.engines import Engine, Stored
+from camex_ft.planning.operations import linears_of, shares_vectors
+from camex_ft.planning.precision import FLOAT, Precision
+from camex_ft.planning.survey import Survey
 
-FLOAT, HALF, BYTE = 4, 2, 1
 MOMENTS = {"sgd": 0, "adagrad": 1, "rmsprop": 1}  # optimizers of the Trainer that hold fewer than AdamW
-# What activations keep beside their output, in units of their input; others keep their input.
-WRITTEN_OUT = {"NewGELUActivation": 4, "QuickGELUActivation": 2, "FastGELUActivation": 6, "ReLU": 0}
+HOLES = {"activations": 0.16, "gradients": 1.3}
+MAPPED, MOST_MAPPED = "MALLOC_MMAP_THRESHOLD_", 1 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
-class Precision:
-    """How a step is run.
+class Where:
+    """What a step runs on, beside its precision.
 
     Attributes:
-        half: under bf16 or fp16 autocast.
-        gpu: with the kernels of a GPU.
-        checkpointing: blocks are run again in the backward pass.
-        optimizer: name of the Trainer's.
+        engine: of the processes.
+        framework: bytes that are held before there is a model: by the process on a CPU, on the device of a GPU.
+        mapped: large tensors have mappings of their own, which are given back when they are freed.
     """
 
-    half: bool = False
-    gpu: bool = False
-    checkpointing: bool = False
-    optimizer: str = "adamw_torch"
+    engine: Engine = field(default_factory=Engine)
+    framework: int = 0
+    mapped: bool = False
 
-    @property
-    def size(self) -> int:
-        """Bytes of a number that a matrix reads."""
-        return HALF if self.half else FLOAT
-
-    @property
-    def mask(self) -> int:
-        """Bytes of a number's place in a dropout mask."""
-        return BYTE if self.gpu else self.size
+    @staticmethod
+    def maps(environment: Mapping[str, str] = os.environ) -> bool:
+        """Whether the environment asks glibc for such mappings."""
+        given = environment.get(MAPPED, "")
+        return given.isdigit() and int(given) <= MOST_MAPPED
 
 
 @dataclass(frozen=True, kw_only=True)
 class Memory:
-    """Bytes of one training step: `weights` with buffers, `gradients`, `optimizer`, domain `vectors` that are kept from
-    micro-batch to micro-batch, and, estimated, `activations`."""
+    """Bytes of one training step on one device, each part at its most.
+
+    Attributes:
+        weights: with buffers.
+        gradients: of all that is trained.
+        optimizer: its state.
+        vectors: domain vectors that are kept from micro-batch to micro-batch.
+        activations: saved by the forward pass; estimated, as are those that follow.
+        working: of kernels, the backward pass, and what an engine gathers or sends.
+        holes: what the heap loses between tensors.
+        framework: what is held before there is a model.
+        total: the peak, less than the sum of the parts, which are not all there at once.
+        moment: when it is: "forward", "backward" or "optimizer".
+    """
 
     weights: int
     gradients: int
     optimizer: int
     vectors: int
     activations: int
+    working: int = 0
+    holes: int = 0
+    framework: int = 0
+    total: int = 0
+    moment: str = "backward"
 
     @property
-    def total(self) -> int:
-        """Sum of all parts."""
-        return self.weights + self.gradients + self.optimizer + self.vectors + self.activations
+    def apart(self) -> int:
+        """What of the parts is not there at the peak, below 0."""
+        parts = self.weights + self.gradients + self.optimizer + self.vectors + self.activations
+        return self.total - parts - self.working - self.holes - self.framework
 
 
-def memory(model: nn.Module, found: Survey, layers: Mapping[str, ExpertFFN], precision: Precision) -> Memory:
-    """Return what one training step of a model holds.
+def memory(
+    model: nn.Module,
+    found: Survey,
+    layers: Mapping[str, ExpertFFN],
+    precision: Precision,
+    where: Where | None = None,
+) -> Memory:
+    """Return what one training step of a model holds on one device.
 
     Args:
         model: with experts or dense, on any device.
         found: the dense backbone.
         layers: those of its feed-forward layers that have experts, by path.
         precision: how the step is run.
+        where: on what; None: one process, without its framework.
     """
+    where = where or Where()
     trained = [p for p in model.parameters() if p.requires_grad]
-    gradients = sum(p.numel() * p.element_size() for p in trained)
-    kept = [
-        linear
-        for layer in layers.values()
-        for linear in linears_of(layer)
-        if shares_vectors(linear, found.batch)
-    ]
-    return Memory(
-        weights=sum(t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers())),
-        gradients=gradients,
-        optimizer=optimizer_bytes(trained, precision.optimizer),
-        vectors=sum(2 * m.experts.numel() * m.experts.element_size() for m in kept),  # T and its gradient
-        activations=activations(found, layers, precision),
+    stored = Stored.of(model)
+    weights, gradients, gathered = stored.per_process(where.engine)
+    share = where.engine.processes if where.engine.shares_state else 1
+    kept = [m for layer in layers.values() for m in linears_of(layer) if shares_vectors(m, found.batch)]
+    vectors = sum(2 * m.experts.numel() * m.experts.element_size() for m in kept)  # T and its gradient
+    held = saved(found, layers, precision, model)
+    buffers = working.scratch(found, layers, precision)
+    made = Memory(
+        weights=round(weights),
+        gradients=round(gradients),
+        optimizer=round(optimizer_bytes(trained, precision.optimizer) / share),
+        vectors=vectors,
+        activations=round(held.checkpointed() if precision.checkpointing else held.total),
+    )
+    base = made.weights + made.optimizer + made.vectors + buffers + gathered
+    moments = {
+        "forward": base + _forward(held, precision) + (gradients if found.batch.steps > 1 else 0),
+        "backward": base + max(_backward(model, found, layers, precision, held, stored, share)),
+        "optimizer": base + gradients + working.stepping(trained, precision.optimizer) / share,
+    }
+    moment = max(moments, key=lambda name: moments[name])
+    live = moments[moment]
+    parts = base + made.gradients + made.activations
+    holes = 0.0
+    if not precision.gpu and not where.mapped:
+        holes = HOLES["activations"] * made.activations + HOLES["gradients"] * made.gradients
+    return replace(
+        made,
+        working=round(buffers + gathered + max(0.0, live - parts)),
+        holes=round(holes),
+        framework=where.framework,
+        total=round(where.framework + live + holes),
+        moment=moment,
     )
 
 
-def optimizer_bytes(trained: list[nn.Parameter], name: str = "adamw_torch") -> int:
+def _forward(held: Saved, precision: Precision) -> float:
+    """Return the activations at the end of the forward pass: the logits are there beside their log-probabilities."""
+    kept = held.total - sum(held.blocks.values()) + sum(held.stream.values())
+    return (kept if precision.checkpointing else held.total) + held.logits
+
+
+def _backward(
+    model: nn.Module,
+    found: Survey,
+    layers: Mapping[str, ExpertFFN],
+    precision: Precision,
+    held: Saved,
+    stored: Stored,
+    share: int,
+) -> Iterator[float]:
+    """Yield what of activations, gradients and working memory is live at each block, from the last to the first."""
+    again = (
+        found.batch.steps > 1
+    )  # gradients of earlier micro-batches are there, and new ones are added to them
+    whole = sum(stored.gradients.values()) / share
+    largest = max((p.numel() for p in model.parameters() if p.requires_grad), default=0) * FLOAT
+    extra = working.transients(found, layers, precision)
+    kept = held.stream if precision.checkpointing else held.blocks
+    left = held.fixed + held.outside + sum(kept.values())
+    made = 0.0 if again else stored.gradients.get("", 0) / share
+    fixed = whole + largest if again else 0.0
+    yield left + held.logits * 3 + fixed  # gradients of the logits and of their log-probabilities
+    for block in reversed(list(held.blocks)):
+        made += 0.0 if again else stored.gradients.get(block, 0) / share
+        more = held.blocks[block] if precision.checkpointing else 0.0
+        yield left + more + made + fixed + extra.get(block, 0.0)
+        left -= kept.get(block, 0.0)
+    yield left + made + fixed + working.tied(model)
+
+
+def optimizer_bytes(trained: list[nn.Parameter], name: str = "adamw_torch_fused") -> int:
     """Return what the optimizer holds of these parameters; those that are not known here count as AdamW."""
     moments = MOMENTS.get(name, 2)
     counts = FLOAT * len(trained) if moments else 0  # of steps
     return sum(moments * p.numel() * p.element_size() for p in trained) + counts
-
-
-def activations(found: Survey, layers: Mapping[str, ExpertFFN], precision: Precision) -> int:
-    """Return the bytes that autograd saves in one forward pass, estimated."""
-    by_block: dict[str, float] = defaultdict(float)
-    stream: dict[str, float] = {}
-    rows = found.batch.rows
-    for path, tokens, size in _saved(found, layers, precision):
-        block = block_of(path)
-        by_block[block] += rows * size
-        if block:
-            stream[block] = rows * tokens * found.hidden * FLOAT
-    outside = by_block.pop("", 0.0)
-    fixed = sum(_carried(layer) for layer in layers.values()) + _casts(found, layers, precision)
-    if precision.checkpointing and by_block:
-        return round(outside + fixed + sum(stream.values()) + max(by_block.values()))
-    return round(outside + fixed + sum(by_block.values()))
-
-
-def _saved(
-    found: Survey, layers: Mapping[str, ExpertFFN], precision: Precision
-) -> Iterator[tuple[str, int, float]]:
-    """Yield (path, tokens of a row, bytes a row) of all that is saved."""
-    for product in found.products:
-        numbers = product.width * precision.size if product.keeps else 0
-        yield (
-            product.path,
-            product.tokens,
-            product.tokens * (numbers + product.vocabulary * product.out * FLOAT),
-        )
-    for each in found.attentions:
-        yield each.path, each.queries, _attended(each, precision)
-    for kept in found.kept:
-        yield kept.path, kept.tokens, kept.tokens * kept.numbers * (precision.mask if kept.mask else FLOAT)
-    for ffn in found.ffns:
-        tokens = found.tokens(ffn.path)
-        layer = layers.get(ffn.path)
-        length = tokens
-        times = 1
-        if isinstance(layer, MixtureFFN):
-            times = layer.settings.top_k
-            yield ffn.path, tokens, times * tokens * ffn.hidden_size * precision.size
-        elif layer is not None:
-            groups, size = groups_of(layer, tokens, 1)
-            length = groups * size  # a last segment is filled up
-        yield ffn.path, tokens, times * length * _fed_forward(ffn, precision)
-        if ffn.outer_dropout:
-            yield ffn.path, tokens, tokens * ffn.hidden_size * precision.mask
-
-
-def _attended(each: Attention, precision: Precision) -> float:
-    # on a CPU the fused kernel takes neither dropout nor biases that learn
-    fused = each.fused and (precision.gpu or not (each.dropout or each.biased))
-    inner = each.queries * each.width + 2 * each.keys * (each.keyed if fused else each.width)
-    scores = each.queries * each.heads * each.keys * FLOAT
-    if fused:
-        sums = each.queries * each.heads * FLOAT
-        return inner * precision.size + sums + (scores if each.biased else 0)
-    masked = each.queries * each.heads * each.keys * (precision.mask + FLOAT) if each.dropout else 0
-    return inner * precision.size + scores + masked
-
-
-def _fed_forward(ffn: DenseFFN, precision: Precision) -> float:
-    """Return the bytes that a token leaves in a dense or merged feed-forward layer."""
-    kind = type(ffn.activation).__name__
-    units = 1 + WRITTEN_OUT.get(kind, 1) + (2 if ffn.gated else 0)
-    if ffn.inner_dropout and not WRITTEN_OUT.get(kind, 1) and not ffn.gated:
-        units += 1  # the activation keeps its result, which is not what `down` reads any more
-    masked = ffn.inner_size * precision.mask if ffn.inner_dropout else 0
-    return (ffn.hidden_size + units * ffn.inner_size) * precision.size + masked
-
-
-def _carried(layer: ExpertFFN) -> int:
-    return sum(m.experts[0].numel() * FLOAT for m in linears_of(layer) if m.carried)
-
-
-def _casts(found: Survey, layers: Mapping[str, ExpertFFN], precision: Precision) -> int:
-    """Return the bytes of weights in half precision, which autocast keeps for the backward pass."""
-    if not precision.half:
-        return 0
-    numbers = sum(p.out * p.width for p in found.products)
-    for ffn in found.ffns:
-        layer = layers.get(ffn.path)
-        if layer is None:
-            numbers += sum(weight.numel() for weight, _ in ffn.weights.values())
-        elif isinstance(layer, MixtureFFN):
-            numbers += sum(m.experts.numel() for m in linears_of(layer))
-    return HALF * numbers
 
 
 def gpu_here() -> bool:

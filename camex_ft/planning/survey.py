@@ -88,12 +88,13 @@ class Attention:
 
 @dataclass(frozen=True, kw_only=True)
 class Kept:
-    """Numbers that a norm keeps for every token, or that a dropout masks."""
+    """Numbers that a norm keeps for every token, `weighed` of them for its own weight, or that a dropout masks."""
 
     path: str
     tokens: int
     numbers: int
     mask: bool = False
+    weighed: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -234,7 +235,12 @@ def _kept(
                 here = attentions[parent]
                 numbers = here.width if name == "q_norm" else here.keyed
             once = isinstance(module, (nn.LayerNorm, nn.RMSNorm))  # others are written out, and keep x twice
-            yield Kept(path=path, tokens=_tokens(path, batch), numbers=numbers * (1 if once else 2))
+            yield Kept(
+                path=path,
+                tokens=_tokens(path, batch),
+                numbers=numbers * (1 if once else 2),
+                weighed=0 if once else numbers,
+            )
 
 
 def _split(path: str) -> tuple[str, str]:

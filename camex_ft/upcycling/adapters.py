@@ -63,7 +63,12 @@ class About:
         Raises:
             UserError: it is not there.
         """
-        config = AutoConfig.from_pretrained(self.folder, trust_remote_code=False)
+        try:
+            config = AutoConfig.from_pretrained(self.folder, trust_remote_code=False)
+        except (OSError, ValueError) as error:
+            raise UserError(
+                f"{self.folder}: its config.json is not usable: {str(error).splitlines()[0]}"
+            ) from error
         spec = name or self.name
         if not spec:
             raise UserError(

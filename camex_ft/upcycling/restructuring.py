@@ -49,13 +49,16 @@ class Plan(NamedTuple):
 
 
 def plan_of(sections: Mapping[str, Any]) -> Plan:
-    """Return the plan of sections as they are or as mappings; `UserError` for what they do not know."""
-    return Plan(
+    """Return the plan of sections as they are or as mappings; `UserError` for what they do not know, or cannot be."""
+    plan = Plan(
         _section(MergingConfig, sections.get("merging")),
         _section(RoutingConfig, sections.get("routing")),
         _section(UpcycleConfig, sections.get("upcycle")),
         _section(TuningConfig, sections.get("tuning")),
     )
+    if plan.tuning.mode == LORA:
+        _check_low_rank(PROTOCOLS.get(plan.merging.protocol), plan)
+    return plan
 
 
 def _section(kind: type[Options], given: Any) -> Options:
@@ -77,19 +80,16 @@ def restructure(model: PreTrainedModel, plan: Plan) -> None:
     dense = protocol.form == "dense"
     ffns = family_of(model).ffns(model) if dense else []
     if not dense:
-        _check_low_rank(protocol, plan)
         _add_experts(model, protocol, plan)
     if plan.tuning.mode == LORA:
         add_lora(model, plan.tuning.lora, ffns)
 
 
 def _check_low_rank(protocol: Protocol, plan: Plan) -> None:
-    if plan.tuning.mode != LORA:
-        return
     why = not_low_rank(protocol)
     if why:
         raise UserError(f"tuning.mode: {why}")
-    if plan.upcycle.init == "drop":
+    if plan.upcycle.init == "drop" and protocol.form != "dense":
         raise UserError(f"upcycle.init: {DROPPED}")
 
 

@@ -1,4 +1,4 @@
-"""A process that is killed, that raises, and a full disk: real runs of two processes, each ended and told of in time."""
+"""A process that is killed or raises, and a full disk: real runs of two processes, each ended and told of in time."""
 
 from __future__ import annotations
 
@@ -75,8 +75,12 @@ def test_a_failure_ends_the_run(
     (tmp_path / "plugins" / "faulty.py").write_text(FAULTY)
     note = tmp_path / "note"
     own = {
-        **{"CAMEX_FT_PLUGINS": str(tmp_path / "plugins"), "FAULTY": faulty, "FAULTY_RANK": str(where)},
-        **{"FAULTY_NOTE": str(note), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
+        "CAMEX_FT_PLUGINS": str(tmp_path / "plugins"),
+        "FAULTY": faulty,
+        "FAULTY_RANK": str(where),
+        "FAULTY_NOTE": str(note),
+        "OMP_NUM_THREADS": "1",
+        "HF_HUB_OFFLINE": "1",
     }
     command = [sys.executable, "-m", "camex_ft", "run", "glue", *SMALL, *more, "--cpus", "2"]
     done = subprocess.run(

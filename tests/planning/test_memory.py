@@ -8,7 +8,9 @@ import pytest
 import torch
 from planning_sizes import CASES, CLASSIFIER, SEGMENT, batch, inputs, small
 
-from camex_ft.planning.memory import Precision, activations, memory
+from camex_ft.planning.activations import saved as planned_saved
+from camex_ft.planning.memory import memory
+from camex_ft.planning.precision import Precision
 from camex_ft.planning.survey import survey
 from camex_ft.upcycling import expert_layers, freeze, upcycle
 
@@ -36,7 +38,8 @@ def merged(dense: Any, protocol: str) -> Any:
 
 
 def planned(dense: Any, model: Any, **precision: Any) -> int:
-    return activations(survey(dense, batch(dense)), expert_layers(model), Precision(**precision))
+    found = planned_saved(survey(dense, batch(dense)), expert_layers(model), Precision(**precision), model)
+    return round(found.checkpointed() if precision.get("checkpointing") else found.total)
 
 
 LEAST = {"dense": 0.94, "domain-ca": 0.88, "ep-camex": 0.86, "smoe": 0.8}

@@ -1,0 +1,260 @@
+"""What autograd saves in a forward pass, estimated by what the code of each module is known to keep.
+
+With e bytes a number (2 under autocast, else 4) and T tokens:
+
+    matrix         T in e                  its input, where it is trained; once where several read the same
+    attention      T (a + 2 keys) e        queries, keys, values; its output is the next matrix's input
+                   + T heads 4             fused: the sums of the softmax; or, written out (and for T5's biases),
+                   + T heads L 4           weights, and with dropout a mask and the weights that are left
+    norm           T d 4, or twice         LayerNorm; root mean square written out, once where it is not trained
+    feed-forward   T (d + f) e             inputs of both maps, + T f e for each further step of activation and gate
+    dropout        T d                     mask, a byte on a GPU and a float on a CPU
+    head           T V 4                   log-probabilities of a language model
+    merged layer   as dense                x and s are saved, E_hat is made again: nothing of size B out in
+    low rank       as dense, trained, + 2 T N r' e a map       the input of A', and both sides of s_i
+    carried base   out in 4                of each map of a chain's later layers
+    mixture        k (feed-forward + T d e)
+
+Parameters are not among them; weights cast for autocast are, once. What comes before the first trained parameter of its
+stack saves nothing, and of the rest a frozen matrix does not save its input.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import nn
+
+from camex_ft.backbones import DenseFFN
+from camex_ft.moe.ffn import ExpertFFN, MixtureFFN
+from camex_ft.moe.low_rank_experts import LowRankLinear
+from camex_ft.planning.operations import groups_of, linears_of
+from camex_ft.planning.precision import FLOAT, HALF, Precision
+from camex_ft.planning.survey import CROSS, Attention, Survey, block_of
+
+# What activations keep beside their output, in units of their input; others keep their input.
+WRITTEN_OUT = {"NewGELUActivation": 4, "QuickGELUActivation": 2, "FastGELUActivation": 6, "ReLU": 0}
+CURVED = 3  # B' and A' are made in about as many steps, each of which is saved
+
+
+@dataclass(frozen=True, kw_only=True)
+class Saved:
+    """Bytes that a forward pass saves.
+
+    Attributes:
+        blocks: by block, in the order of the model.
+        stream: what a block keeps under gradient checkpointing, its input, by block.
+        outside: outside of all blocks, less `logits`.
+        logits: log-probabilities of a language model, the last that is saved and the first that is freed.
+        fixed: what is there throughout: carried base experts, weights cast for autocast.
+    """
+
+    blocks: Mapping[str, float]
+    stream: Mapping[str, float]
+    outside: float
+    logits: float
+    fixed: float
+
+    @property
+    def total(self) -> float:
+        """All of it, without gradient checkpointing."""
+        return sum(self.blocks.values()) + self.outside + self.logits + self.fixed
+
+    def checkpointed(self) -> float:
+        """Return what is left of it with gradient checkpointing, and everything of one block."""
+        if not self.blocks:
+            return self.total
+        most = max(self.blocks.values())
+        return self.outside + self.logits + self.fixed + sum(self.stream.values()) + most
+
+
+@dataclass
+class Flow:
+    """What of a model is trained, by the paths of the dense one, and where gradients pass on their way back.
+
+    Args:
+        model: with its parameters frozen or not; None trains everything.
+    """
+
+    model: nn.Module | None = None
+    paths: set[str] = field(default_factory=set)
+    order: dict[str, int] = field(default_factory=dict)
+    first: dict[bool, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.model is None:
+            return
+        for name, parameter in self.model.named_parameters(remove_duplicate=False):
+            if parameter.requires_grad:
+                parts = name.split(".")
+                self.paths.update(".".join(parts[:i]) for i in range(1, len(parts)))
+        self.order = {path: i for i, (path, _) in enumerate(self.model.named_modules())}
+        config: Any = getattr(self.model, "config", None)
+        splits = bool(getattr(config, "is_encoder_decoder", False))
+        trained = [path for path in self.order if path in self.paths and not self._holds(path)]
+        for decoder in (False, True):
+            begins = [self.order[p] for p in trained if not splits or self._decodes(p) == decoder]
+            shared = [self.order[p] for p in trained if "." not in p and p not in ("lm_head",)]
+            crossing = [i for p, i in self.order.items() if decoder and p.rpartition(".")[2] in CROSS]
+            self.first[decoder] = min([*begins, *shared, *crossing[:1]], default=len(self.order))
+        self.splits = splits
+
+    def learns(self, path: str) -> bool:
+        """Whether anything in the module at `path` is trained."""
+        return self.model is None or path in self.paths
+
+    def passes(self, path: str) -> bool:
+        """Whether a gradient is wanted at the module's output."""
+        if self.model is None:
+            return True
+        last = max(
+            (i for p, i in self.order.items() if p == path or p.startswith(f"{path}.")),
+            default=len(self.order),
+        )
+        return last >= self.first[self.splits and self._decodes(path)]
+
+    def _holds(self, path: str) -> bool:
+        """Whether a trained module is inside of it."""
+        return any(p.startswith(f"{path}.") for p in self.paths) if path else True
+
+    @staticmethod
+    def _decodes(path: str) -> bool:
+        parts = path.split(".")
+        return "decoder" in parts
+
+
+def saved(
+    found: Survey, layers: Mapping[str, ExpertFFN], precision: Precision, model: nn.Module | None = None
+) -> Saved:
+    """Return what one forward pass saves.
+
+    Args:
+        found: the dense backbone.
+        layers: those of its feed-forward layers that have experts, by path.
+        precision: how the step is run.
+        model: with experts or dense, whose frozen parts save less; None trains everything.
+    """
+    flow, rows = Flow(model), found.batch.rows
+    blocks: dict[str, float] = defaultdict(float)
+    stream: dict[str, float] = {}
+    for product in found.products:  # in the order of the model
+        if (block := block_of(product.path)) and block not in blocks:
+            blocks[block] = 0.0
+    for path, tokens, size in _saved(found, layers, precision, flow):
+        block = block_of(path)
+        blocks[block] += rows * size
+        if block:
+            stream[block] = rows * tokens * found.hidden * FLOAT
+    logits = sum(rows * p.tokens * p.out * FLOAT for p in found.products if p.vocabulary)
+    return Saved(
+        outside=blocks.pop("", 0.0),
+        blocks=blocks,
+        stream=stream,
+        logits=logits,
+        fixed=sum(_carried(layer) for layer in layers.values()) + _casts(found, layers, precision),
+    )
+
+
+def _saved(
+    found: Survey, layers: Mapping[str, ExpertFFN], precision: Precision, flow: Flow
+) -> Iterator[tuple[str, int, float]]:
+    """Yield (path, tokens of a row, bytes a row) of all that is saved but logits."""
+    attended = {each.path for each in found.attentions}
+    for product in found.products:
+        parent = product.path.rpartition(".")[0]
+        learns = flow.learns(parent if parent in attended else product.path)
+        yield (
+            product.path,
+            product.tokens,
+            product.tokens * product.width * precision.size * (product.keeps and learns),
+        )
+    for each in found.attentions:
+        if flow.passes(each.path):
+            yield each.path, each.queries, _attended(each, precision)
+    for kept in found.kept:
+        if flow.passes(kept.path):
+            numbers = kept.numbers if kept.mask or flow.learns(kept.path) else kept.numbers - kept.weighed
+            yield kept.path, kept.tokens, kept.tokens * numbers * (precision.mask if kept.mask else FLOAT)
+    for ffn in found.ffns:
+        if flow.passes(ffn.path):
+            yield from _layer(ffn, layers.get(ffn.path), found.tokens(ffn.path), precision, flow)
+
+
+def _layer(
+    ffn: DenseFFN, layer: ExpertFFN | None, tokens: int, precision: Precision, flow: Flow
+) -> Iterator[tuple[str, int, float]]:
+    length, times = tokens, 1
+    if isinstance(layer, MixtureFFN):
+        times = layer.settings.top_k
+        yield ffn.path, tokens, times * tokens * ffn.hidden_size * precision.size
+    elif layer is not None:
+        groups, size = groups_of(layer, tokens, 1)
+        length = groups * size  # a last segment is filled up
+    learns = flow.learns(ffn.path) or any(flow.learns(path) for path in ffn.silence)
+    yield ffn.path, tokens, times * length * fed_forward(ffn, precision, learns=learns)
+    if layer is not None:
+        yield ffn.path, tokens, _low_rank(layer, length, times, precision)
+    if ffn.outer_dropout:
+        yield ffn.path, tokens, tokens * ffn.hidden_size * precision.mask
+
+
+def _low_rank(layer: ExpertFFN, length: int, times: int, precision: Precision) -> float:
+    """Return what experts of low rank save beside the dense layer."""
+    total = 0.0
+    for linear in layer.linears.values():
+        if not isinstance(linear, LowRankLinear):
+            continue
+        rank, curvature = linear.low_rank.rank, linear.curvature
+        if isinstance(layer, MixtureFFN):
+            total += times * length * 2 * rank * precision.size
+            continue
+        if curvature is not None:
+            terms = 1 if curvature.kind == "low-rank" else curvature.factors.rank
+            rank *= terms
+        total += length * 2 * linear.count * rank * precision.size
+        total += 0 if linear.low_rank.dropout == 0 else length * linear.in_features * 2 * precision.size
+    return total
+
+
+def _attended(each: Attention, precision: Precision) -> float:
+    # on a CPU the fused kernel takes neither dropout nor biases that learn
+    fused = each.fused and (precision.gpu or not (each.dropout or each.biased))
+    inner = each.queries * each.width + 2 * each.keys * (each.keyed if fused else each.width)
+    scores = each.queries * each.heads * each.keys * FLOAT
+    if fused:
+        sums = each.queries * each.heads * FLOAT
+        return inner * precision.size + sums + (scores if each.biased else 0)
+    masked = each.queries * each.heads * each.keys * (precision.mask + FLOAT) if each.dropout else 0
+    return inner * precision.size + scores + masked
+
+
+def fed_forward(ffn: DenseFFN, precision: Precision, *, learns: bool = True) -> float:
+    """Return the bytes that a token leaves in a dense or merged feed-forward layer."""
+    kind = type(ffn.activation).__name__
+    steps = WRITTEN_OUT.get(kind, 1)
+    units = (1 if learns or not steps else 0) + steps + (2 if ffn.gated else 0)
+    if ffn.inner_dropout and not steps and not ffn.gated and learns:
+        units += 1  # the activation keeps its result, which is not what `down` reads any more
+    masked = ffn.inner_size * precision.mask if ffn.inner_dropout else 0
+    return ((ffn.hidden_size if learns else 0) + units * ffn.inner_size) * precision.size + masked
+
+
+def _carried(layer: ExpertFFN) -> int:
+    return sum(m.experts[0].numel() * FLOAT for m in linears_of(layer) if m.carried)
+
+
+def _casts(found: Survey, layers: Mapping[str, ExpertFFN], precision: Precision) -> int:
+    """Return the bytes of weights in half precision, which autocast keeps for the backward pass."""
+    if not precision.half:
+        return 0
+    numbers = sum(p.out * p.width for p in found.products)
+    for ffn in found.ffns:
+        layer = layers.get(ffn.path)
+        if layer is None:
+            numbers += sum(weight.numel() for weight, _ in ffn.weights.values())
+        elif isinstance(layer, MixtureFFN):
+            numbers += sum(m.experts.numel() for m in linears_of(layer))
+    return HALF * numbers
