@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 import camex_ft
 from camex_ft import cli, errors, registry
 from camex_ft.errors import UserError
+from camex_ft.launching import processes
 from camex_ft.results import load_record
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -75,6 +76,31 @@ def test_interruption_says_how_to_go_on(pipeline):
     left = invoke("run", "glue")
     assert left.exit_code == cli.INTERRUPTED
     assert "goes on from the last checkpoint" in left.output
+
+
+def test_several_processes_are_launched_with_the_same_arguments(pipeline, monkeypatch):
+    """Without the options that asked for them; its exit code is the command's, and so are signals."""
+    calls = []
+
+    def launch(placed, arguments, written):
+        calls.append((placed.processes, placed.device, placed.engine, arguments, written.task.name))
+        return 1
+
+    monkeypatch.setattr(processes, "launch", launch)
+    left = invoke("run", "glue", "task.name=rte", "--cpus", "2", "--engine", "fsdp", "--force")
+    assert left.exit_code == 1
+    assert calls == [(2, "cpu", "fsdp", ["run", "glue", "task.name=rte", "--force"], "rte")]
+    assert pipeline.calls == []
+
+    def stopped(*_):
+        raise processes.Stopped(15)
+
+    monkeypatch.setattr(processes, "launch", stopped)
+    ended = invoke("run", "glue", "--cpus", "2")
+    assert (ended.exit_code, ended.output) == (
+        143,
+        "\nEnded by SIGTERM. The same command goes on from the last checkpoint.\n",
+    )
 
 
 def test_evaluate_prints_the_metrics(pipeline):
