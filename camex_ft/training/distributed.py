@@ -54,6 +54,11 @@ def largest(value: float) -> float:
 
 def whole(tensor: Tensor) -> Tensor:
     """Return a sharded tensor in full, which every process has to ask for; any other tensor as it is."""
+    if hasattr(tensor, "ds_id"):  # DeepSpeed's
+        import deepspeed
+
+        with deepspeed.zero.GatheredParameters([tensor]):
+            return tensor.detach().clone()
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
@@ -88,6 +93,15 @@ def blocks(model: PreTrainedModel) -> list[str]:
     return sorted({type(block).__name__ for block in found})
 
 
+def gather_layers(model: nn.Module) -> None:
+    """Let DeepSpeed gather a layer with experts as one: not all of its parts are called as modules."""
+    from deepspeed.utils import set_z3_leaf_modules
+
+    kinds = {type(layer) for layer in expert_layers(model).values()}
+    if kinds:
+        set_z3_leaf_modules(model, list(kinds))
+
+
 def share_embeddings(model: PreTrainedModel) -> None:
     """Make embeddings that share the input embedding's matrix one module, in place: each is sharded with one alone.
 
@@ -103,10 +117,13 @@ def share_embeddings(model: PreTrainedModel) -> None:
         model.set_submodule(name, shared)
 
 
-def tied(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return a model's gathered state with names that share a parameter sharing a tensor, so that it is saved once."""
+def tied(model: nn.Module, state: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
+    """Return a model's gathered state with names that share a parameter sharing a tensor, so that it is saved once.
+
+    It is empty in processes that were given none.
+    """
     first: dict[int, str] = {}
-    made = dict(state)
+    made = dict(state or {})
     for name, parameter in model.named_parameters(remove_duplicate=False):
         owner = first.setdefault(id(parameter), name)
         if owner in made and name in made:

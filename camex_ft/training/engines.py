@@ -24,7 +24,15 @@ from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 
 from camex_ft.errors import UserError
 from camex_ft.training.checkpoints import rows_at_once
-from camex_ft.training.distributed import blocks, deal, shard_on_cpu, share_embeddings, tied, whole
+from camex_ft.training.distributed import (
+    blocks,
+    deal,
+    gather_layers,
+    shard_on_cpu,
+    share_embeddings,
+    tied,
+    whole,
+)
 from camex_ft.upcycling import keep_nothing
 from camex_ft.upcycling.adapters import has_adapter, trained_state
 
@@ -43,6 +51,8 @@ class EngineTrainer(Trainer):
             share_embeddings(model)
             plugin = self.accelerator.state.fsdp_plugin
             plugin.transformer_cls_names_to_wrap = plugin.transformer_cls_names_to_wrap or blocks(model)
+        if self.engine == "zero3":
+            gather_layers(model)
         if not self.whole_parameters:
             keep_nothing(model)
 

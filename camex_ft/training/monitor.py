@@ -79,7 +79,7 @@ def curvature_statistics(model: nn.Module, *, condition: bool = False) -> dict[s
     for name, layer in expert_layers(model).items():
         curvatures = [m.curvature for m in layer.children() if isinstance(m, ExpertLinear)]
         given = [c.factors for c in curvatures if isinstance(c, Curvature)]
-        factors = [type(f).of([whole(tensor.detach()) for tensor in f]) for f in given]
+        factors = [type(f).of([whole(tensor).detach() for tensor in f]) for f in given]
         if not factors:
             continue
         found[name] = {"distance": torch.stack([distance_from_identity(f) for f in factors]).mean(0).tolist()}
