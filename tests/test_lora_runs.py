@@ -99,7 +99,8 @@ def test_two_processes_have_the_gradients_of_one(tmp_path: Path) -> None:
         dist.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=2)
         model = lora(routing={"noise": False}, merging={"protocol": sys.argv[3], "experts": 3}).double()
         inputs = {k: v[rank : rank + 1] for k, v in inputs_of(model, CLASSIFIER).items()}
-        DistributedDataParallel(model)(**inputs).logits.square().sum().backward()
+        wrapped = DistributedDataParallel(model)  # it must outlive the backward pass
+        wrapped(**inputs).logits.square().sum().backward()
         if rank == 0:
             torch.save({n: p.grad for n, p in model.named_parameters() if p.grad is not None}, file + ".pt")
         dist.destroy_process_group()
