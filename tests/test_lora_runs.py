@@ -135,7 +135,7 @@ model, _ = pipeline.load_model(settled, TASKS.get(settled.task.id))
 model.train().activation_checkpointing_enable({"use_reentrant": False})
 optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad])
 ids = torch.randint(3, 30000, (2, 64))
-model(input_ids=ids, attention_mask=torch.ones_like(ids), labels=ids[:, :32]).loss.backward()
+model(input_ids=ids, attention_mask=torch.ones_like(ids), labels=ids[:, :32].contiguous()).loss.backward()
 optimizer.step()
 counted, peak = count_parameters(model), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 print(json.dumps({"total": counted.total, "trainable": counted.trainable, "peak": peak * 1024}))
