@@ -99,7 +99,8 @@ def test_two_processes_have_the_gradients_of_one(tmp_path: Path) -> None:
         dist.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=2)
         model = lora(routing={"noise": False}, merging={"protocol": sys.argv[3], "experts": 3}).double()
         inputs = {k: v[rank : rank + 1] for k, v in inputs_of(model, CLASSIFIER).items()}
-        DistributedDataParallel(model)(**inputs).logits.square().sum().backward()
+        wrapped = DistributedDataParallel(model)  # it must outlive the backward pass
+        wrapped(**inputs).logits.square().sum().backward()
         if rank == 0:
             torch.save({n: p.grad for n, p in model.named_parameters() if p.grad is not None}, file + ".pt")
         dist.destroy_process_group()
@@ -134,7 +135,7 @@ model, _ = pipeline.load_model(settled, TASKS.get(settled.task.id))
 model.train().activation_checkpointing_enable({"use_reentrant": False})
 optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad])
 ids = torch.randint(3, 30000, (2, 64))
-model(input_ids=ids, attention_mask=torch.ones_like(ids), labels=ids[:, :32]).loss.backward()
+model(input_ids=ids, attention_mask=torch.ones_like(ids), labels=ids[:, :32].contiguous()).loss.backward()
 optimizer.step()
 counted, peak = count_parameters(model), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 print(json.dumps({"total": counted.total, "trainable": counted.trainable, "peak": peak * 1024}))

@@ -23,21 +23,21 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
 from torch import nn
 
 from camex_ft.backbones import DenseFFN
 from camex_ft.moe.ffn import ExpertFFN, MixtureFFN
 from camex_ft.moe.low_rank_experts import LowRankLinear
+from camex_ft.planning.flow import Flow
 from camex_ft.planning.operations import groups_of, linears_of
 from camex_ft.planning.precision import FLOAT, HALF, Precision
-from camex_ft.planning.survey import CROSS, Attention, Survey, block_of
+from camex_ft.planning.survey import Attention, Survey, block_of
 
 # What activations keep beside their output, in units of their input; others keep their input.
 WRITTEN_OUT = {"NewGELUActivation": 4, "QuickGELUActivation": 2, "FastGELUActivation": 6, "ReLU": 0}
-CURVED = 3  # B' and A' are made in about as many steps, each of which is saved
+LARGE = 32 << 20  # bytes; glibc gives larger tensors mappings of their own, which end when they are freed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +50,7 @@ class Saved:
         outside: outside of all blocks, less `logits`.
         logits: log-probabilities of a language model, the last that is saved and the first that is freed.
         fixed: what is there throughout: carried base experts, weights cast for autocast.
+        large: what of it is in tensors of more than `LARGE` bytes.
     """
 
     blocks: Mapping[str, float]
@@ -57,6 +58,7 @@ class Saved:
     outside: float
     logits: float
     fixed: float
+    large: float = 0.0
 
     @property
     def total(self) -> float:
@@ -69,61 +71,6 @@ class Saved:
             return self.total
         most = max(self.blocks.values())
         return self.outside + self.logits + self.fixed + sum(self.stream.values()) + most
-
-
-@dataclass
-class Flow:
-    """What of a model is trained, by the paths of the dense one, and where gradients pass on their way back.
-
-    Args:
-        model: with its parameters frozen or not; None trains everything.
-    """
-
-    model: nn.Module | None = None
-    paths: set[str] = field(default_factory=set)
-    order: dict[str, int] = field(default_factory=dict)
-    first: dict[bool, int] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        if self.model is None:
-            return
-        for name, parameter in self.model.named_parameters(remove_duplicate=False):
-            if parameter.requires_grad:
-                parts = name.split(".")
-                self.paths.update(".".join(parts[:i]) for i in range(1, len(parts)))
-        self.order = {path: i for i, (path, _) in enumerate(self.model.named_modules())}
-        config: Any = getattr(self.model, "config", None)
-        splits = bool(getattr(config, "is_encoder_decoder", False))
-        trained = [path for path in self.order if path in self.paths and not self._holds(path)]
-        for decoder in (False, True):
-            begins = [self.order[p] for p in trained if not splits or self._decodes(p) == decoder]
-            shared = [self.order[p] for p in trained if "." not in p and p not in ("lm_head",)]
-            crossing = [i for p, i in self.order.items() if decoder and p.rpartition(".")[2] in CROSS]
-            self.first[decoder] = min([*begins, *shared, *crossing[:1]], default=len(self.order))
-        self.splits = splits
-
-    def learns(self, path: str) -> bool:
-        """Whether anything in the module at `path` is trained."""
-        return self.model is None or path in self.paths
-
-    def passes(self, path: str) -> bool:
-        """Whether a gradient is wanted at the module's output."""
-        if self.model is None:
-            return True
-        last = max(
-            (i for p, i in self.order.items() if p == path or p.startswith(f"{path}.")),
-            default=len(self.order),
-        )
-        return last >= self.first[self.splits and self._decodes(path)]
-
-    def _holds(self, path: str) -> bool:
-        """Whether a trained module is inside of it."""
-        return any(p.startswith(f"{path}.") for p in self.paths) if path else True
-
-    @staticmethod
-    def _decodes(path: str) -> bool:
-        parts = path.split(".")
-        return "decoder" in parts
 
 
 def saved(
@@ -143,62 +90,68 @@ def saved(
     for product in found.products:  # in the order of the model
         if (block := block_of(product.path)) and block not in blocks:
             blocks[block] = 0.0
-    for path, tokens, size in _saved(found, layers, precision, flow):
+    logits = sum(rows * p.tokens * p.out * FLOAT for p in found.products if p.vocabulary)
+    large: float = logits if logits > LARGE else 0
+    for path, tokens, size, widest in _saved(found, layers, precision, flow):
         block = block_of(path)
         blocks[block] += rows * size
+        large += rows * size if rows * tokens * widest * precision.size > LARGE else 0
         if block:
             stream[block] = rows * tokens * found.hidden * FLOAT
-    logits = sum(rows * p.tokens * p.out * FLOAT for p in found.products if p.vocabulary)
     return Saved(
         outside=blocks.pop("", 0.0),
         blocks=blocks,
         stream=stream,
         logits=logits,
         fixed=sum(_carried(layer) for layer in layers.values()) + _casts(found, layers, precision),
+        large=large,
     )
 
 
 def _saved(
     found: Survey, layers: Mapping[str, ExpertFFN], precision: Precision, flow: Flow
-) -> Iterator[tuple[str, int, float]]:
-    """Yield (path, tokens of a row, bytes a row) of all that is saved but logits."""
+) -> Iterator[tuple[str, int, float, int]]:
+    """Yield (path, tokens of a row, bytes a row, numbers a token of the largest tensor), logits left out."""
     attended = {each.path for each in found.attentions}
     for product in found.products:
         parent = product.path.rpartition(".")[0]
         learns = flow.learns(parent if parent in attended else product.path)
-        yield (
-            product.path,
-            product.tokens,
-            product.tokens * product.width * precision.size * (product.keeps and learns),
-        )
+        if product.keeps and learns:
+            size = product.tokens * product.width * precision.size
+            yield product.path, product.tokens, size, product.width
     for each in found.attentions:
         if flow.passes(each.path):
-            yield each.path, each.queries, _attended(each, precision)
+            widest = max(each.width, each.heads * each.keys if written_out(each, precision) else 0)
+            yield each.path, each.queries, _attended(each, precision), widest
     for kept in found.kept:
         if flow.passes(kept.path):
             numbers = kept.numbers if kept.mask or flow.learns(kept.path) else kept.numbers - kept.weighed
-            yield kept.path, kept.tokens, kept.tokens * numbers * (precision.mask if kept.mask else FLOAT)
+            each_ = precision.mask if kept.mask else FLOAT
+            yield kept.path, kept.tokens, kept.tokens * numbers * each_, found.hidden
     for ffn in found.ffns:
         if flow.passes(ffn.path):
-            yield from _layer(ffn, layers.get(ffn.path), found.tokens(ffn.path), precision, flow)
+            tokens = found.tokens(ffn.path)
+            for bytes_ in _layer(ffn, layers.get(ffn.path), tokens, precision, flow):
+                yield ffn.path, tokens, bytes_, ffn.inner_size
 
 
 def _layer(
     ffn: DenseFFN, layer: ExpertFFN | None, tokens: int, precision: Precision, flow: Flow
-) -> Iterator[tuple[str, int, float]]:
+) -> Iterator[float]:
+    """Yield bytes a row that a feed-forward layer saves."""
     length, times = tokens, 1
     if isinstance(layer, MixtureFFN):
         times = layer.settings.top_k
-        yield ffn.path, tokens, times * tokens * ffn.hidden_size * precision.size
+        yield times * tokens * ffn.hidden_size * precision.size
     elif layer is not None:
         groups, size = groups_of(layer, tokens, 1)
         length = groups * size  # a last segment is filled up
     learns = flow.learns(ffn.path) or any(flow.learns(path) for path in ffn.silence)
-    yield ffn.path, tokens, times * length * fed_forward(ffn, precision, learns=learns)
+    yield times * length * fed_forward(ffn, precision, learns=learns)
     if layer is not None:
-        yield ffn.path, tokens, _low_rank(layer, length, times, precision)
+        yield _low_rank(layer, length, times, precision)
     if ffn.outer_dropout:
-        yield ffn.path, tokens, tokens * ffn.hidden_size * precision.mask
+        yield tokens * ffn.hidden_size * precision.mask
 
 
 def _low_rank(layer: ExpertFFN, length: int, times: int, precision: Precision) -> float:
@@ -219,9 +172,13 @@ def _low_rank(layer: ExpertFFN, length: int, times: int, precision: Precision) -
     return total
 
 
+def written_out(each: Attention, precision: Precision) -> bool:
+    """Whether scores are kept: on a CPU the fused kernel takes neither dropout nor biases that learn."""
+    return not each.fused or (not precision.gpu and bool(each.dropout or each.biased))
+
+
 def _attended(each: Attention, precision: Precision) -> float:
-    # on a CPU the fused kernel takes neither dropout nor biases that learn
-    fused = each.fused and (precision.gpu or not (each.dropout or each.biased))
+    fused = not written_out(each, precision)
     inner = each.queries * each.width + 2 * each.keys * (each.keyed if fused else each.width)
     scores = each.queries * each.heads * each.keys * FLOAT
     if fused:

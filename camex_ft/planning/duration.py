@@ -20,8 +20,8 @@ from torch import nn
 from camex_ft.moe.cost import RATES, cheaper, predict
 from camex_ft.moe.ffn import ExpertFFN, MixtureFFN
 from camex_ft.moe.low_rank_experts import LowRankLinear
-from camex_ft.planning.activations import Flow
 from camex_ft.planning.engines import Engine, Stored
+from camex_ft.planning.flow import Flow
 from camex_ft.planning.operations import groups_of, linears_of, shape_of
 from camex_ft.planning.precision import Precision
 from camex_ft.planning.survey import Survey

@@ -1,6 +1,6 @@
 """Peak memory of one training step on one device, in bytes.
 
-    peak     = framework + heap(greatest over the step of what is live)
+    peak     = framework + greatest over the step of what is live + holes
     live     = weights + optimizer + vectors + working + activations not freed yet + gradients made so far
 
 The step is followed block by block: forward, where activations grow; backward from the last block to the first, where
@@ -10,9 +10,15 @@ counted, not estimated: parameters are float32, also under bf16 and fp16, which 
 and a step count of each trained parameter. Statistics that protocols keep in buffers count as weights. Activations and
 working memory are estimates (`activations`, `working`), shares of several processes are in `engines`.
 
-heap: glibc keeps much of what is freed in holes that are too small for what comes next, `HOLES` of activations and of
-gradients in the measurements of docs/plan.md, unless MALLOC_MMAP_THRESHOLD_ is set, so that large tensors have mappings
-of their own. A GPU's allocator loses little, and nothing is added.
+On a CPU the process holds more than is live: memory that was freed is left in holes, which what comes next often does
+not fit (glibc asks for more than a tensor's size where it must be aligned, so that a hole of the same size is too
+small). With activations A, gradients G and the optimizer's state O, all of tensors up to 32 MiB, what is lost is about
+
+    holes = max(1.1 A - O, G + 0.4 A, 0)
+
+a description of what was measured (docs/plan.md), not a law: activations of a step find room for about as much as they
+need beside those of the step before, and moments fill some of it. Nothing is lost where MALLOC_MMAP_THRESHOLD_ is set,
+so that every large tensor has a mapping of its own, or on a GPU, whose allocator is another.
 """
 
 from __future__ import annotations
@@ -26,14 +32,14 @@ from torch import nn
 
 from camex_ft.moe.ffn import ExpertFFN
 from camex_ft.planning import working
-from camex_ft.planning.activations import Saved, saved
+from camex_ft.planning.activations import LARGE, Saved, saved
 from camex_ft.planning.engines import Engine, Stored
 from camex_ft.planning.operations import linears_of, shares_vectors
 from camex_ft.planning.precision import FLOAT, Precision
 from camex_ft.planning.survey import Survey
 
 MOMENTS = {"sgd": 0, "adagrad": 1, "rmsprop": 1}  # optimizers of the Trainer that hold fewer than AdamW
-HOLES = {"activations": 0.16, "gradients": 1.3}
+AGAIN, BESIDE = 1.1, 0.4  # of activations, in the two cases of holes
 MAPPED, MOST_MAPPED = "MALLOC_MMAP_THRESHOLD_", 1 << 20
 
 
@@ -115,7 +121,8 @@ def memory(
     weights, gradients, gathered = stored.per_process(where.engine)
     share = where.engine.processes if where.engine.shares_state else 1
     kept = [m for layer in layers.values() for m in linears_of(layer) if shares_vectors(m, found.batch)]
-    vectors = sum(2 * m.experts.numel() * m.experts.element_size() for m in kept)  # T and its gradient
+    # T alone: its gradient becomes that of the experts
+    vectors = sum(m.experts.numel() * m.experts.element_size() for m in kept)
     held = saved(found, layers, precision, model)
     buffers = working.scratch(found, layers, precision)
     made = Memory(
@@ -134,9 +141,7 @@ def memory(
     moment = max(moments, key=lambda name: moments[name])
     live = moments[moment]
     parts = base + made.gradients + made.activations
-    holes = 0.0
-    if not precision.gpu and not where.mapped:
-        holes = HOLES["activations"] * made.activations + HOLES["gradients"] * made.gradients
+    holes = 0.0 if precision.gpu or where.mapped else _holes(made, held, trained)
     return replace(
         made,
         working=round(buffers + gathered + max(0.0, live - parts)),
@@ -145,6 +150,15 @@ def memory(
         total=round(where.framework + live + holes),
         moment=moment,
     )
+
+
+def _holes(made: Memory, held: Saved, trained: list[nn.Parameter]) -> float:
+    """Return what the heap of a CPU's process loses between tensors."""
+    sizes = [p.numel() * p.element_size() for p in trained]
+    share = sum(size for size in sizes if size <= LARGE) / max(1, sum(sizes))
+    activations = made.activations * (1 - held.large / max(1.0, held.total))
+    gradients, optimizer = share * made.gradients, share * made.optimizer
+    return max(AGAIN * activations - optimizer, gradients + BESIDE * activations, 0.0)
 
 
 def _forward(held: Saved, precision: Precision) -> float:

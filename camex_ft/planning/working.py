@@ -24,6 +24,7 @@ from camex_ft.moe.factors import BLOCK_ELEMENTS
 from camex_ft.moe.ffn import ExpertFFN, MixtureFFN
 from camex_ft.moe.kronecker import nearest_factors
 from camex_ft.moe.merge import SLICES
+from camex_ft.planning.activations import written_out
 from camex_ft.planning.operations import groups_of, linears_of, shape_of
 from camex_ft.planning.precision import FLOAT, Precision
 from camex_ft.planning.survey import Survey, block_of
@@ -93,8 +94,7 @@ def transients(found: Survey, layers: Mapping[str, ExpertFFN], precision: Precis
         tokens = rows * found.tokens(ffn.path)
         _most(made, ffn.path, times * tokens * (2 * ffn.inner_size + ffn.hidden_size) * e)
     for each in found.attentions:
-        written = not each.fused or (not precision.gpu and (each.dropout or each.biased))
-        scores = 2 * each.heads * each.keys * FLOAT if written else 0
+        scores = 2 * each.heads * each.keys * FLOAT if written_out(each, precision) else 0
         _most(made, each.path, rows * each.queries * (scores + 3 * each.width * e))
     return made
 

@@ -185,7 +185,7 @@ def test_what_only_the_own_protocol_allows_is_left_out_elsewhere() -> None:
 
 
 def test_micro_batches_share_domain_vectors() -> None:
-    """What is kept is T and its gradient, in float32, of all experts; T5 has no biases."""
+    """What is kept is T, in float32, of all experts; its gradient becomes theirs. T5 has no biases."""
     given = ["profile=embedded", "merging.protocol=domain-ca"]
     (one, four) = (
         {c.protocol: c for c in planning.plan(load_config("glue", [*given, *more])).columns}
@@ -194,7 +194,7 @@ def test_micro_batches_share_domain_vectors() -> None:
     shared, alone = four["domain-ca"], one["domain-ca"]
     assert shared.operations.curvature == alone.operations.curvature / 4
     assert shared.operations.merging == alone.operations.merging
-    assert (shared.memory.vectors, alone.memory.vectors) == (2 * 4 * alone.parameters.experts, 0)
+    assert (shared.memory.vectors, alone.memory.vectors) == (4 * alone.parameters.experts, 0)
     assert four["smoe"].memory.vectors == 0
 
 
