@@ -252,7 +252,7 @@ def train(
     for note in notes:
         say(note)
     if checkpoint is not None:
-        trainer.check_batch(checkpoint)
+        trainer.check(checkpoint)
     with trainer.args.main_process_first(desc="preparing the run's folder"):
         if trainer.is_world_process_zero():
             if checkpoint is None:

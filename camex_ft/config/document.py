@@ -134,6 +134,8 @@ def _kinds(hint: Any) -> Iterator[str]:
             yield from _kinds(member)
     elif origin is typing.Literal:
         yield ", ".join(f"`{word}`" for word in typing.get_args(hint))
+    elif origin is tuple:
+        yield "list of texts"
     elif hint is Any:
         yield "`all`, `every_other` or a list of whole numbers"
     else:

@@ -172,7 +172,9 @@ def _drop_idle_keys(values: dict[str, Any], config: Config) -> None:
     values["training"] = _training(values["training"], config.training)
     if protocol.form == "dense":
         values["merging"] = {"protocol": config.merging.protocol}
-        del values["routing"], values["upcycle"], values["tuning"], values["training"]["router_learning_rate"]
+        del values["routing"], values["upcycle"], values["training"]["router_learning_rate"]
+        if config.tuning.mode != "lora":
+            del values["tuning"]
 
 
 def _training(values: dict[str, Any], training: TrainingConfig) -> dict[str, Any]:

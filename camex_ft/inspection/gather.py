@@ -91,7 +91,7 @@ def domain_vectors(layer: ExpertFFN) -> Vectors:
     """Return |tau_i| and <tau_i, tau_j> / (|tau_i| |tau_j|) of a layer's domain vectors.
 
     tau_i is E_i - E_m for all matrices and biases of the layer together. E_m is the base expert, also where it is
-    carried along the model; without one it is the experts' mean. For experts of low rank it is always their frozen base.
+    carried along the model; without one it is the experts' mean. For experts of low rank it is their frozen base.
     """
     link = layer.link if isinstance(layer, MergedFFN) else None
     bases: Mapping[str, Bases] = {} if link is None else link.bases(Pass())

@@ -13,6 +13,7 @@ from camex_ft.errors import UserError
 
 # the Trainer writes its state last
 STATE, NEEDED = "trainer_state.json", ("config.json", "optimizer.pt", "scheduler.pt")
+DEEPSPEED = "latest"  # names the folder in which DeepSpeed keeps model, optimizer and schedule
 
 
 def checkpoints(folder: Path) -> list[Path]:
@@ -30,15 +31,24 @@ def state_of(checkpoint: Path) -> TrainerState:
     return TrainerState.load_from_json(str(checkpoint / STATE))
 
 
+def of_deepspeed(checkpoint: Path) -> bool:
+    """Whether DeepSpeed wrote a checkpoint, which as many processes alone can load."""
+    return (checkpoint / DEEPSPEED).is_file()
+
+
+def processes(checkpoint: Path) -> int:
+    """Return how many processes wrote a checkpoint: each writes the state of its own randomness."""
+    return max(len(list(checkpoint.glob("rng_state*.pth"))), 1)
+
+
 def rows_at_once(checkpoint: Path) -> int:
     """Return how many rows one forward pass took over all processes, of the run that wrote a checkpoint."""
-    processes = len(list(checkpoint.glob("rng_state*.pth")))  # each writes its own
-    return int(state_of(checkpoint).train_batch_size or 0) * max(processes, 1)
+    return int(state_of(checkpoint).train_batch_size or 0) * processes(checkpoint)
 
 
 def fault(checkpoint: Path) -> str | None:
     """Return what is wrong with a checkpoint folder, or None where it is whole."""
-    for name in (STATE, *NEEDED):
+    for name in (STATE, *(("config.json",) if of_deepspeed(checkpoint) else NEEDED)):
         if not (checkpoint / name).is_file():
             return f"it has no {name}"
     try:

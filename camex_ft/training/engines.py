@@ -23,7 +23,7 @@ from transformers import PreTrainedModel, Trainer
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 
 from camex_ft.errors import UserError
-from camex_ft.training.checkpoints import rows_at_once
+from camex_ft.training.checkpoints import of_deepspeed, processes, rows_at_once
 from camex_ft.training.distributed import (
     blocks,
     deal,
@@ -82,15 +82,26 @@ class EngineTrainer(Trainer):
             return None
         return tied(cast(nn.Module, self.model), self.accelerator.get_state_dict(self.model_wrapped))
 
-    def check_batch(self, checkpoint: Path) -> None:
-        """Raise `UserError` where a run that goes on from a checkpoint would take other batches than before."""
-        before = rows_at_once(checkpoint)
-        now = self.args.train_batch_size * self.args.world_size
-        if before and before != now and not self.args.auto_find_batch_size:
+    def check(self, checkpoint: Path) -> None:
+        """Raise `UserError` where a run cannot go on from a checkpoint with the processes that it has now."""
+        anew = "--force (make: FORCE=1) starts anew"
+        count, now = processes(checkpoint), self.args.world_size
+        if of_deepspeed(checkpoint) != self.is_deepspeed_enabled:
             raise UserError(
-                f"{checkpoint.name} was written by a run that takes {before} rows at once, and {self.args.world_size} "
-                f"processes of {self.args.train_batch_size} take {now}: expected as many processes as before, or "
-                "training.global_batch_size from the start; --force (make: FORCE=1) starts anew"
+                f"{checkpoint.name} was written {'by' if of_deepspeed(checkpoint) else 'without'} DeepSpeed, whose "
+                f"checkpoints it alone reads: expected the engine of before; {anew}"
+            )
+        if self.is_deepspeed_enabled and count != now:
+            raise UserError(
+                f"{checkpoint.name} was written by {count} processes, and here are {now}: DeepSpeed goes on with as "
+                f"many alone; ddp and fsdp with any number; {anew}"
+            )
+        before, rows = rows_at_once(checkpoint), self.args.train_batch_size * now
+        if before and before != rows and not self.args.auto_find_batch_size:
+            raise UserError(
+                f"{checkpoint.name} was written by a run that takes {before} rows at once, and {now} processes of "
+                f"{self.args.train_batch_size} take {rows}: expected {count} processes as before, or "
+                f"training.global_batch_size from the start; {anew}"
             )
 
     # -- checkpoints --------------------------------------------------------------------------------------------------

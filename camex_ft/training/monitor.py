@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from camex_ft.moe.context import LayerRouting
 from camex_ft.moe.curvature import Curvature, condition_number, distance_from_identity
-from camex_ft.moe.experts import ExpertLinear
 from camex_ft.training.distributed import total, whole
 from camex_ft.upcycling import expert_layers
 
@@ -77,7 +76,7 @@ def curvature_statistics(model: nn.Module, *, condition: bool = False) -> dict[s
     """
     found: dict[str, dict[str, list[float]]] = {}
     for name, layer in expert_layers(model).items():
-        curvatures = [m.curvature for m in layer.children() if isinstance(m, ExpertLinear)]
+        curvatures = [linear.curvature for linear in layer.linears.values()]
         given = [c.factors for c in curvatures if isinstance(c, Curvature)]
         factors = [type(f).of([whole(tensor).detach() for tensor in f]) for f in given]
         if not factors:
