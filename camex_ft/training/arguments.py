@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -43,22 +44,22 @@ def training_arguments(
     else:
         defaults |= {"metric_for_best_model": best, "greater_is_better": greater_is_better}
     given["activation_checkpointing_kwargs"] = {"use_reentrant": False, **checkpointing}
+    if training.global_batch_size is not None:
+        parts = given.get("gradient_accumulation_steps") or 1
+        given["per_device_train_batch_size"] = rows_a_device(training.global_batch_size, parts=parts)
     try:
-        made = TrainingArguments(output_dir=str(output), **{**defaults, **given})
+        return TrainingArguments(output_dir=str(output), **{**defaults, **given})
     except (ValueError, ImportError, TypeError) as error:
         raise UserError(f"training: {error}") from error
-    if training.global_batch_size is not None:
-        made.per_device_train_batch_size = rows_a_device(training.global_batch_size, made)
-    return made
 
 
-def rows_a_device(rows: int, arguments: TrainingArguments) -> int:
+def rows_a_device(rows: int, *, parts: int) -> int:
     """Return how many of the rows of an optimizer step a device takes at a time.
 
     Raises:
         UserError: they do not share out evenly.
     """
-    processes, parts = arguments.world_size, arguments.gradient_accumulation_steps
+    processes = int(os.environ.get("WORLD_SIZE", 1))  # as launchers set it
     if rows % (processes * parts):
         raise UserError(
             f"training.global_batch_size: {rows} rows do not share out evenly among {processes} processes and {parts} "

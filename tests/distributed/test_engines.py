@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from training import FSDP, SGD, distance, keep, make
+from training import ENGINES, SGD, SHARD_ALL, distance, keep, make
 
 PROTOCOLS = ("ties-ca", "smoe", "ep-camex", "dare-ca")
 CLOSE = 1e-5  # float32, sums of a batch in another order, over 20 steps of SGD; measured: 6e-8
@@ -42,7 +42,10 @@ def spawn(tmp_path_factory: pytest.TempPathFactory) -> Spawn:
     def run(count: int, engine: str, *jobs: str, folder: Path | None = None) -> Path:
         folder = folder or tmp_path_factory.mktemp(f"{engine}{count}")
         start = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={count}"]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", **(FSDP if engine == "fsdp" else {})}
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", **ENGINES[engine]}
+        if engine == "zero3":
+            environment["ACCELERATE_DEEPSPEED_CONFIG_FILE"] = str(folder / "zero3.json")
+            (folder / "zero3.json").write_text(json.dumps(SHARD_ALL))
         command = [sys.executable, *start, str(WORKER), str(folder), *jobs]
         done = subprocess.run(
             command, env=environment, capture_output=True, text=True, timeout=250, check=False
@@ -79,10 +82,14 @@ def assert_same(one: Mapping[str, Any], other: Mapping[str, Any], tolerance: flo
         (2, "fsdp"),
         pytest.param(3, "ddp", marks=pytest.mark.slow),
         pytest.param(3, "fsdp", marks=pytest.mark.slow),
+        pytest.param(2, "zero2", marks=pytest.mark.slow),
+        pytest.param(2, "zero3", marks=pytest.mark.slow),
     ],
 )
 def test_several_processes_train_as_one(count: int, engine: str, alone: Path, spawn: Spawn) -> None:
     """Twenty steps of twelve rows each; balance losses are in the losses, and routing is off its noise."""
+    if engine.startswith("zero"):
+        pytest.importorskip("deepspeed", reason="an extra of its own: pip install camex_ft[deepspeed]")
     folder = spawn(count, engine, *PROTOCOLS)
     for protocol in PROTOCOLS:
         one, several = read(alone / f"{protocol}.pt"), read(folder / f"{protocol}.pt")
@@ -103,3 +110,13 @@ def test_what_two_sharding_processes_saved_any_number_goes_on_from(alone: Path, 
     assert_same(read(folder / "one.pt"), whole, EXACT)
     for count, engine in ((3, "fsdp"), (2, "ddp")):
         assert_same(read(spawn(count, engine, "resume", folder=folder) / "resume.pt"), whole, EXACT)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ["zero2", "zero3"])
+def test_deepspeed_goes_on_from_its_own_checkpoints(engine: str, alone: Path, spawn: Spawn) -> None:
+    pytest.importorskip("deepspeed", reason="an extra of its own: pip install camex_ft[deepspeed]")
+    folder = spawn(2, engine, "save")
+    whole = read(folder / "save.pt")
+    assert_same(whole, read(alone / "save.pt"), CLOSE)  # it trains in float32 whatever the model has
+    assert_same(read(spawn(2, engine, "resume", folder=folder) / "resume.pt"), whole, 0)

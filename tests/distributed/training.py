@@ -25,6 +25,38 @@ FSDP = {
     "FSDP_CPU_RAM_EFFICIENT_LOADING": "false",
     "FSDP_RESHARD_AFTER_FORWARD": "true",
 }
+ZERO = {  # DeepSpeed's CPU accelerator; accelerate offers it for GPUs
+    "DS_ACCELERATOR": "cpu",
+    "ACCELERATE_USE_DEEPSPEED": "true",
+    "ACCELERATE_DEEPSPEED_ZERO3_INIT": "false",
+    "ACCELERATE_DEEPSPEED_ZERO3_SAVE_16BIT_MODEL": "true",
+    "ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE": "none",
+    "ACCELERATE_DEEPSPEED_OFFLOAD_PARAM_DEVICE": "none",
+    "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "1",
+}
+ENGINES: dict[str, dict[str, str]] = {
+    "ddp": {},
+    "fsdp": FSDP,
+    "zero2": {**ZERO, "ACCELERATE_DEEPSPEED_ZERO_STAGE": "2"},
+    "zero3": {**ZERO, "ACCELERATE_DEEPSPEED_ZERO_STAGE": "3"},
+}
+# parameters of fewer elements stay whole by default, and these are tiny
+SHARD_ALL = {
+    "zero_optimization": {
+        "stage": 3,
+        "stage3_param_persistence_threshold": 0,
+        "stage3_gather_16bit_weights_on_model_save": True,
+    },
+    **dict.fromkeys(
+        (
+            "train_batch_size",
+            "train_micro_batch_size_per_gpu",
+            "gradient_accumulation_steps",
+            "gradient_clipping",
+        ),
+        "auto",
+    ),
+}
 
 
 def still(made: PreTrainedModel) -> PreTrainedModel:
@@ -43,6 +75,7 @@ def make(folder: Path, protocol: str, *, double: bool = False, **settings: Any) 
         folder,
         given.double() if double else given,
         **{
+            "use_cpu": "ACCELERATE_USE_DEEPSPEED" not in os.environ,
             "per_device_train_batch_size": GLOBAL // int(os.environ.get("WORLD_SIZE", 1)),
             "per_device_eval_batch_size": BATCH,
             "logging_steps": 1.0,
