@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from training import ENGINES, SGD, SHARD_ALL, distance, keep, make
+from training import ENGINES, SGD, deepspeed_file, distance, keep, make
 
 PROTOCOLS = ("ties-ca", "smoe", "ep-camex", "dare-ca")
 CLOSE = 1e-5  # float32, sums of a batch in another order, over 20 steps of SGD; measured: 6e-8
@@ -43,9 +43,8 @@ def spawn(tmp_path_factory: pytest.TempPathFactory) -> Spawn:
         folder = folder or tmp_path_factory.mktemp(f"{engine}{count}")
         start = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={count}"]
         environment = {**os.environ, "OMP_NUM_THREADS": "1", **ENGINES[engine]}
-        if engine == "zero3":
-            environment["ACCELERATE_DEEPSPEED_CONFIG_FILE"] = str(folder / "zero3.json")
-            (folder / "zero3.json").write_text(json.dumps(SHARD_ALL))
+        if engine.startswith("zero"):
+            environment["ACCELERATE_DEEPSPEED_CONFIG_FILE"] = str(deepspeed_file(engine, folder))
         command = [sys.executable, *start, str(WORKER), str(folder), *jobs]
         done = subprocess.run(
             command, env=environment, capture_output=True, text=True, timeout=250, check=False

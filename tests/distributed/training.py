@@ -40,23 +40,24 @@ ENGINES: dict[str, dict[str, str]] = {
     "zero2": {**ZERO, "ACCELERATE_DEEPSPEED_ZERO_STAGE": "2"},
     "zero3": {**ZERO, "ACCELERATE_DEEPSPEED_ZERO_STAGE": "3"},
 }
-# parameters of fewer elements stay whole by default, and these are tiny
-SHARD_ALL = {
-    "zero_optimization": {
-        "stage": 3,
+
+
+def deepspeed_file(engine: str, folder: Path) -> Path:
+    """Write DeepSpeed's settings: parameters of few elements stay whole by default, and here all are few."""
+    auto = (
+        "train_batch_size",
+        "train_micro_batch_size_per_gpu",
+        "gradient_accumulation_steps",
+        "gradient_clipping",
+    )
+    zero = {
+        "stage": int(engine.removeprefix("zero")),
         "stage3_param_persistence_threshold": 0,
         "stage3_gather_16bit_weights_on_model_save": True,
-    },
-    **dict.fromkeys(
-        (
-            "train_batch_size",
-            "train_micro_batch_size_per_gpu",
-            "gradient_accumulation_steps",
-            "gradient_clipping",
-        ),
-        "auto",
-    ),
-}
+    }
+    file = folder / "deepspeed.json"
+    file.write_text(json.dumps({"zero_optimization": zero, **dict.fromkeys(auto, "auto")}))
+    return file
 
 
 def still(made: PreTrainedModel) -> PreTrainedModel:
@@ -75,7 +76,6 @@ def make(folder: Path, protocol: str, *, double: bool = False, **settings: Any) 
         folder,
         given.double() if double else given,
         **{
-            "use_cpu": "ACCELERATE_USE_DEEPSPEED" not in os.environ,
             "per_device_train_batch_size": GLOBAL // int(os.environ.get("WORLD_SIZE", 1)),
             "per_device_eval_batch_size": BATCH,
             "logging_steps": 1.0,
