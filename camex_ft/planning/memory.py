@@ -179,21 +179,24 @@ def _backward(
     """Yield what of activations, gradients and working memory is live at each block, from the last to the first."""
     again = (
         found.batch.steps > 1
-    )  # gradients of earlier micro-batches are there, and new ones are added to them
-    whole = sum(stored.gradients.values()) / share
+    )  # earlier micro-batches' gradients are there, and new ones are added to them
     largest = max((p.numel() for p in model.parameters() if p.requires_grad), default=0) * FLOAT
+    made = sum(stored.gradients.values()) / share + largest if again else 0.0
+    gradients = {} if again else stored.gradients
     extra = working.transients(found, layers, precision)
     kept = held.stream if precision.checkpointing else held.blocks
     left = held.fixed + held.outside + sum(kept.values())
-    made = 0.0 if again else stored.gradients.get("", 0) / share
-    fixed = whole + largest if again else 0.0
-    yield left + held.logits * 3 + fixed  # gradients of the logits and of their log-probabilities
+    logits = sum(p.out * p.width for p in found.products if p.vocabulary) * FLOAT
+    outside = gradients.get("", 0)
+    yield left + made + held.logits * 3  # gradients of the logits and of their log-probabilities
+    made += min(logits, outside) / share  # the head's come first, an embedding's last
     for block in reversed(list(held.blocks)):
-        made += 0.0 if again else stored.gradients.get(block, 0) / share
-        more = held.blocks[block] if precision.checkpointing else 0.0
-        yield left + more + made + fixed + extra.get(block, 0.0)
+        run = held.blocks[block] if precision.checkpointing else 0.0
+        most = left + run + made
         left -= kept.get(block, 0.0)
-    yield left + made + fixed + working.tied(model)
+        made += gradients.get(block, 0) / share
+        yield max(most, left + made) + extra.get(block, 0.0)
+    yield left + made + max(0.0, outside - logits) / share + working.tied(model)
 
 
 def optimizer_bytes(trained: list[nn.Parameter], name: str = "adamw_torch_fused") -> int:
