@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
 
+from camex_ft.config import Config, load_config
 from camex_ft.embedded import HEADS
 from camex_ft.planning.survey import Batch
 
@@ -83,3 +85,46 @@ def inputs(head: str) -> dict[str, torch.Tensor]:
     ids[:, -1] = 1
     labels = ids if "lm" in head else torch.zeros(ROWS, dtype=torch.long)
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels}
+
+
+MEASURED = {
+    "t5": {
+        "vocab_size": 16000,
+        "d_model": 512,
+        "d_ff": 2048,
+        "d_kv": 64,
+        "num_heads": 8,
+        "num_layers": 6,
+        "num_decoder_layers": 6,
+        "eos_token_id": 1,
+        "decoder_start_token_id": 0,
+    },
+    "llama": {
+        "vocab_size": 16000,
+        "hidden_size": 512,
+        "intermediate_size": 1408,
+        "num_hidden_layers": 8,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 4,
+        "max_position_embeddings": 1024,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+    },
+}
+WAYS = {
+    "dense": ("merging.protocol=dense",),
+    "merged": ("merging.protocol=domain-ca",),
+    "ep-camex": ("merging.protocol=ep-camex",),
+    "lora": ("merging.protocol=domain-ca", "tuning.mode=lora"),
+}
+
+
+def measured_configuration(family: str, way: str, folder: Path) -> Config:
+    """One of the eight configurations of docs/plan.md, whose backbone is written to `folder`."""
+    config = transformers.AutoConfig.for_model(family, pad_token_id=0, **MEASURED[family])
+    config.save_pretrained(folder)
+    overrides = ["profile=embedded", f"backbone=new:{folder}", "merging.experts=4", "merging.top_k=2"]
+    overrides += ["task.max_length=128", "training.per_device_train_batch_size=8", *WAYS[way]]
+    if family == "t5":
+        return load_config("glue", overrides)
+    return load_config("lm", [*overrides, "task.block_size=256", "routing.segment=64"])

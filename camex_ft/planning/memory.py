@@ -14,11 +14,12 @@ On a CPU the process holds more than is live: memory that was freed is left in h
 not fit (glibc asks for more than a tensor's size where it must be aligned, so that a hole of the same size is too
 small). With activations A, gradients G and the optimizer's state O, all of tensors up to 32 MiB, what is lost is about
 
-    holes = max(1.1 A - O, G + 0.4 A, 0)
+    holes = max(1.1 A - O, G + 0.4 A, 0.4 A')        A': A without gradient checkpointing
 
-a description of what was measured (docs/plan.md), not a law: activations of a step find room for about as much as they
-need beside those of the step before, and moments fill some of it. Nothing is lost where MALLOC_MMAP_THRESHOLD_ is set,
-so that every large tensor has a mapping of its own, or on a GPU, whose allocator is another.
+a description of what was measured (docs/plan.md), not a law: activations of a step need about as much room again beside
+what those of the step before left, and moments fill some of it; all that comes and goes leaves holes. Nothing is lost
+where MALLOC_MMAP_THRESHOLD_ is set, so that every large tensor has a mapping of its own, or on a GPU, whose allocator
+is another.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ from camex_ft.planning.precision import FLOAT, Precision
 from camex_ft.planning.survey import Survey
 
 MOMENTS = {"sgd": 0, "adagrad": 1, "rmsprop": 1}  # optimizers of the Trainer that hold fewer than AdamW
-AGAIN, BESIDE = 1.1, 0.4  # of activations, in the two cases of holes
+AGAIN, BESIDE = 1.1, 0.4  # of activations, in the cases of holes
 MAPPED, MOST_MAPPED = "MALLOC_MMAP_THRESHOLD_", 1 << 20
 
 
@@ -156,9 +157,14 @@ def _holes(made: Memory, held: Saved, trained: list[nn.Parameter]) -> float:
     """Return what the heap of a CPU's process loses between tensors."""
     sizes = [p.numel() * p.element_size() for p in trained]
     share = sum(size for size in sizes if size <= LARGE) / max(1, sum(sizes))
-    activations = made.activations * (1 - held.large / max(1.0, held.total))
-    gradients, optimizer = share * made.gradients, share * made.optimizer
-    return max(AGAIN * activations - optimizer, gradients + BESIDE * activations, 0.0)
+    small = 1 - held.large / max(1.0, held.total)
+    activations, gradients, optimizer = (
+        small * made.activations,
+        share * made.gradients,
+        share * made.optimizer,
+    )
+    kept = max(AGAIN * activations - optimizer, gradients + BESIDE * activations)
+    return max(kept, BESIDE * small * held.total)
 
 
 def _forward(held: Saved, precision: Precision) -> float:
