@@ -25,6 +25,7 @@ from camex_ft.config import Config
 from camex_ft.embedded import CORPORA
 from camex_ft.errors import UserError
 from camex_ft.planning import Column, plan
+from camex_ft.planning.duration import TFLOPS
 from camex_ft.results.entries import Entry, Result, read_results
 
 # rows of training and validation that the hub's data sets have; of language models, GPT-2's tokens
@@ -43,7 +44,6 @@ ROWS = {
     "qa/wikiqa": (20_360, 2_733),
 }
 TOKENS = {"lm/wikitext-2": (2_391_884, 247_289), "lm/wikitext-103": (117_920_140, 247_289)}
-TFLOPS = 10.0
 CHECKPOINTS = 2  # the best and the last, while a cell runs
 ADAM = 3  # weights and two moments
 WIDTH = 160  # of a table that goes to a file
@@ -186,7 +186,7 @@ def _estimate(
 
 def _column(settled: Config) -> Column | UserError:
     try:
-        return plan(settled, protocols=[settled.merging.protocol]).columns[0]
+        return plan(settled, protocols=[settled.merging.protocol], tflops=TFLOPS).columns[0]
     except UserError as error:
         return error
 

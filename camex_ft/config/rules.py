@@ -209,6 +209,12 @@ def _training(config: Config) -> Iterator[Broken]:
     training = config.training
     evaluate, save = ("training", "eval_strategy"), ("training", "save_strategy")
     best = ("training", "load_best_model_at_end")
+    if training.global_batch_size is not None and (training.model_extra or {}).get("auto_find_batch_size"):
+        yield (
+            (("training", "auto_find_batch_size"), ("training", "global_batch_size")),
+            f"would give an optimizer step fewer rows than training.global_batch_size, {training.global_batch_size}: "
+            "expected one of the two; for less memory with as many rows, raise training.gradient_accumulation_steps",
+        )
     if not training.load_best_model_at_end:
         return
     last = "or load_best_model_at_end: false, which keeps the last epoch"

@@ -180,6 +180,11 @@ class RoutingContext:
         """The pass that this thread finished last, or None."""
         return self._local.last
 
+    def forget(self) -> None:
+        """Forget all passes, which an error may have ended, with what they hold for a backward pass."""
+        self._local.accumulation.give_up()
+        self._local = _Local()
+
     def micro_batch(self, *, last: bool) -> AbstractContextManager[None]:
         """Run one of an optimizer step's micro-batches, forward and backward, in a ``with`` block.
 

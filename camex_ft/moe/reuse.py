@@ -48,15 +48,20 @@ class Step:
         Raises:
             RuntimeError: a map took part in earlier micro-batches and not in the last: its gradient would be lost.
         """
-        lost = sum(shared.grad is not None and not shared.closed for shared in self.shared)
-        for shared in self.shared:
-            shared.vectors, shared.grad = shared.vectors.new_empty(0), None
-        self.shared.clear()
+        lost = self.give_up()
         if lost:
             raise RuntimeError(
                 f"{lost} maps with experts took no part in the last micro-batch of an optimizer step, so that their "
                 "gradients would be lost: set merging.keep_vectors: false"
             )
+
+    def give_up(self) -> int:
+        """Free the domain vectors, and return how many maps have gradients that were not taken further."""
+        lost = sum(shared.grad is not None and not shared.closed for shared in self.shared)
+        for shared in self.shared:
+            shared.vectors, shared.grad = shared.vectors.new_empty(0), None
+        self.shared.clear()
+        return lost
 
 
 class Micro(NamedTuple):
@@ -88,6 +93,14 @@ class Accumulation:
                 step, self._step = self._step, None
                 if done:
                     step.release()
+                else:
+                    step.give_up()
+
+    def give_up(self) -> None:
+        """End the step, wherever it is."""
+        if self._step is not None:
+            self._step.give_up()
+        self._step = self.now = None
 
 
 class Reuse:

@@ -12,6 +12,7 @@ With e bytes a number (2 under autocast, else 4) and T tokens:
     head           T V 4                   log-probabilities of a language model
     merged layer   as dense                x and s are saved, E_hat is made again: nothing of size B out in
     low rank       as dense, trained, + 2 T N r' e a map       the input of A', and both sides of s_i
+                   + 2 N r' (out + in) 4   where curvature makes B' and A'
     carried base   out in 4                of each map of a chain's later layers
     mixture        k (feed-forward + T d e)
 
@@ -33,11 +34,12 @@ from camex_ft.moe.low_rank_experts import LowRankLinear
 from camex_ft.planning.flow import Flow
 from camex_ft.planning.operations import groups_of, linears_of
 from camex_ft.planning.precision import FLOAT, HALF, Precision
-from camex_ft.planning.survey import Attention, Survey, block_of
+from camex_ft.planning.survey import KEYS, QUERIES, VALUES, Attention, Survey, block_of
 
 # What activations keep beside their output, in units of their input; others keep their input.
 WRITTEN_OUT = {"NewGELUActivation": 4, "QuickGELUActivation": 2, "FastGELUActivation": 6, "ReLU": 0}
 LARGE = 32 << 20  # bytes; glibc gives larger tensors mappings of their own, which end when they are freed
+CURVED = 2  # B' and A', and what they are made of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,7 +105,7 @@ def saved(
         blocks=blocks,
         stream=stream,
         logits=logits,
-        fixed=sum(_carried(layer) for layer in layers.values()) + _casts(found, layers, precision),
+        fixed=sum(map(_of_parameters, layers.values())) + _casts(found, layers, precision),
         large=large,
     )
 
@@ -112,11 +114,8 @@ def _saved(
     found: Survey, layers: Mapping[str, ExpertFFN], precision: Precision, flow: Flow
 ) -> Iterator[tuple[str, int, float, int]]:
     """Yield (path, tokens of a row, bytes a row, numbers a token of the largest tensor), logits left out."""
-    attended = {each.path for each in found.attentions}
     for product in found.products:
-        parent = product.path.rpartition(".")[0]
-        learns = flow.learns(parent if parent in attended else product.path)
-        if product.keeps and learns:
+        if product.keeps and any(flow.learns(path) for path in _readers(product.path)):
             size = product.tokens * product.width * precision.size
             yield product.path, product.tokens, size, product.width
     for each in found.attentions:
@@ -133,6 +132,13 @@ def _saved(
             tokens = found.tokens(ffn.path)
             for bytes_ in _layer(ffn, layers.get(ffn.path), tokens, precision, flow):
                 yield ffn.path, tokens, bytes_, ffn.inner_size
+
+
+def _readers(path: str) -> list[str]:
+    """Return the paths of the matrices that read the same input: an attention's projections, or the one alone."""
+    parent, _, name = path.rpartition(".")
+    projections = (*QUERIES, *KEYS, *VALUES)
+    return [f"{parent}.{each}" for each in projections] if name in projections else [path]
 
 
 def _layer(
@@ -160,14 +166,10 @@ def _low_rank(layer: ExpertFFN, length: int, times: int, precision: Precision) -
     for linear in layer.linears.values():
         if not isinstance(linear, LowRankLinear):
             continue
-        rank, curvature = linear.low_rank.rank, linear.curvature
         if isinstance(layer, MixtureFFN):
-            total += times * length * 2 * rank * precision.size
+            total += times * length * 2 * linear.low_rank.rank * precision.size
             continue
-        if curvature is not None:
-            terms = 1 if curvature.kind == "low-rank" else curvature.factors.rank
-            rank *= terms
-        total += length * 2 * linear.count * rank * precision.size
+        total += length * 2 * linear.count * _rank(linear) * precision.size
         total += 0 if linear.low_rank.dropout == 0 else length * linear.in_features * 2 * precision.size
     return total
 
@@ -199,8 +201,20 @@ def fed_forward(ffn: DenseFFN, precision: Precision, *, learns: bool = True) -> 
     return ((ffn.hidden_size if learns else 0) + units * ffn.inner_size) * precision.size + masked
 
 
-def _carried(layer: ExpertFFN) -> int:
-    return sum(m.experts[0].numel() * FLOAT for m in linears_of(layer) if m.carried)
+def _of_parameters(layer: ExpertFFN) -> int:
+    """Return what is made of parameters alone, and saved: carried base experts, curved factors of low rank."""
+    carried = sum(m.experts[0].numel() for m in linears_of(layer) if m.carried)
+    for linear in layer.linears.values():
+        if isinstance(linear, LowRankLinear) and linear.curvature is not None:
+            carried += CURVED * linear.count * _rank(linear) * (linear.in_features + linear.out_features)
+    return FLOAT * carried
+
+
+def _rank(linear: LowRankLinear) -> int:
+    """Return r' of experts of low rank, to which curvature adds terms."""
+    curvature = linear.curvature
+    terms = 1 if curvature is None or curvature.kind == "low-rank" else curvature.factors.rank
+    return terms * linear.low_rank.rank
 
 
 def _casts(found: Survey, layers: Mapping[str, ExpertFFN], precision: Precision) -> int:

@@ -14,6 +14,7 @@ from camex_ft.config import Config
 from camex_ft.config.rules import broken
 from camex_ft.planning.engines import Engine
 from camex_ft.planning.memory import MAPPED, MOST_MAPPED, Where
+from camex_ft.registry import PROTOCOLS
 
 Peak = Callable[[Config, Where], int]
 SHARING = "fsdp"
@@ -49,10 +50,11 @@ class Advice:
 
 @dataclass(frozen=True, kw_only=True)
 class State:
-    """A configuration and what it runs on, while changes are made."""
+    """A configuration and what it runs on, a GPU or not, while changes are made."""
 
     settled: Config
     where: Where
+    gpu: bool
     settings: tuple[str, ...] = ()
 
 
@@ -67,12 +69,12 @@ def advise(settled: Config, where: Where, limit: int, peak: Peak, *, gpu: bool) 
         where: what it runs on.
         limit: bytes of a device.
         peak: plans a configuration again.
-        gpu: on a GPU; there the heap is none's concern.
+        gpu: on a GPU, whose allocator leaves no holes to be avoided.
     """
-    start = State(settled=settled, where=where)
+    start = State(settled=settled, where=where, gpu=gpu)
     changes = [batch_of(size) for size in halves(settled.training.per_device_train_batch_size)]
-    changes += [checkpointing, apart, shared_out, half, *([] if gpu else [mapped]), tuned("experts")]
-    changes += [fewer, tuned("lora")]
+    changes += [checkpointing, apart, shared_out, *([] if gpu else [mapped]), half]
+    changes += [tuned("experts"), fewer, tuned("lora")]
     alone = []
     for change in changes:
         made = _made(change, start)
@@ -162,7 +164,10 @@ def shared_out(state: State) -> State | None:
 def half(state: State) -> State | None:
     """Change to autocast in bfloat16."""
     extra = state.settled.training.model_extra or {}
-    return None if extra.get("bf16") or extra.get("fp16") else _with(state, "training", bf16=True)
+    if extra.get("bf16") or extra.get("fp16"):
+        return None
+    here = {} if state.gpu else {"use_cpu": True}  # without which the Trainer looks for a GPU
+    return _with(state, "training", bf16=True, **here)
 
 
 def mapped(state: State) -> State | None:
@@ -184,7 +189,8 @@ def fewer(state: State) -> State | None:
     """Have half as many experts."""
     experts = state.settled.merging.experts // 2
     k = state.settled.merging.top_k
-    if experts < 2 or (k or 0) > experts:
+    dense = PROTOCOLS.get(state.settled.merging.protocol).form == "dense"
+    if dense or experts < 2 or (k or 0) > experts:
         return None
     return _with(state, "merging", experts=experts)
 

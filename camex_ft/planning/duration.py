@@ -13,6 +13,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import nn
@@ -89,12 +90,15 @@ def _outside(model: nn.Module, found: Survey, layers: Mapping[str, ExpertFFN], p
     """Return the multiply-adds of a micro-batch outside of layers with experts, forward and backward."""
     flow, rows = Flow(model), found.batch.rows
 
+    again = int(precision.checkpointing)
+
     def passes(path: str) -> int:
-        again = int(precision.checkpointing)
         return 1 + again + int(flow.passes(path)) + int(flow.learns(path))
 
     total = sum(p.tokens * p.out * p.width * passes(p.path) for p in found.products)
-    total += sum(2 * a.queries * a.keys * a.width * (passes(a.path) + 1) for a in found.attentions)
+    for each in found.attentions:  # both factors of its products have a gradient, where there is one
+        times = 1 + again + 2 * flow.passes(each.path)
+        total += 2 * each.queries * each.keys * each.width * times
     for ffn in found.ffns:
         if ffn.path not in layers:
             total += (
@@ -126,6 +130,7 @@ def _layer(layer: ExpertFFN, found: Survey, tokens: int, precision: Precision) -
     return total
 
 
+@lru_cache
 def measured_tflops(*, half: bool = False) -> float:
     """Return what this machine's CPU sustains in a product of two matrices, in 10^12 operations a second."""
     dtype = torch.bfloat16 if half else torch.float32

@@ -50,11 +50,6 @@ class Engine:
         """Whether a process stores its share of gradients and optimizer's state alone."""
         return self.processes > 1 and self.name != "ddp"
 
-    @property
-    def sent(self) -> float:
-        """How often an optimizer step sends all gradients or weights, in units of (N - 1) / N of them."""
-        return 3.0 if self.shares_weights else 2.0
-
 
 @dataclass(frozen=True, kw_only=True)
 class Stored:

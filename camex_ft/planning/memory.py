@@ -14,11 +14,12 @@ On a CPU the process holds more than is live: memory that was freed is left in h
 not fit (glibc asks for more than a tensor's size where it must be aligned, so that a hole of the same size is too
 small). With activations A, gradients G and the optimizer's state O, all of tensors up to 32 MiB, what is lost is about
 
-    holes = max(1.1 A - O, G + 0.4 A, 0)
+    holes = max(1.1 A - O, G + 0.4 A, 0.4 A')        A': A without gradient checkpointing
 
-a description of what was measured (docs/plan.md), not a law: activations of a step find room for about as much as they
-need beside those of the step before, and moments fill some of it. Nothing is lost where MALLOC_MMAP_THRESHOLD_ is set,
-so that every large tensor has a mapping of its own, or on a GPU, whose allocator is another.
+a description of what was measured (docs/plan.md), not a law: activations of a step need about as much room again beside
+what those of the step before left, and moments fill some of it; all that comes and goes leaves holes. Nothing is lost
+where MALLOC_MMAP_THRESHOLD_ is set, so that every large tensor has a mapping of its own, or on a GPU, whose allocator
+is another.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ from camex_ft.planning.precision import FLOAT, Precision
 from camex_ft.planning.survey import Survey
 
 MOMENTS = {"sgd": 0, "adagrad": 1, "rmsprop": 1}  # optimizers of the Trainer that hold fewer than AdamW
-AGAIN, BESIDE = 1.1, 0.4  # of activations, in the two cases of holes
+AGAIN, BESIDE = 1.1, 0.4  # of activations, in the cases of holes
 MAPPED, MOST_MAPPED = "MALLOC_MMAP_THRESHOLD_", 1 << 20
 
 
@@ -156,9 +157,14 @@ def _holes(made: Memory, held: Saved, trained: list[nn.Parameter]) -> float:
     """Return what the heap of a CPU's process loses between tensors."""
     sizes = [p.numel() * p.element_size() for p in trained]
     share = sum(size for size in sizes if size <= LARGE) / max(1, sum(sizes))
-    activations = made.activations * (1 - held.large / max(1.0, held.total))
-    gradients, optimizer = share * made.gradients, share * made.optimizer
-    return max(AGAIN * activations - optimizer, gradients + BESIDE * activations, 0.0)
+    small = 1 - held.large / max(1.0, held.total)
+    activations, gradients, optimizer = (
+        small * made.activations,
+        share * made.gradients,
+        share * made.optimizer,
+    )
+    kept = max(AGAIN * activations - optimizer, gradients + BESIDE * activations)
+    return max(kept, BESIDE * small * held.total)
 
 
 def _forward(held: Saved, precision: Precision) -> float:
@@ -179,21 +185,24 @@ def _backward(
     """Yield what of activations, gradients and working memory is live at each block, from the last to the first."""
     again = (
         found.batch.steps > 1
-    )  # gradients of earlier micro-batches are there, and new ones are added to them
-    whole = sum(stored.gradients.values()) / share
+    )  # earlier micro-batches' gradients are there, and new ones are added to them
     largest = max((p.numel() for p in model.parameters() if p.requires_grad), default=0) * FLOAT
+    made = sum(stored.gradients.values()) / share + largest if again else 0.0
+    gradients = {} if again else stored.gradients
     extra = working.transients(found, layers, precision)
     kept = held.stream if precision.checkpointing else held.blocks
     left = held.fixed + held.outside + sum(kept.values())
-    made = 0.0 if again else stored.gradients.get("", 0) / share
-    fixed = whole + largest if again else 0.0
-    yield left + held.logits * 3 + fixed  # gradients of the logits and of their log-probabilities
+    logits = sum(p.out * p.width for p in found.products if p.vocabulary) * FLOAT
+    outside = gradients.get("", 0)
+    yield left + made + held.logits * 3  # gradients of the logits and of their log-probabilities
+    made += min(logits, outside) / share  # the head's come first, an embedding's last
     for block in reversed(list(held.blocks)):
-        made += 0.0 if again else stored.gradients.get(block, 0) / share
-        more = held.blocks[block] if precision.checkpointing else 0.0
-        yield left + more + made + fixed + extra.get(block, 0.0)
+        run = held.blocks[block] if precision.checkpointing else 0.0
+        most = left + run + made
         left -= kept.get(block, 0.0)
-    yield left + made + fixed + working.tied(model)
+        made += gradients.get(block, 0) / share
+        yield max(most, left + made) + extra.get(block, 0.0)
+    yield left + made + max(0.0, outside - logits) / share + working.tied(model)
 
 
 def optimizer_bytes(trained: list[nn.Parameter], name: str = "adamw_torch_fused") -> int:

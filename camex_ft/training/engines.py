@@ -96,11 +96,13 @@ class EngineTrainer(Trainer):
                 f"{checkpoint.name} was written by {count} processes, and here are {now}: DeepSpeed goes on with as "
                 f"many alone; ddp and fsdp with any number; {anew}"
             )
-        before, rows = rows_at_once(checkpoint), self.args.train_batch_size * now
-        if before and before != rows and not self.args.auto_find_batch_size:
+        before = rows_at_once(checkpoint)
+        size = before // count if self.args.auto_find_batch_size else self.args.train_batch_size
+        rows = size * now
+        if before and before != rows:
             raise UserError(
                 f"{checkpoint.name} was written by a run that takes {before} rows at once, and {now} processes of "
-                f"{self.args.train_batch_size} take {rows}: expected {count} processes as before, or "
+                f"{size} take {rows}: expected {count} processes as before, or "
                 f"training.global_batch_size from the start; {anew}"
             )
 

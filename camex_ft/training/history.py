@@ -16,6 +16,7 @@ class HistoryCallback(TrainerCallback):
 
     Args:
         write: takes an entry.
+        rewind: drops the entries after a step, which are written again: those of an attempt that ran out of memory.
         loads: the load by layer since the last entry of a training step, which that entry gets as ``routing_load``; it
             is kept from the log itself, which is for people.
     """
@@ -24,8 +25,16 @@ class HistoryCallback(TrainerCallback):
         self,
         write: Callable[[dict[str, Any]], None],
         loads: Callable[[], Mapping[str, list[float]]] = dict,
+        rewind: Callable[[int], None] | None = None,
     ) -> None:
-        self.write, self.loads = write, loads
+        self.write, self.loads, self.rewind = write, loads, rewind
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Drop what an earlier attempt wrote."""
+        if self.rewind is not None and state.is_world_process_zero:
+            self.rewind(state.global_step)
 
     def on_log(
         self,

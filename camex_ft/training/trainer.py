@@ -24,10 +24,10 @@ from transformers.trainer_pt_utils import LengthGroupedSampler, nested_detach
 
 from camex_ft.backbones.base import generates
 from camex_ft.errors import UserError
+from camex_ft.training.batch_size import BatchSizeTrainer
 from camex_ft.training.checkpoints import state_of
 from camex_ft.training.cost import Speed
 from camex_ft.training.distributed import total
-from camex_ft.training.engines import EngineTrainer
 from camex_ft.training.health import LossGuard
 from camex_ft.training.monitor import RoutingMonitor, by_sequence
 from camex_ft.training.order import EpochSampler
@@ -45,7 +45,7 @@ def loss_and_logits(model: nn.Module, inputs: Mapping[str, Any]) -> tuple[Tensor
     return (made.loss if "labels" in inputs else None), made.logits
 
 
-class CamexTrainer(EngineTrainer):
+class CamexTrainer(BatchSizeTrainer):
     """`transformers.Trainer` for models with or without experts.
 
     Args:
@@ -72,9 +72,7 @@ class CamexTrainer(EngineTrainer):
         self.routing: dict[str, np.ndarray] = {}
         self.outcome: Any = None
         self._evaluated: str | None = None
-        self.tokens: Tensor | int = 0
-        self.evaluating = 0.0
-        self._passes = 0, 0  # the step that is under way, and its forward passes so far
+        self._count_from_zero()
         _name_loss(args[0] if args else kwargs.get("model"))
         super().__init__(*args, **{"compute_metrics": self._metrics if score else None, **kwargs})
         trained = cast(PreTrainedModel, self.model)
@@ -87,13 +85,26 @@ class CamexTrainer(EngineTrainer):
             )
         self.monitor = RoutingMonitor(trained)
         self.add_callback(StatisticCallback(trained))
-        self.guard = LossGuard()
         # heads for classification average over the micro-batch whatever they are told of the whole batch
         self.model_accepts_loss_kwargs &= generates(trained)
         # and so do encoder-decoders: `compute_loss` weights their micro-batches
         self.weighs = self.model_accepts_loss_kwargs and trained.config.is_encoder_decoder
         knows = "use_cache" in inspect.signature(trained.forward).parameters
         self.without_cache = {"use_cache": False} if knows else {}  # nothing here reads one
+
+    def _count_from_zero(self) -> None:
+        self.tokens: Tensor | int = 0
+        self.evaluating = 0.0
+        self._passes = 0, 0  # the step that is under way, and its forward passes so far
+        self.guard = LossGuard()
+
+    def start_over(self) -> None:
+        """Forget everything about the training so far but the model."""
+        super().start_over()
+        self._count_from_zero()
+        self.monitor = RoutingMonitor(self.monitor.model)
+        if self.context is not None:
+            self.context.forget()
 
     # -- loss ---------------------------------------------------------------------------------------------------------
 
@@ -195,7 +206,10 @@ class CamexTrainer(EngineTrainer):
         if self.optimizer is not None:
             return self.optimizer
         names = {id(p): n for n, p in cast(nn.Module, model or self.model).named_parameters()}
-        optimizer = super().create_optimizer(model)
+        try:
+            optimizer = super().create_optimizer(model)
+        except (ValueError, TypeError, NotImplementedError) as error:
+            raise UserError(f"training.optim: {self.args.optim} cannot be used: {error}") from error
         optimizer.param_groups[:] = [
             part for group in optimizer.param_groups for part in self._split(group, names)
         ]
