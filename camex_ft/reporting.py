@@ -93,7 +93,7 @@ def make_record(config: Config, data: Prepared, trainer: CamexTrainer, facts: Fa
         cost=Cost(
             samples_per_second=facts.speed.samples if facts.speed else None,
             tokens_per_second=facts.speed.tokens if facts.speed else None,
-            peak_memory_mb=largest(peak_memory_mb()),
+            peak_memory_mb=largest(peak_memory_mb(trainer.args.device.type)),
             device=" x ".join([gpus[0], str(len(gpus))]) if gpus else "cpu",
             processes=trainer.args.world_size,
             engine=trainer.engine,

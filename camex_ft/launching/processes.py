@@ -29,7 +29,7 @@ from camex_ft.launching import devices, rank
 from camex_ft.launching.command import command_line, environment
 from camex_ft.launching.failures import describe, find_failures
 from camex_ft.launching.placement import Placement
-from camex_ft.results import run_name
+from camex_ft.results import provenance, run_name
 
 POLL = 0.1
 SHUTDOWN = 10  # seconds that torch's launcher gives a process before it kills it
@@ -143,7 +143,12 @@ class Launched:
     """
 
     def __init__(self, command: Sequence[str], variables: Mapping[str, str]) -> None:
-        own = {"PYTHONUNBUFFERED": "1", "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(SHUTDOWN), rank.PARENT: "stdin"}
+        own = {
+            "PYTHONUNBUFFERED": "1",
+            "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(SHUTDOWN),
+            rank.PARENT: "stdin",
+            provenance.COMMAND: provenance.command_line(),  # what was typed, for the record
+        }
         self.socket, theirs = socket.socketpair()
         with theirs:
             self.process = subprocess.Popen(

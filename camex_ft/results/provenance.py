@@ -22,6 +22,7 @@ PACKAGES = (
     "sentencepiece",
     "protobuf",
     "accelerate",
+    "peft",
     "datasets",
     "huggingface_hub",
     "evaluate",
@@ -40,6 +41,8 @@ PACKAGES = (
 SOURCES = Path(__file__).resolve().parents[2]
 # An absolute path where a word can start: hub ids, fractions and URLs are left alone.
 ABSOLUTE = re.compile(r"""(?<![^\s'"=,:;\[({])(?!//[^/])~?/[^\s'",;:\])}]*[^\s'",;:\])}/]/*""")
+
+COMMAND = "CAMEX_FT_COMMAND"
 
 
 def versions() -> dict[str, str]:
@@ -83,7 +86,12 @@ def environment(*, gpus: Sequence[str] = ()) -> Environment:
 
 
 def command_line(argv: Sequence[str] | None = None) -> str:
-    """Return the command that started this process, quoted for a shell, without absolute paths."""
+    """Return the command that was typed, quoted for a shell, without absolute paths.
+
+    In a process that was launched as one of several it is that of the launching one, which says so in `COMMAND`.
+    """
+    if argv is None and COMMAND in os.environ:
+        return os.environ[COMMAND]
     program, *arguments = sys.argv if argv is None else argv
     name = Path(program).name
     own = "camex-ft" if name == "__main__.py" else name  # python -m camex_ft

@@ -124,9 +124,9 @@ def _statistics(layer: ExpertFFN) -> int:
     return sum(kept.numel() for m in whole for kept in (m.statistic, m.bias_statistic) if kept is not None)
 
 
-def peak_memory_mb() -> float:
-    """Return the greatest memory so far, in MB: of the GPU where there is one, else of the process."""
-    if torch.cuda.is_available():
+def peak_memory_mb(device: str = "cpu") -> float:
+    """Return the greatest memory so far, in MB: of the GPU where that is the type of device, else of the process."""
+    if device == "cuda":
         return torch.cuda.max_memory_allocated() / 1e6
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / 1e6 if sys.platform == "darwin" else peak / 1e3

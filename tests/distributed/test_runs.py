@@ -121,6 +121,7 @@ def test_the_record_of_several_processes_is_that_of_one(
     assert_same(one, several)
     cost = record(several)["cost"]
     assert (cost["processes"], cost["engine"]) == (count, engine)
+    assert record(several)["run"]["command"].endswith(f"--cpus {count} --engine {engine}")
 
 
 def test_a_run_that_was_killed_goes_on_with_any_number_of_processes(tmp_path: Path) -> None:

@@ -134,3 +134,9 @@ def test_the_package_run_as_a_module_goes_by_its_command():
 def test_command_line_defaults_to_this_process(monkeypatch):
     monkeypatch.setattr(provenance.sys, "argv", ["/x/camex-ft", "doctor"])
     assert command_line() == "camex-ft doctor"
+
+
+def test_a_launched_process_goes_by_what_was_typed(monkeypatch):
+    monkeypatch.setenv(provenance.COMMAND, "camex-ft run glue --gpus 2")
+    assert command_line() == "camex-ft run glue --gpus 2"
+    assert command_line(["camex-ft", "doctor"]) == "camex-ft doctor"
