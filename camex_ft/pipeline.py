@@ -253,7 +253,8 @@ def train(
         say(note)
     if checkpoint is not None:
         trainer.check(checkpoint)
-    with trainer.args.main_process_first(desc="preparing the run's folder"):
+    trainer.accelerator.wait_for_everyone()  # all have read the folder
+    with trainer.args.main_process_first(local=False, desc="preparing the run's folder"):
         if trainer.is_world_process_zero():
             if checkpoint is None:
                 folder.clear()
