@@ -32,7 +32,7 @@ from camex_ft.backbones import DenseFFN
 from camex_ft.moe.ffn import ExpertFFN, MixtureFFN
 from camex_ft.moe.low_rank_experts import LowRankLinear
 from camex_ft.planning.flow import Flow
-from camex_ft.planning.operations import groups_of, linears_of
+from camex_ft.planning.operations import groups_of, linears_of, rank_of
 from camex_ft.planning.precision import FLOAT, HALF, Precision
 from camex_ft.planning.survey import KEYS, QUERIES, VALUES, Attention, Survey, block_of
 
@@ -169,7 +169,7 @@ def _low_rank(layer: ExpertFFN, length: int, times: int, precision: Precision) -
         if isinstance(layer, MixtureFFN):
             total += times * length * 2 * linear.low_rank.rank * precision.size
             continue
-        total += length * 2 * linear.count * _rank(linear) * precision.size
+        total += length * 2 * linear.count * rank_of(linear) * precision.size
         total += 0 if linear.low_rank.dropout == 0 else length * linear.in_features * 2 * precision.size
     return total
 
@@ -206,15 +206,8 @@ def _of_parameters(layer: ExpertFFN) -> int:
     carried = sum(m.experts[0].numel() for m in linears_of(layer) if m.carried)
     for linear in layer.linears.values():
         if isinstance(linear, LowRankLinear) and linear.curvature is not None:
-            carried += CURVED * linear.count * _rank(linear) * (linear.in_features + linear.out_features)
+            carried += CURVED * linear.count * rank_of(linear) * (linear.in_features + linear.out_features)
     return FLOAT * carried
-
-
-def _rank(linear: LowRankLinear) -> int:
-    """Return r' of experts of low rank, to which curvature adds terms."""
-    curvature = linear.curvature
-    terms = 1 if curvature is None or curvature.kind == "low-rank" else curvature.factors.rank
-    return terms * linear.low_rank.rank
 
 
 def _casts(found: Survey, layers: Mapping[str, ExpertFFN], precision: Precision) -> int:

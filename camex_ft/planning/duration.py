@@ -23,7 +23,7 @@ from camex_ft.moe.ffn import ExpertFFN, MixtureFFN
 from camex_ft.moe.low_rank_experts import LowRankLinear
 from camex_ft.planning.engines import Engine, Stored
 from camex_ft.planning.flow import Flow
-from camex_ft.planning.operations import groups_of, linears_of, shape_of
+from camex_ft.planning.operations import groups_of, linears_of, rank_of, shape_of
 from camex_ft.planning.precision import Precision
 from camex_ft.planning.survey import Survey
 
@@ -117,7 +117,7 @@ def _layer(layer: ExpertFFN, found: Survey, tokens: int, precision: Precision) -
     for linear in layer.linears.values():
         area = linear.in_features * linear.out_features
         if isinstance(linear, LowRankLinear):
-            thin = linear.low_rank.rank * (linear.in_features + linear.out_features)
+            thin = rank_of(linear) * (linear.in_features + linear.out_features)
             many = layer.settings.top_k if isinstance(layer, MixtureFFN) else layer.settings.experts
             base = layer.settings.top_k if isinstance(layer, MixtureFFN) else 1
             total += rows * tokens * ((passes - 1) * base * area + passes * many * thin)

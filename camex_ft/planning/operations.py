@@ -2,13 +2,15 @@
 
     outside     products with matrices outside the feed-forward layers, 2 L a for each attention's scores and values
     maps        products of tokens with the maps of feed-forward layers: dense, merged, or of k experts
+                of low rank: the base's, and N r' (in + out), the factors' of all N
     routers     pooled inputs with W_g, and W_n where noise is drawn
     merging     N out in for each map and group of tokens: E_hat is made
     curvature   R N out in F for each map, once a step of all its micro-batches
     chain       N out in for each carried map once a micro-batch, and N^2 out in where a Gram matrix is made
 
 Products of matrices alone are counted, over all positions (padding, and what a causal mask hides, included): biases,
-norms, activations, softmax and look-ups are not. Whether a map is merged or mixed is decided as in a run (`moe.cost`).
+norms, activations, softmax and look-ups are not, nor LoRA on attention and curvature of factors of low rank, which are
+small. Whether a map is merged or mixed is decided as in a run (`moe.cost`).
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from dataclasses import dataclass
 from camex_ft.moe.cost import Shape, cheaper, counts
 from camex_ft.moe.experts import ExpertLinear
 from camex_ft.moe.ffn import ExpertFFN, MergedFFN, MixtureFFN
+from camex_ft.moe.low_rank_experts import LowRankLinear
 from camex_ft.planning.survey import Batch, Survey
 
 
@@ -103,6 +106,11 @@ def _layer(layer: ExpertFFN, tokens: int, batch: Batch) -> dict[str, float]:
     groups, length = groups_of(layer, tokens, batch.rows)
     made = {"routers": float(groups * sum(p.numel() for p in layer.router.parameters() if p.dim() == 2))}
     made |= dict.fromkeys(("maps", "merging", "curvature", "chain"), 0.0)
+    made["maps"] += batch.rows * sum(
+        _thin(linear, layer, tokens, groups * length // batch.rows)
+        for linear in layer.linears.values()
+        if isinstance(linear, LowRankLinear)
+    )
     for linear in linears_of(layer):
         shape = shape_of(linear, layer, groups, length)
         area = shape.out * shape.width
@@ -119,6 +127,22 @@ def _layer(layer: ExpertFFN, tokens: int, batch: Batch) -> dict[str, float]:
         )
         made["chain"] += _passed_on(layer) * area
     return made
+
+
+def _thin(linear: LowRankLinear, layer: ExpertFFN, tokens: int, length: int) -> int:
+    """Return the multiply-adds of a row with one map of low-rank experts, `length` tokens with filled-up groups."""
+    ends = linear.in_features + linear.out_features
+    area = linear.in_features * linear.out_features
+    if isinstance(layer, MixtureFFN):
+        return layer.settings.top_k * tokens * (area + linear.low_rank.rank * ends)
+    return length * (area + linear.count * rank_of(linear) * ends)
+
+
+def rank_of(linear: LowRankLinear) -> int:
+    """Return r' of experts of low rank, to which curvature adds terms."""
+    curvature = linear.curvature
+    terms = 1 if curvature is None or curvature.kind == "low-rank" else curvature.factors.rank
+    return terms * linear.low_rank.rank
 
 
 def _passed_on(layer: ExpertFFN) -> int:

@@ -72,3 +72,13 @@ def test_single_tokens_meet_the_base_expert_and_k_experts(protocol: str, maps: i
     assert found.maps == maps * alone.maps
     assert found.merging == 0
     assert found.outside == alone.outside
+
+
+@pytest.mark.parametrize(("protocol", "top_k"), [("domain", None), ("smoe", 2)])
+def test_experts_of_low_rank(protocol: str, top_k: int | None) -> None:
+    """Without LoRA on attention, which is not counted."""
+    dense = small("llama", "causal-lm", attention="eager")
+    merging = {"protocol": protocol, "experts": 4, "top_k": top_k}
+    tuning = {"mode": "lora", "lora": {"rank": 4, "attention": False}}
+    model = upcycle(dense, merging=merging, tuning=tuning, routing={"segment": SEGMENT}).train()
+    assert planned(dense, model).total * ROWS * LENGTH == counted(model, "causal-lm")
