@@ -236,7 +236,9 @@ def make_trainer(
         router_learning_rate=settled.training.router_learning_rate,
         curvature_learning_rate=settled.training.curvature_learning_rate,
     )
-    trainer.add_callback(HistoryCallback(folder.append_history, lambda: trainer.monitor.loads))
+    trainer.add_callback(
+        HistoryCallback(folder.append_history, lambda: trainer.monitor.loads, folder.rewind_history)
+    )
     return trainer
 
 

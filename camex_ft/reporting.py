@@ -97,6 +97,9 @@ def make_record(config: Config, data: Prepared, trainer: CamexTrainer, facts: Fa
             device=" x ".join([gpus[0], str(len(gpus))]) if gpus else "cpu",
             processes=trainer.args.world_size,
             engine=trainer.engine,
+            rows_a_step=trainer.args.train_batch_size
+            * trainer.args.world_size
+            * trainer.args.gradient_accumulation_steps,
         ),
         data=Data(
             source=cast(Any, config.data.source),

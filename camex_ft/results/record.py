@@ -113,7 +113,8 @@ class Model(Section):
 class Cost(Section):
     """What training cost, on which kind of device ("cpu", "NVIDIA H100 80GB HBM3 x 2"), in how many processes.
 
-    Tokens are without padding; memory is that of the process that took most.
+    Tokens are without padding; memory is that of the process that took most; `rows_a_step` are those of an optimizer
+    step over all processes.
     """
 
     samples_per_second: Number
@@ -122,6 +123,7 @@ class Cost(Section):
     device: str
     processes: int = 1
     engine: str | None = None
+    rows_a_step: int | None = None
 
 
 class Data(Section):
