@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from transformers import Trainer, TrainingArguments
+from transformers.training_args import OptimizerNames
 from transformers.utils import is_torch_tf32_available
 
 from camex_ft.config import TrainingConfig
@@ -77,7 +78,9 @@ def _check(made: TrainingArguments) -> None:
     except Exception as error:  # a package that is not there, or does not work here
         without = isinstance(error, ValueError) and not isinstance(error.__context__, ImportError)
         if not without:  # those that ask for the model do so once it is there
-            raise UserError(f"training.optim: {made.optim} cannot be had here: {error}") from error
+            raise UserError(
+                f"training.optim: {OptimizerNames(made.optim).value} cannot be had here: {error}"
+            ) from error
 
 
 def rows_a_device(rows: int, *, parts: int) -> int:

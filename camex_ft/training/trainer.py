@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.utils.data import Sampler, SequentialSampler
 from transformers import EvalPrediction, PreTrainedModel
 from transformers.trainer_pt_utils import LengthGroupedSampler, nested_detach
+from transformers.training_args import OptimizerNames
 
 from camex_ft.backbones.base import generates
 from camex_ft.errors import UserError
@@ -209,7 +210,9 @@ class CamexTrainer(BatchSizeTrainer):
         try:
             optimizer = super().create_optimizer(model)
         except (ValueError, TypeError, NotImplementedError) as error:
-            raise UserError(f"training.optim: {self.args.optim} cannot be used: {error}") from error
+            raise UserError(
+                f"training.optim: {OptimizerNames(self.args.optim).value} cannot be used: {error}"
+            ) from error
         optimizer.param_groups[:] = [
             part for group in optimizer.param_groups for part in self._split(group, names)
         ]
