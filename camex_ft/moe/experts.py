@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -172,10 +173,11 @@ class ExpertLinear(ExpertMap):
         return nn.functional.linear(x, self.experts[i], bias)
 
     @torch.no_grad()
-    def observe(self) -> None:
+    def observe(self, whole: Callable[[Tensor], Tensor] = Tensor.detach) -> None:
         """Update the protocol's statistic from the gradients of an optimizer step, where it keeps one.
 
-        The gradient of T is that of the experts without the multiplier, which is above 0.
+        `whole` gathers a tensor that is sharded; the statistic is not. The gradient of T is that of the experts without
+        the multiplier, which is above 0.
         """
         for parameter, statistic, base in (
             (self.experts, self.statistic, self.base),
@@ -183,9 +185,9 @@ class ExpertLinear(ExpertMap):
         ):
             if parameter is None or statistic is None or base is None or parameter.grad is None:
                 continue
-            kept, gradient = None, parameter.grad
+            kept, gradient = None, whole(parameter.grad)
             keep = self._keep(0, statistic)
             if keep is not None:
-                kept = keep(parameter - base)
+                kept = keep(whole(parameter) - whole(base))
             updated = self.rule.update(statistic, gradient if kept is None else gradient / kept)
             statistic.copy_(torch.where(gradient.isfinite().all(), updated, statistic))

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from typing import Any
+from functools import wraps
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator, DistributedType, PartialState
-from accelerate.utils import FullyShardedDataParallelPlugin, str_to_bool
+from accelerate.utils import FullyShardedDataParallelPlugin, convert_outputs_to_fp32, str_to_bool
 from torch import Tensor, nn
+from torch.distributed.fsdp import MixedPrecisionPolicy
 from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import PreTrainedModel
 
@@ -84,6 +86,26 @@ def shard_on_cpu(accelerator: Accelerator) -> bool:
     accelerator.state.distributed_type, accelerator.state.fsdp_plugin = DistributedType.FSDP, plugin
     PartialState._shared_state["distributed_type"] = DistributedType.FSDP  # as accelerate does for GPUs
     return True
+
+
+def compute_in_autocast(model: PreTrainedModel, accelerator: Accelerator) -> None:
+    """Let a model that is about to be sharded gather its parameters as they are, and leave less precision to autocast.
+
+    Sharding would turn all parameters to bfloat16 before a block runs. A domain vector, the small difference of an
+    expert and its base, would be lost in their rounding: 8 bits of the weights' size, not of its own.
+    """
+    plugin = accelerator.state.fsdp_plugin
+    if not accelerator.native_amp or plugin.fsdp_version != 2:
+        return
+    plugin.mixed_precision_policy = MixedPrecisionPolicy()
+    inner = cast(Any, model.forward)
+
+    @wraps(inner)  # the arguments' names are asked for
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        with accelerator.autocast():
+            return inner(*args, **kwargs)
+
+    model.forward = convert_outputs_to_fp32(forward)
 
 
 def blocks(model: PreTrainedModel) -> list[str]:

@@ -26,6 +26,7 @@ from camex_ft.errors import UserError
 from camex_ft.training.checkpoints import of_deepspeed, processes, rows_at_once
 from camex_ft.training.distributed import (
     blocks,
+    compute_in_autocast,
     deal,
     gather_layers,
     shard_on_cpu,
@@ -51,6 +52,7 @@ class EngineTrainer(Trainer):
             share_embeddings(model)
             plugin = self.accelerator.state.fsdp_plugin
             plugin.transformer_cls_names_to_wrap = plugin.transformer_cls_names_to_wrap or blocks(model)
+            compute_in_autocast(model, self.accelerator)
         if self.engine == "zero3":
             gather_layers(model)
         if not self.whole_parameters:

@@ -9,6 +9,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from camex_ft.errors import UserError
 from camex_ft.moe.experts import ExpertLinear
+from camex_ft.training.distributed import whole
 
 
 class StatisticCallback(TrainerCallback):
@@ -29,6 +30,6 @@ class StatisticCallback(TrainerCallback):
             if linear.experts.requires_grad and linear.experts.grad is None:
                 raise UserError(
                     "this protocol keeps a running mean of squared gradients, which the training engine in use does "
-                    "not leave with the parameters: train with one process a GPU and without DeepSpeed or FSDP"
+                    "not leave with the parameters: train without DeepSpeed, with ddp or fsdp"
                 )
-            linear.observe()
+            linear.observe(whole)
