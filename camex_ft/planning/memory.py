@@ -14,12 +14,12 @@ On a CPU the process holds more than is live: memory that was freed is left in h
 not fit (glibc asks for more than a tensor's size where it must be aligned, so that a hole of the same size is too
 small). With activations A, gradients G and the optimizer's state O, all of tensors up to 32 MiB, what is lost is about
 
-    holes = max(1.1 A - O, G + 0.4 A, 0.4 A')        A': A without gradient checkpointing
+    holes = max(G + 0.4 A, 0.4 A', 1.1 A - 3 O)        A': A without gradient checkpointing
 
-a description of what was measured (docs/plan.md), not a law: activations of a step need about as much room again beside
-what those of the step before left, and moments fill some of it; all that comes and goes leaves holes. Nothing is lost
-where MALLOC_MMAP_THRESHOLD_ is set, so that every large tensor has a mapping of its own, or on a GPU, whose allocator
-is another.
+a description of what was measured (docs/plan.md), not a law: all that comes and goes leaves holes, and where little is
+trained the activations of a step need about as much room again beside what those of the step before left, since no
+moments took it. Nothing is lost where MALLOC_MMAP_THRESHOLD_ is set, so that every large tensor has a mapping of its
+own, or on a GPU, whose allocator is another.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from camex_ft.planning.precision import FLOAT, Precision
 from camex_ft.planning.survey import Survey
 
 MOMENTS = {"sgd": 0, "adagrad": 1, "rmsprop": 1}  # optimizers of the Trainer that hold fewer than AdamW
-AGAIN, BESIDE = 1.1, 0.4  # of activations, in the cases of holes
+BESIDE, AGAIN, TAKEN = 0.4, 1.1, 3  # of holes: by activations, where little is trained, less by moments
 MAPPED, MOST_MAPPED = "MALLOC_MMAP_THRESHOLD_", 1 << 20
 
 
@@ -163,8 +163,8 @@ def _holes(made: Memory, held: Saved, trained: list[nn.Parameter]) -> float:
         share * made.gradients,
         share * made.optimizer,
     )
-    kept = max(AGAIN * activations - optimizer, gradients + BESIDE * activations)
-    return max(kept, BESIDE * small * held.total)
+    left = max(gradients + BESIDE * activations, BESIDE * small * held.total)
+    return max(left, AGAIN * activations - TAKEN * optimizer)
 
 
 def _forward(held: Saved, precision: Precision) -> float:

@@ -44,9 +44,8 @@ def test_frozen_parts_take_less_and_merging_more() -> None:
     assert trained > of(dense).computing
     freeze(merged, "experts")
     assert of(merged).computing < trained
-    thin = upcycle(
-        dense, merging={"protocol": "domain-ca", "experts": 4}, tuning={"mode": "lora", "lora": {"rank": 1}}
-    )
+    tuning = {"mode": "lora", "lora": {"rank": 1}}
+    thin = upcycle(dense, merging={"protocol": "domain", "experts": 4}, tuning=tuning)
     assert of(thin).computing < of(dense).computing
 
 
