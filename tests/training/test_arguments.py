@@ -54,6 +54,12 @@ def test_checkpointing_is_not_reentrant_unless_asked_for() -> None:
     assert merged == {"use_reentrant": False, **given}
 
 
+def test_ddp_looks_for_no_unused_parameters_unless_asked_to() -> None:
+    """Whatever is trained has a gradient in every step: `tests/distributed/test_matrix.py` would hang or raise."""
+    assert arguments().ddp_find_unused_parameters is False
+    assert arguments(ddp_find_unused_parameters=True).ddp_find_unused_parameters is True
+
+
 @pytest.mark.parametrize(
     ("given", "said"),
     [
