@@ -184,6 +184,8 @@ class CamexTrainer(BatchSizeTrainer):
         Going on from there would take one step too many.
         """
         self.state = state_of(checkpoint)
+        if self.args.auto_find_batch_size and self.state.train_batch_size:
+            self.args.per_device_train_batch_size = self.state.train_batch_size  # what was found
         self._shard_unprepared()
         best = self.state.best_model_checkpoint if self.args.load_best_model_at_end else None
         self._load_from_checkpoint(str(checkpoint.parent / Path(best).name if best else checkpoint))

@@ -184,6 +184,10 @@ def test_going_on_keeps_the_size_that_was_found(tmp_path: Path) -> None:
     assert memory.failures == [] and second.args.train_batch_size == 2
     assert same(weights(second), weights(whole)) == []
 
+    ended = small(tmp_path / "run", **FINDS, **settings)
+    ended.finish(checkpoints(tmp_path / "run")[0])
+    assert ended.args.train_batch_size == 2  # what the record says
+
     third = small(tmp_path / "run", **FINDS, **settings)
     Memory(third, 1)
     with pytest.raises(UserError, match=r"checkpoint-4 was written by a run that takes 2 rows.*--force"):
