@@ -170,7 +170,7 @@ def _estimate(
         )
         rows = training.num_train_epochs * (sizes[0] + sizes[1] / 3)
         if training.max_steps > 0:
-            rows = training.max_steps * training.per_device_train_batch_size
+            rows = training.max_steps * (training.global_batch_size or training.per_device_train_batch_size)
         counted = 6 * column.operations.total * length * rows / (tflops * 1e12)
     parameters = column.parameters
     return Estimate(

@@ -22,6 +22,7 @@ from pydantic import (
 
 from camex_ft.config.problems import Key, Origin
 from camex_ft.config.values import Bool, Count, Interval, Layers, NonNegative, Positive, Share, Text
+from camex_ft.errors import UserError
 
 
 class Section(BaseModel):
@@ -295,6 +296,23 @@ class TrainingConfig(Section):
         default="auto",
         description="`auto`: go on from the run's last checkpoint; `never`: start anew; or a checkpoint's folder.",
     )
+
+    def rows_a_device(self, processes: int = 1) -> int:
+        """Return how many sequences a device takes at a time.
+
+        Raises:
+            UserError: those of a step do not share out evenly.
+        """
+        rows = self.global_batch_size
+        if rows is None:
+            return self.per_device_train_batch_size
+        parts = int((self.model_extra or {}).get("gradient_accumulation_steps") or 1)
+        if rows % (processes * parts):
+            raise UserError(
+                f"training.global_batch_size: {rows} rows do not share out evenly among {processes} processes and "
+                f"{parts} micro-batches; expected a multiple of {processes * parts}"
+            )
+        return rows // (processes * parts)
 
     def arguments(self) -> dict[str, Any]:
         """Return the keyword arguments for `transformers.TrainingArguments`: all keys but those of the toolkit."""

@@ -26,6 +26,7 @@ from camex_ft.planning.columns import (
     column,
     dense_of,
     materials,
+    of_a_device,
     precision_of,
     protocols_of,
     trains_tokenizer,
@@ -112,6 +113,7 @@ def plan(
         UserError: the backbone's configuration is at fault or out of reach, or the configuration contradicts itself.
     """
     settled, reason = configuration.resolve(given, needs=False)
+    settled = of_a_device(settled, (where or Where()).engine.processes)
     task: Task = TASKS.get(settled.task.id)
     dense = dense_of(settled, task)
     precision = precision_of(settled, gpu=gpu_here() if gpu is None else gpu)

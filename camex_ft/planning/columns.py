@@ -142,6 +142,15 @@ def protocols_of(settled: Config) -> tuple[str, ...]:
     return tuple(dict.fromkeys(wanted))
 
 
+def of_a_device(settled: Config, processes: int) -> Config:
+    """Return the configuration with the rows of each device in place of those of the whole step."""
+    rows = {
+        "per_device_train_batch_size": settled.training.rows_a_device(processes),
+        "global_batch_size": None,
+    }
+    return settled.model_copy(update={"training": settled.training.model_copy(update=rows)})
+
+
 def batch_of(settled: Config, task: Task, model: PreTrainedModel) -> Batch:
     """Return what one training step of a task reads at a time; all rows at their longest."""
     length = settled.task.block_size if task.head == LM else settled.task.max_length

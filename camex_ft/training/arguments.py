@@ -49,9 +49,8 @@ def training_arguments(
     else:
         defaults |= {"metric_for_best_model": best, "greater_is_better": greater_is_better}
     given["activation_checkpointing_kwargs"] = {"use_reentrant": False, **checkpointing}
-    if training.global_batch_size is not None:
-        parts = given.get("gradient_accumulation_steps") or 1
-        given["per_device_train_batch_size"] = rows_a_device(training.global_batch_size, parts=parts)
+    processes = int(os.environ.get("WORLD_SIZE", 1))  # as launchers set it
+    given["per_device_train_batch_size"] = training.rows_a_device(processes)
     if given.get("tf32") and not is_torch_tf32_available():
         raise UserError(
             "training.tf32: no GPU here has it; those of NVIDIA's Ampere generation and later do: expected false"
@@ -81,18 +80,3 @@ def _check(made: TrainingArguments) -> None:
             raise UserError(
                 f"training.optim: {OptimizerNames(made.optim).value} cannot be had here: {error}"
             ) from error
-
-
-def rows_a_device(rows: int, *, parts: int) -> int:
-    """Return how many of the rows of an optimizer step a device takes at a time.
-
-    Raises:
-        UserError: they do not share out evenly.
-    """
-    processes = int(os.environ.get("WORLD_SIZE", 1))  # as launchers set it
-    if rows % (processes * parts):
-        raise UserError(
-            f"training.global_batch_size: {rows} rows do not share out evenly among {processes} processes and {parts} "
-            f"micro-batches; expected a multiple of {processes * parts}"
-        )
-    return rows // (processes * parts)

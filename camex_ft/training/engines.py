@@ -34,7 +34,7 @@ from camex_ft.training.distributed import (
     tied,
     whole,
 )
-from camex_ft.upcycling import keep_nothing
+from camex_ft.upcycling import expert_layers, keep_nothing
 from camex_ft.upcycling.adapters import has_adapter, trained_state
 
 NOT_SHARDED = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
@@ -53,10 +53,22 @@ class EngineTrainer(Trainer):
             plugin = self.accelerator.state.fsdp_plugin
             plugin.transformer_cls_names_to_wrap = plugin.transformer_cls_names_to_wrap or blocks(model)
             compute_in_autocast(model, self.accelerator)
+        if self.is_deepspeed_enabled:
+            self._check_precision(model)
         if self.engine == "zero3":
             gather_layers(model)
         if not self.whole_parameters:
             keep_nothing(model)
+
+    def _check_precision(self, model: PreTrainedModel) -> None:
+        layers = expert_layers(model).values()
+        differences = any(layer.settings.base and layer.low_rank is None for layer in layers)
+        if differences and self.accelerator.mixed_precision != "no":
+            raise UserError(
+                f"training.{self.accelerator.mixed_precision}: DeepSpeed would hold experts and base expert in half "
+                "precision, in whose rounding their difference, the domain vector, is lost; expected --engine ddp or "
+                "fsdp, which leave that to autocast, or float32"
+            )
 
     @property
     def whole_parameters(self) -> bool:

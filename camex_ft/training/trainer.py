@@ -8,45 +8,33 @@ over all tokens that are predicted; the balance loss is always the mean over the
 
 from __future__ import annotations
 
-import inspect
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, cast
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Sampler, SequentialSampler
-from transformers import EvalPrediction, PreTrainedModel
-from transformers.trainer_pt_utils import LengthGroupedSampler, nested_detach
+from transformers import PreTrainedModel
+from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.training_args import OptimizerNames
 
 from camex_ft.backbones.base import generates
 from camex_ft.errors import UserError
-from camex_ft.training.batch_size import BatchSizeTrainer
 from camex_ft.training.checkpoints import state_of
 from camex_ft.training.cost import Speed
 from camex_ft.training.distributed import total
 from camex_ft.training.health import LossGuard
-from camex_ft.training.monitor import RoutingMonitor, by_sequence
+from camex_ft.training.monitor import RoutingMonitor
 from camex_ft.training.order import EpochSampler
+from camex_ft.training.scoring import ScoringTrainer
 from camex_ft.training.statistic import StatisticCallback
-from camex_ft.upcycling import routing_context
 
-Score = Callable[[str, Any], Mapping[str, float]]
-Outputs = Callable[[Any, Mapping[str, Any]], tuple[Tensor | None, Any]]
 CURVATURE, ROUTER, TEMPERATURE = ".curvature.", ".router.", ".router.log_temperature"
 
 
-def loss_and_logits(model: nn.Module, inputs: Mapping[str, Any]) -> tuple[Tensor | None, Any]:
-    """Return the model's loss, or None without labels, and its logits [B, ...]."""
-    made = model(**inputs)
-    return (made.loss if "labels" in inputs else None), made.logits
-
-
-class CamexTrainer(BatchSizeTrainer):
+class CamexTrainer(ScoringTrainer):
     """`transformers.Trainer` for models with or without experts.
 
     Args:
@@ -62,27 +50,19 @@ class CamexTrainer(BatchSizeTrainer):
     def __init__(
         self,
         *args: Any,
-        outputs: Outputs = loss_and_logits,
-        score: Score | None = None,
         router_learning_rate: float | None = None,
         curvature_learning_rate: float | None = None,
         **kwargs: Any,
     ) -> None:
-        self.outputs, self.score = outputs, score
         self.rates = {ROUTER: router_learning_rate, CURVATURE: curvature_learning_rate}
-        self.routing: dict[str, np.ndarray] = {}
-        self.outcome: Any = None
-        self._evaluated: str | None = None
         self._count_from_zero()
         _name_loss(args[0] if args else kwargs.get("model"))
-        super().__init__(*args, **{"compute_metrics": self._metrics if score else None, **kwargs})
+        super().__init__(*args, **kwargs)
         trained = cast(PreTrainedModel, self.model)
-        self.context = routing_context(trained)
         if self.context is not None and self.args.n_gpu > 1:
             raise UserError(
                 f"one process sees {self.args.n_gpu} GPUs: its replicas' balance losses would be lost. Start one "
-                f"process a GPU, torchrun --nproc_per_node {self.args.n_gpu} -m camex_ft run ..., or let one be seen, "
-                "CUDA_VISIBLE_DEVICES=0"
+                f"process a GPU, camex-ft run ... --gpus {self.args.n_gpu}, or use one, --gpus 1"
             )
         self.monitor = RoutingMonitor(trained)
         self.add_callback(StatisticCallback(trained))
@@ -90,8 +70,6 @@ class CamexTrainer(BatchSizeTrainer):
         self.model_accepts_loss_kwargs &= generates(trained)
         # and so do encoder-decoders: `compute_loss` weights their micro-batches
         self.weighs = self.model_accepts_loss_kwargs and trained.config.is_encoder_decoder
-        knows = "use_cache" in inspect.signature(trained.forward).parameters
-        self.without_cache = {"use_cache": False} if knows else {}  # nothing here reads one
 
     def _count_from_zero(self) -> None:
         self.tokens: Tensor | int = 0
@@ -248,76 +226,6 @@ class CamexTrainer(BatchSizeTrainer):
     def _get_eval_sampler(self, eval_dataset: Any) -> Sampler[int] | None:
         """Keep the order of the rows, which predictions are scored against."""
         return SequentialSampler(eval_dataset) if self.args.world_size <= 1 else None
-
-    # -- evaluation ---------------------------------------------------------------------------------------------------
-
-    def evaluate(self, eval_dataset: Any = None, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """Evaluate each data set under its name."""
-        self._evaluated = eval_dataset if isinstance(eval_dataset, str) else None
-        several = eval_dataset is None and isinstance(
-            self.eval_dataset, dict
-        )  # then each comes through here by itself
-        started = time.perf_counter()
-        metrics: dict[str, float] = super().evaluate(eval_dataset, *args, **kwargs)
-        self.evaluating += 0.0 if several else time.perf_counter() - started
-        return metrics
-
-    def collect(self, dataset: Any) -> Any:
-        """Return what `outputs` collects of a data set, in its order: an array or tuple of arrays [n, ...]."""
-        self._evaluated = None
-        collected: Any = self.predict(dataset).predictions
-        return collected["outputs"]
-
-    def prediction_step(
-        self,
-        model: nn.Module,
-        inputs: dict[str, Any],
-        prediction_loss_only: bool,
-        ignore_keys: list[str] | None = None,
-    ) -> tuple[Tensor | None, Any, Tensor | None]:
-        """Return loss, {outputs: what `outputs` collects, routing: weights by sequence [B, layers, N]}, a placeholder.
-
-        The placeholder stands for the labels, without which transformers asks for no metrics: `score` has its own.
-        """
-        inputs = {**self._prepare_inputs(inputs), **self.without_cache}
-        with torch.no_grad(), self.compute_loss_context_manager():
-            loss, collected = self.outputs(model, inputs)
-            first = collected[0] if isinstance(collected, (tuple, list)) else collected
-            made = {"outputs": collected}
-            if self.context is not None and self.context.last is not None:
-                layers = self.context.last.layers.values()
-                made["routing"] = torch.stack([by_sequence(layer) for layer in layers], dim=1).to(
-                    first.device
-                )
-            real = self._real_rows(inputs)
-            if real is not None and loss is not None:
-                own = {k: v[:real] if isinstance(v, Tensor) else v for k, v in inputs.items()}
-                loss = self.outputs(model, own)[0]
-        loss = None if loss is None else loss.detach().mean()
-        if prediction_loss_only:
-            return loss, None, None
-        return loss, nested_detach(made), first.new_zeros(len(first))
-
-    def _real_rows(self, inputs: Mapping[str, Any]) -> int | None:
-        """Return how many rows of the last batch are this process's own, at least 1: the others fill it up.
-
-        None where there are no others, in any process: a forward pass is taken by all or by none.
-        """
-        state = self.accelerator.gradient_state
-        rows = next(len(given) for given in inputs.values() if isinstance(given, Tensor))
-        if self.args.world_size <= 1 or not state.end_of_dataloader or state.remainder <= 0:
-            return None
-        return min(rows, max(1, state.remainder - self.args.process_index * rows))
-
-    def _metrics(self, prediction: EvalPrediction) -> dict[str, float]:
-        collected: Any = prediction.predictions
-        self.routing, self.outcome = {}, collected["outputs"]
-        if "routing" in collected and self.context is not None and self.context.last is not None:
-            names = self.context.last.layers
-            self.routing = {name: collected["routing"][:, i] for i, name in enumerate(names)}
-        if self.score is None or self._evaluated is None:
-            return {}
-        return dict(self.score(self._evaluated, collected["outputs"]))
 
 
 def _name_loss(model: Any) -> None:
