@@ -11,8 +11,7 @@ and a step count of each trained parameter. Statistics that protocols keep in bu
 working memory are estimates (`activations`, `working`), shares of several processes are in `engines`.
 
 On a CPU the process holds more than is live: memory that was freed is left in holes, which what comes next often does
-not fit (glibc asks for more than a tensor's size where it must be aligned, so that a hole of the same size is too
-small). With activations A, gradients G and the optimizer's state O, all of tensors up to 32 MiB, what is lost is about
+not fit. With activations A, gradients G and the optimizer's state O, all of tensors up to 32 MiB, what is lost is about
 
     holes = max(G + 0.4 A, 0.4 A', 1.1 A - 3 O)        A': A without gradient checkpointing
 

@@ -27,7 +27,7 @@ def keys(found: Advice) -> set[str]:
     return {setting.partition("=")[0] for way in found.alone for setting in way.settings}
 
 
-@pytest.mark.parametrize("protocol", ["domain-ca", "dense", "ep-camex"])
+@pytest.mark.parametrize("protocol", ["domain-ca", "dense"])
 def test_what_is_advised_is_true(protocol: str) -> None:
     """Planned again from the settings as they are shown, it takes what was said."""
     found = advice(f"merging.protocol={protocol}", where=Where(mapped=True))
