@@ -9,8 +9,7 @@ import torch
 from cases import dense, output
 from lora_models import ABLE, CLASSIFIER, FAMILIES, FIRST, HEADS, LORA, SOME, lora, train
 from peft.tuners.lora import LoraLayer
-from tiny import VOCABULARY, inputs_of, make
-from torch import Tensor
+from tiny import VOCABULARY, gradients_twice, inputs_of, make
 
 from camex_ft.config import config_hash, load_config
 from camex_ft.errors import UserError
@@ -18,7 +17,7 @@ from camex_ft.inspection.gather import domain_vectors
 from camex_ft.moe.low_rank_experts import LowRankLinear
 from camex_ft.registry import PROTOCOLS
 from camex_ft.training.cost import count_parameters
-from camex_ft.upcycling import expert_layers, freeze, routing_context, upcycle
+from camex_ft.upcycling import expert_layers, freeze, upcycle
 
 # -- what is made
 
@@ -154,18 +153,7 @@ def test_parameters_counted_by_hand() -> None:
 @pytest.mark.parametrize("model_type", ["bert", "llama", "t5"])
 def test_gradient_checkpointing_changes_no_gradient(model_type: str) -> None:
     made = train(lora(model_type, tuning={"mode": "lora", "lora": {"rank": 2, "dropout": 0.2}})).train()
-    inputs = inputs_of(made, CLASSIFIER)
-
-    def gradients() -> dict[str, Tensor]:
-        made.zero_grad()
-        torch.manual_seed(0)
-        loss = made(**inputs).logits.square().sum() + routing_context(made).last.balance_loss()
-        loss.backward()
-        return {n: p.grad.clone() for n, p in made.named_parameters() if p.grad is not None}
-
-    plain = gradients()
-    made.activation_checkpointing_enable({"use_reentrant": False})
-    again = gradients()
+    plain, again = gradients_twice(made, inputs_of(made, CLASSIFIER))
     assert plain.keys() == again.keys() and plain
     assert [n for n, grad in plain.items() if not torch.equal(grad, again[n])] == []
 

@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 import torch
 from cases import dense, shake
-from tiny import inputs_of
-from torch import Tensor
+from tiny import gradients_twice, inputs_of
 from transformers import PreTrainedModel
 
 from camex_ft.errors import FunctionChanged, UserError
@@ -96,18 +95,7 @@ def test_a_saved_model_is_routed_as_before(
 @pytest.mark.parametrize(("merging", "routing"), OPTIONS)
 def test_gradient_checkpointing_changes_no_gradient(merging: dict[str, Any], routing: dict[str, Any]) -> None:
     made = shake(upcycled(merging=merging, routing=routing)).train()
-    inputs = inputs_of(made, CLASSIFIER)
-
-    def gradients() -> dict[str, Tensor]:
-        made.zero_grad()
-        torch.manual_seed(0)
-        loss = made(**inputs).logits.square().sum() + routing_context(made).last.balance_loss()
-        loss.backward()
-        return {n: p.grad.clone() for n, p in made.named_parameters() if p.grad is not None}
-
-    plain = gradients()
-    made.activation_checkpointing_enable({"use_reentrant": False})
-    again = gradients()
+    plain, again = gradients_twice(made, inputs_of(made, CLASSIFIER))
     assert plain.keys() == again.keys()
     assert [n for n, grad in plain.items() if not torch.equal(grad, again[n])] == []
     assert all(plain[n].any() for n in plain if n.endswith(("router.gate", "log_temperature")))

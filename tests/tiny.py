@@ -9,6 +9,7 @@ import transformers
 
 from camex_ft import registry
 from camex_ft.embedded import HEADS
+from camex_ft.upcycling import routing_context
 
 PAD, EOS, BOS = 0, 1, 2
 VOCABULARY, LENGTH, LAYERS, HIDDEN, INNER = 40, 7, 3, 8, 12
@@ -73,3 +74,21 @@ def inputs_of(model: Any, head: str) -> dict[str, torch.Tensor]:
     if head == "multiple-choice":
         inputs = {name: value.unsqueeze(1).repeat(1, 2, 1) for name, value in inputs.items()}
     return inputs
+
+
+def gradients_twice(
+    made: transformers.PreTrainedModel, inputs: dict[str, Any]
+) -> list[dict[str, torch.Tensor]]:
+    """Gradients of the logits' squares and the balance loss, without gradient checkpointing and with it."""
+    found = []
+    for checkpointing in (False, True):
+        if checkpointing:
+            made.activation_checkpointing_enable({"use_reentrant": False})
+        made.zero_grad()
+        torch.manual_seed(0)
+        context = routing_context(made)
+        assert context is not None
+        logits = made(**inputs).logits
+        (logits.square().sum() + context.last.balance_loss()).backward()
+        found.append({n: p.grad.clone() for n, p in made.named_parameters() if p.grad is not None})
+    return found

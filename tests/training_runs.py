@@ -68,7 +68,12 @@ def accuracy(validation: Dataset) -> Any:
 
 
 def trainer(
-    folder: Path, given: PreTrainedModel | None = None, *, callbacks: Any = (), **settings: Any
+    folder: Path,
+    given: PreTrainedModel | None = None,
+    *,
+    callbacks: Any = (),
+    train_rows: int = TRAIN,
+    **settings: Any,
 ) -> CamexTrainer:
     """A trainer whose settings are those of the section ``training``."""
     training = TrainingConfig.model_validate(
@@ -88,7 +93,7 @@ def trainer(
     return CamexTrainer(
         model=given if given is not None else model(),
         args=training_arguments(training, output=folder, best="eval_validation_accuracy"),
-        train_dataset=rows(TRAIN, 1),
+        train_dataset=rows(train_rows, 1),
         eval_dataset={"validation": validation},
         data_collator=pad,
         score=accuracy(validation),

@@ -36,6 +36,7 @@ def test_the_fields_of_the_schema_are_fields_of_transformers_or_the_toolkits_own
         "router_learning_rate",
         "curvature_learning_rate",
         "resume",
+        "global_batch_size",
     }
 
 

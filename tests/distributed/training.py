@@ -71,10 +71,10 @@ def still(made: PreTrainedModel) -> PreTrainedModel:
 def make(folder: Path, protocol: str, *, double: bool = False, **settings: Any) -> CamexTrainer:
     """A trainer whose steps take GLOBAL rows, whatever the number of processes."""
     given = still(model(protocol, noise=False))
-    training_runs.TRAIN = ROWS
     return training_runs.trainer(
         folder,
         given.double() if double else given,
+        train_rows=ROWS,
         **{
             "per_device_train_batch_size": GLOBAL // int(os.environ.get("WORLD_SIZE", 1)),
             "per_device_eval_batch_size": BATCH,

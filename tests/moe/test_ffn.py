@@ -184,9 +184,23 @@ def test_recomputation_draws_the_same() -> None:
 def test_dare_drops_other_entries_of_each_map() -> None:
     layer = layer_of(settings("dare"), gated=True).train()
     tau = torch.ones(EXPERTS, INNER, HIDDEN).double()
-    up, gate = (linear._keep(linear._draw()) for linear in (layer.up, layer.gate))
+    up, gate = (linear._keep(linear._seed(None)) for linear in (layer.up, layer.gate))
     assert torch.equal(up(tau), up(tau))  # in the backward pass it is asked again
     assert not torch.equal(up(tau), gate(tau))
+
+
+def test_a_seeded_pass_draws_the_same_in_every_process_and_other_entries_of_each_map() -> None:
+    """The state of the process's own generator has no part in it."""
+    layer, rule = recorded()
+    with layer.context.open(Pass(seed=5)) as current:
+        layer.train()(tokens(1, 2))
+    torch.manual_seed(99)
+    with layer.context.open(Pass(seed=5)):
+        layer.train()(tokens(1, 2))
+    half = len(rule.calls) // 2
+    assert half == 6 and rule.calls[:half] == rule.calls[half:]
+    assert len({seed for _, seed in rule.calls}) == 6  # maps, weight and bias
+    assert current.seed_of("up") != Pass(seed=6).seed_of("up") and Pass().seed_of("up") is None
 
 
 # -- what the layer says and refuses
