@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-import warnings
 from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import Any, cast
@@ -17,7 +16,7 @@ from camex_ft import config, upcycling
 from camex_ft.backbones.load import load as load_backbone
 from camex_ft.config import Config, Environment
 from camex_ft.config.backbones import EMBEDDED
-from camex_ft.errors import FunctionChanged, UserError
+from camex_ft.errors import UserError
 from camex_ft.registry import TASKS
 from camex_ft.reporting import Facts, make_record
 from camex_ft.results import Record, RunFolder, find_done, print_summary, run_name
@@ -182,19 +181,7 @@ def load_model(
         settled.backbone, head=task.head, seed=settled.training.seed, texts=texts, **task.backbone_options()
     )
     task.check_backbone(dense.config, settled.task)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FunctionChanged)  # said among the configuration's remarks
-        model = upcycling.upcycle(
-            dense,
-            merging=settled.merging,
-            routing=settled.routing,
-            upcycle=settled.upcycle,
-            tuning=settled.tuning,
-            seed=settled.training.seed,
-            in_place=True,
-        )
-    upcycling.freeze(model, settled.tuning.mode)
-    return model, tokenizer
+    return upcycling.for_run(settled, dense, in_place=True), tokenizer
 
 
 def needs_tokenizer(settled: Config, task: Task) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass, field
 
 import torch
@@ -80,7 +79,7 @@ def column(
         own: it is the configuration that was asked for.
     """
     with torch.device("meta"):
-        model = upcycled(settled, dense)
+        model = upcycling.for_run(settled, dense)
     layers = upcycling.expert_layers(model)
     precision, where = setting.precision, setting.where
     return Column(
@@ -99,22 +98,7 @@ def materials(settled: Config) -> tuple[PreTrainedModel, Batch]:
     task: Task = TASKS.get(settled.task.id)
     meta = dense_of(settled, task)
     dense = type(meta)._from_config(meta.config, dtype=torch.float32).train()
-    return upcycled(settled, dense), batch_of(settled, task, meta)
-
-
-def upcycled(settled: Config, dense: PreTrainedModel) -> PreTrainedModel:
-    """Return the model that a run trains, on the device of its backbone; the backbone stays."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of a function that upcycling changes: it is no one's result
-        model = upcycling.upcycle(
-            dense,
-            merging=settled.merging,
-            routing=settled.routing,
-            upcycle=settled.upcycle,
-            tuning=settled.tuning,
-        )
-    upcycling.freeze(model, settled.tuning.mode)
-    return model
+    return upcycling.for_run(settled, dense), batch_of(settled, task, meta)
 
 
 def dense_of(settled: Config, task: Task) -> PreTrainedModel:

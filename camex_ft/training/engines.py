@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from accelerate import DistributedType
 from accelerate.utils import set_seed
 from safetensors import safe_open
 from torch import Tensor, nn
@@ -36,8 +35,6 @@ from camex_ft.training.distributed import (
 )
 from camex_ft.upcycling import expert_layers, keep_nothing
 from camex_ft.upcycling.adapters import has_adapter, trained_state
-
-NOT_SHARDED = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
 
 
 class EngineTrainer(Trainer):
@@ -73,7 +70,7 @@ class EngineTrainer(Trainer):
     @property
     def whole_parameters(self) -> bool:
         """Whether every process has all parameters, and their gradients after each backward pass."""
-        return self.accelerator.distributed_type in NOT_SHARDED
+        return not (self.is_fsdp_enabled or self.is_deepspeed_enabled)
 
     @property
     def engine(self) -> str | None:

@@ -19,7 +19,7 @@ import torch
 import transformers
 from transformers import AutoConfig, PreTrainedModel
 
-from camex_ft.config import MergingConfig, RoutingConfig, TuningConfig, UpcycleConfig, changes
+from camex_ft.config import Config, MergingConfig, RoutingConfig, TuningConfig, UpcycleConfig, changes
 from camex_ft.errors import FunctionChanged, UserError
 from camex_ft.registry import PROTOCOLS
 from camex_ft.upcycling import adapters
@@ -39,6 +39,7 @@ __all__ = [
     "base_chains",
     "caches",
     "expert_layers",
+    "for_run",
     "freeze",
     "granularity_of",
     "keep_nothing",
@@ -85,6 +86,23 @@ def upcycle(
     made = model if in_place else copy.deepcopy(model)
     _build(made, plan, seed)
     return made
+
+
+def for_run(settled: Config, dense: PreTrainedModel, *, in_place: bool = False) -> PreTrainedModel:
+    """Return the model that a run trains: `dense` upcycled and frozen as its resolved configuration says."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FunctionChanged)  # said among the configuration's remarks
+        model = upcycle(
+            dense,
+            merging=settled.merging,
+            routing=settled.routing,
+            upcycle=settled.upcycle,
+            tuning=settled.tuning,
+            seed=settled.training.seed,
+            in_place=in_place,
+        )
+    freeze(model, settled.tuning.mode)
+    return model
 
 
 def _build(made: PreTrainedModel, plan: Plan, seed: int) -> None:

@@ -8,12 +8,14 @@ from typing import Any
 import pytest
 from accelerate import Accelerator
 from lora_models import lora
-from training_runs import BATCH, model, trainer
+from safetensors.torch import load_file
+from training_runs import BATCH, model, same, trainer, weights
 
 from camex_ft.config import TrainingConfig
 from camex_ft.errors import UserError
 from camex_ft.training.arguments import training_arguments
 from camex_ft.training.checkpoints import fault, processes, rows_at_once
+from camex_ft.upcycling import trained_state
 
 
 @pytest.fixture(scope="module")
@@ -81,3 +83,17 @@ def test_deepspeed_in_half_precision_is_refused_where_domain_vectors_would_be_lo
         else:
             made._check_precision(model(protocol))
     made._check_precision(lora("bert"))
+
+
+def test_checkpoints_of_low_rank_experts_hold_what_is_trained_and_can_be_gone_on_from(tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2.0}
+    settings |= {"eval_strategy": "no", "load_best_model_at_end": False}
+    whole = trainer(tmp_path, lora("bert"), **settings)
+    whole.train()
+    checkpoint = tmp_path / "checkpoint-2"
+    saved = load_file(checkpoint / "model.safetensors")
+    assert saved.keys() == trained_state(whole.model).keys()
+    assert sum(t.numel() for t in saved.values()) < sum(p.numel() for p in whole.model.parameters())
+    resumed = trainer(tmp_path / "again", lora("bert"), **settings)
+    resumed.train(resume_from_checkpoint=str(checkpoint))
+    assert same(weights(whole), weights(resumed)) == []
