@@ -6,12 +6,11 @@ The forms of those words are in `camex_ft.config.backbones`. Everything that can
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from camex_ft import registry
+from camex_ft import folders, registry
 from camex_ft.config import gguf
 from camex_ft.config.backbones import EMBEDDED, NEW, PACKAGE, bare, in_package, is_gguf, near_file
 from camex_ft.errors import UserError
@@ -27,7 +26,7 @@ NOT_NEEDED = [
     "model.*.safetensors",
     "consolidated*",
 ]  # other precisions and formats of the same weights
-PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack")
+ADAPTER = "adapter_config.json"
 
 
 def kind(spec: str) -> Kind:
@@ -112,13 +111,21 @@ def check_folder(folder: Path, spec: str, *, weights: bool = True) -> dict[str, 
     Of a ``new:`` backbone, and without `weights`, they are not asked for.
 
     Raises:
-        UserError: config.json is missing or broken, weights are missing, truncated or stored as pickle only, or the
-            model has experts already.
+        UserError: the folder is not safe to read (`camex_ft.folders.unsafe`), config.json is missing or broken, weights
+            are missing, truncated or stored as pickle only, or the model has experts already.
     """
+    weights = weights and not spec.startswith(NEW)
+    if wrong := folders.unsafe(folder, weights=weights):
+        raise UserError(f"backbone {spec}: {wrong}")
     config = _read_json(folder / "config.json", spec)
     if config.get("camex"):
         raise UserError(
             f"backbone {spec}: the model in it has experts already; expected the dense backbone that it came from"
+        )
+    if (folder / ADAPTER).is_file():  # transformers would put it into the model without a word
+        raise UserError(
+            f"backbone {spec}: the folder holds an adapter ({ADAPTER}): expected the model with it merged in, or "
+            "without it"
         )
     if spec.startswith(NEW):
         return config
@@ -131,7 +138,7 @@ def check_folder(folder: Path, spec: str, *, weights: bool = True) -> dict[str, 
     if (folder / WEIGHTS).is_file():  # as in transformers, before the index
         shards = [WEIGHTS]
     elif (folder / INDEX).is_file():
-        shards = sorted(set(_read_json(folder / INDEX, spec).get("weight_map", {}).values()))
+        shards = sorted(set(_read_json(folder / INDEX, spec)["weight_map"].values()))
         missing = [shard for shard in shards if not (folder / shard).is_file()]
         if missing or not shards:
             raise UserError(
@@ -139,7 +146,7 @@ def check_folder(folder: Path, spec: str, *, weights: bool = True) -> dict[str, 
                 f"{len(missing)} are missing ({', '.join(missing[:3])}). Copy or download it again"
             )
     else:
-        raise UserError(_no_weights(folder, spec))
+        raise UserError(f"backbone {spec}: the folder has no weights: neither {WEIGHTS} nor {INDEX}")
     for shard in shards:
         _check_header(folder / shard, spec)
     return config
@@ -188,23 +195,12 @@ def _read_json(path: Path, spec: str) -> dict[str, Any]:
             f"backbone {spec}: the folder has no {path.name}, so it is not a transformers checkpoint{hint}"
         )
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = folders.read_json(path)
     except (ValueError, OSError) as error:
         raise UserError(f"backbone {spec}: {path.name} cannot be read: {error}") from error
     if not isinstance(content, dict):
         raise UserError(f"backbone {spec}: {path.name} holds no JSON object")
     return content
-
-
-def _no_weights(folder: Path, spec: str) -> str:
-    pickles = sorted(f.name for f in folder.iterdir() if f.suffix in PICKLES)
-    if not pickles:
-        return f"backbone {spec}: the folder has no weights: neither {WEIGHTS} nor {INDEX}"
-    return (
-        f"backbone {spec}: its weights are stored only as {', '.join(pickles[:3])}, a format that can run code when "
-        f"loaded and is refused; expected {WEIGHTS}. If you trust it, convert it once: load it with transformers "
-        "elsewhere and call save_pretrained"
-    )
 
 
 def _check_header(path: Path, spec: str) -> None:
