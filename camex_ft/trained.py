@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PrinterCallback,
+    ProgressCallback,
+)
 
 from camex_ft import config, upcycling
 from camex_ft.config import Config
@@ -20,8 +29,47 @@ from camex_ft.tasks.base import Task
 from camex_ft.tasks.prepared import Prepared
 from camex_ft.tasks.stream import begin
 from camex_ft.training.history import only_metrics
+from camex_ft.training.trainer import CamexTrainer
 
 GENERATING = ("causal-lm", "seq2seq-lm")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    """A finished run as it can be measured again: its resolved configuration, data, model and tokenizer."""
+
+    settled: Config
+    data: Prepared
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+
+    @contextmanager
+    def trainer(self, model: PreTrainedModel | None = None) -> Iterator[CamexTrainer]:
+        """Yield the run's own trainer, which writes nothing that stays, over its model or another one in its place."""
+        with tempfile.TemporaryDirectory() as scratch:
+            folder = RunFolder(Path(scratch))
+            made = make_trainer(self.settled, self.data, model or self.model, self.tokenizer, folder)
+            for told in (PrinterCallback, ProgressCallback):  # of training's progress; here the caller tells
+                made.remove_callback(told)
+            yield made
+
+    def measure(self, model: PreTrainedModel | None = None) -> dict[str, float]:
+        """Return the metrics on the validation splits, of the run's model or of another one in its place."""
+        with self.trainer(model) as trainer:
+            return self.metrics(trainer)
+
+    @staticmethod
+    def metrics(trainer: CamexTrainer) -> dict[str, float]:
+        """Return the metrics of a trainer's model on the validation splits."""
+        return only_metrics(trainer.evaluate())
+
+
+def read_trained(run_folder: Path | str) -> Trained:
+    """Return a finished run, to be measured; `UserError` if there is none, or its model or data is gone."""
+    settled, task = read_run(run_folder)
+    model, tokenizer = load_trained(run_folder)
+    data = Prepared.make(task, load_splits(settled, task), tokenizer, settled.task)
+    return Trained(settled=settled, data=data, model=model, tokenizer=tokenizer)
 
 
 def evaluate(run_folder: Path | str) -> dict[str, float]:
@@ -31,13 +79,7 @@ def evaluate(run_folder: Path | str) -> dict[str, float]:
         UserError: there is no finished run there, or its data is gone.
     """
     quieten()
-    settled, task = read_run(run_folder)
-    model, tokenizer = load_trained(run_folder)
-    data = Prepared.make(task, load_splits(settled, task), tokenizer, settled.task)
-    with tempfile.TemporaryDirectory() as scratch:
-        trainer = make_trainer(settled, data, model, tokenizer, RunFolder(Path(scratch)))
-        found = trainer.evaluate()
-    return only_metrics(found)
+    return read_trained(run_folder).measure()
 
 
 def predict(run_folder: Path | str, file: Path | str, out: Path | str | None = None) -> Path:

@@ -1,0 +1,141 @@
+"""Folded export: curvature and mask put into the experts, once and for all.
+
+    E_i' = E_m + keep_i M_i tau_i        protocol `domain`:  E_hat = E_m + alpha * sum_i s_i (E_i' - E_m)
+
+The result computes what the model computed, for every input: router, alpha and granularity stay. It has no factors of
+curvature, no statistics, and in dynamic merging every layer has the base expert that was carried to it. Experts of low
+rank stay so: M_i (B_i A_i) = B_i' A_i', of R times the rank for curvature of R terms.
+Source: CAMEx (arXiv 2502.18821), re-parameterisation at test time.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from peft.tuners.lora import LoraLayer
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from camex_ft import upcycling
+from camex_ft.errors import UserError
+from camex_ft.exporting.dense import merged_maps
+from camex_ft.exporting.plain import KEY, fill, plain_model
+from camex_ft.moe.context import Pass
+from camex_ft.moe.ffn import ExpertFFN, MergedFFN
+from camex_ft.protocols import Protocol
+from camex_ft.registry import PROTOCOLS
+from camex_ft.upcycling import adapters, expert_layers
+
+INTO, LORA = "domain", "lora"
+
+
+def check_foldable(protocol: Protocol) -> None:
+    """Raise `UserError` where a protocol has nothing to fold.
+
+    A multiplier that is drawn for training alone, as that of `dare`, is 1 in evaluation.
+    """
+    weighs = protocol.weigh is not None and not protocol.random
+    if not (protocol.curvature or weighs):
+        raise UserError(
+            f"protocol '{protocol.name}' has neither curvature nor a mask that acts in evaluation, so there is nothing "
+            "to fold: the run's model/ folder is what it would be. Expected --as dense, or a run of a protocol with "
+            "curvature (domain-ca, ties-ca, ...) or a mask (ties, fisher)"
+        )
+
+
+@torch.no_grad()
+def folded_model(model: PreTrainedModel) -> PreTrainedModel:
+    """Return a model of the protocol `domain` that computes what `model` does; `model` stays as it is.
+
+    Args:
+        model: upcycled, in evaluation mode.
+
+    Raises:
+        UserError: its protocol has nothing to fold.
+    """
+    kept: dict[str, Any] = dict(getattr(model.config, KEY, None) or {"merging": {"protocol": "dense"}})
+    check_foldable(PROTOCOLS.get(kept["merging"]["protocol"]))
+    layers = expert_layers(model)
+    dense, ffns = plain_model(model, merge_lora=False)
+    for ffn in ffns:
+        fill(ffn, _bases(layers[ffn.path]))
+    about = kept.get(adapters.BACKBONE) or {}
+    dense.name_or_path = dense.config.name_or_path = about.get("name", "")
+    made = upcycling.upcycle(dense, **_sections(kept, layers), seed=about.get("seed", 0), in_place=True)
+    for name, layer in expert_layers(made).items():
+        _fold(layers[name], layer)
+    _copy_lora(model, made)
+    return made.eval()
+
+
+def _sections(kept: dict[str, Any], layers: dict[str, ExpertFFN]) -> dict[str, Any]:
+    """Return the sections of the configuration that say what the folded model is."""
+    old = kept["merging"]
+    merging = {name: old[name] for name in ("experts", "top_k", "alpha", "keep_vectors") if name in old}
+    made = {
+        "merging": {**merging, "protocol": INTO},
+        "routing": kept.get("routing"),
+        "upcycle": {"layers": (kept.get("upcycle") or {}).get("layers", "all")},
+    }
+    tuning = kept.get("tuning")
+    if tuning is None:
+        return made
+    return {**made, "tuning": {**tuning, "lora": {**tuning.get("lora", {}), "rank": _rank(layers)}}}
+
+
+def _rank(layers: dict[str, ExpertFFN]) -> int:
+    """Return the rank that experts of low rank have with their curvature."""
+    return int(next(iter(layers.values())).up.factors()[1].shape[1])
+
+
+def _bases(layer: ExpertFFN) -> dict[str, tuple[Tensor, Tensor | None]]:
+    """Return E_m [out, in] and b_m [out] or None of a layer's maps, also where they are carried."""
+    link = layer.link if isinstance(layer, MergedFFN) else None
+    carried = {} if link is None else link.bases(Pass())
+    found = {}
+    for name, linear in layer.linears.items():
+        weight, bias, _ = carried.get(name, linear.own)
+        found[name] = (weight.base, None if bias is None else bias.base)
+    return found
+
+
+def _fold(layer: ExpertFFN, into: ExpertFFN) -> None:
+    """Set the parameters of a layer of the protocol `domain`, whose base expert is set."""
+    into.router.load_state_dict(layer.router.state_dict())
+    n, alpha = layer.settings.experts, layer.settings.alpha
+    bases = _bases(layer)
+    # each expert by itself: E_m + alpha keep_i M_i tau_i
+    each = {} if layer.low_rank else merged_maps(layer, torch.eye(n))
+    for name, linear in layer.linears.items():
+        target, (base, base_bias) = into.linears[name], bases[name]
+        if layer.low_rank:
+            left, right = linear.factors()
+            target.expert_out.copy_(left)
+            target.expert_in.copy_(right)
+            bias = linear.merged_bias(torch.eye(n, device=left.device))
+            bias = None if bias is None else bias.flatten(1)
+        else:
+            weights, bias = each[name]
+            target.experts.copy_(_without_step(weights, base, alpha))
+        if bias is not None:
+            target.expert_bias.copy_(_without_step(bias, base_bias, alpha))
+
+
+def _without_step(merged: Tensor, base: Tensor | None, alpha: float) -> Tensor:
+    """Return E_m + T_i of E_m + alpha T_i; with alpha 0 nothing of T_i is left, or matters."""
+    if base is None or alpha in (0.0, 1.0):
+        return merged
+    return base + (merged - base) / alpha
+
+
+def _copy_lora(model: nn.Module, into: nn.Module) -> None:
+    """Copy LoRA beside attention; where it has got a higher rank with the experts, the rest of it is 0."""
+    old: dict[str, Any] = {name: m for name, m in model.named_modules() if isinstance(m, LoraLayer)}
+    for path, layer in old.items():
+        target: Any = into.get_submodule(path)
+        for adapter, a in layer.lora_A.items():
+            b, new_a, new_b = layer.lora_B[adapter], target.lora_A[adapter], target.lora_B[adapter]
+            rank = a.weight.shape[0]
+            new_a.weight.zero_()[:rank] = a.weight
+            new_b.weight.zero_()[:, :rank] = b.weight

@@ -1,0 +1,88 @@
+"""What an export changes: logits, and the time of a forward pass."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from datasets import Dataset
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from camex_ft.exporting.routing import batches
+from camex_ft.training.trainer import CamexTrainer
+
+ROUNDS = 9  # forward passes of each model; the median of so many is steady on a busy machine
+FEW = 64  # rows: enough for rounding to show, few enough not to take a second evaluation
+
+
+class Difference(NamedTuple):
+    """Largest |y' - y| of the logits over some rows, and the largest |y|, which it is to be compared with."""
+
+    largest: float
+    scale: float
+
+    @property
+    def relative(self) -> float:
+        """Largest |y' - y| / largest |y|."""
+        return self.largest / self.scale if self.scale else self.largest
+
+
+class Seconds(NamedTuple):
+    """Of a forward pass of one batch, evaluating: before and after; medians of passes in turns."""
+
+    before: float
+    after: float
+
+    @property
+    def ratio(self) -> float:
+        """after / before."""
+        return self.after / self.before
+
+
+@torch.no_grad()
+def difference(
+    trainer: CamexTrainer, one: PreTrainedModel, other: PreTrainedModel, rows: Dataset
+) -> Difference:
+    """Return how far the logits of `other` are from those of `one`, on the first rows of a data set."""
+    largest = scale = 0.0
+    for inputs in batches(trainer, one, _some(rows, FEW)):
+        first, second = (_logits(model, inputs) for model in (one, other))
+        largest = max(largest, float((second - first).abs().max()))
+        scale = max(scale, float(first.abs().max()))
+    return Difference(largest, scale)
+
+
+@torch.no_grad()
+def seconds(trainer: CamexTrainer, one: PreTrainedModel, other: PreTrainedModel, rows: Dataset) -> Seconds:
+    """Return the times of a forward pass of the first batch; both models have had one before."""
+    size = trainer.args.eval_batch_size
+    inputs = next(iter(batches(trainer, one, _some(rows, size))))
+    return Seconds(*in_turns([partial(_logits, model, inputs) for model in (one, other)]))
+
+
+def in_turns(calls: list[Callable[[], Any]], rounds: int = ROUNDS) -> list[float]:
+    """Return the median seconds of each call, made in turns after one that does not count."""
+    times: list[list[float]] = [[] for _ in calls]
+    for round in range(rounds + 1):
+        for call, spent in zip(calls, times, strict=True):
+            started = time.perf_counter()
+            call()
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            if round:
+                spent.append(time.perf_counter() - started)
+    return [statistics.median(spent) for spent in times]
+
+
+def _some(rows: Dataset, count: int) -> Dataset:
+    return rows.select(range(min(count, len(rows))))
+
+
+def _logits(model: PreTrainedModel, inputs: dict[str, Any]) -> Tensor:
+    made: Tensor = model(**inputs).logits
+    return made.float()

@@ -1,0 +1,95 @@
+"""An export's folder: model, tokenizer, numbers and card, whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from camex_ft import upcycling
+from camex_ft.errors import UserError
+from camex_ft.exporting.show import numbers, sections
+from camex_ft.results.card import NAME, card
+from camex_ft.results.disk import full_disk
+from camex_ft.results.record import dumps
+
+if TYPE_CHECKING:
+    from camex_ft.exporting import Exported
+
+NUMBERS = "export.json"
+MODE = 0o777
+
+
+def check_target(target: Path) -> Path:
+    """Return a folder's path; `UserError` unless it is new or empty and what holds it can be written."""
+    target = target.expanduser()
+    if target.is_dir() and not any(target.iterdir()):
+        return target
+    if os.path.lexists(target):
+        raise UserError(
+            f"{target} is there already: expected a new or empty folder, so that nothing is mixed"
+        )
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=target.parent):
+            pass
+    except OSError as error:
+        raise UserError(f"{target.parent} cannot be written: {error.strerror or error}") from error
+    return target
+
+
+def write(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    target: Path,
+    *,
+    exported: Exported,
+    head: str,
+    license: str | None,
+) -> None:
+    """Write the folder.
+
+    Raises:
+        UserError: there is no room.
+    """
+    split = f"{primary_split(exported)}_"
+    text = card(
+        exported.record,
+        head=head,
+        form="adapter" if upcycling.adapters.has_adapter(model) else exported.form,
+        metrics={k.removeprefix(split): v for k, v in exported.after.items() if k.startswith(split)},
+        license=license,
+        sections=sections(exported),
+    )
+    with full_disk(str(target)), _made_whole(target) as folder:
+        upcycling.save(model, folder)
+        tokenizer.save_pretrained(folder)
+        (folder / NUMBERS).write_text(dumps(numbers(exported), indent=2) + "\n", encoding="utf-8")
+        (folder / NAME).write_text(text, encoding="utf-8")
+
+
+def primary_split(exported: Exported) -> str:
+    """Return the name of the validation split that decides."""
+    metric = exported.record.metrics.primary
+    return next(name for name in exported.before if name.endswith(f"_{metric}")).removesuffix(f"_{metric}")
+
+
+@contextmanager
+def _made_whole(target: Path) -> Iterator[Path]:
+    """Yield a temporary folder beside `target` that becomes it at the end, or goes away."""
+    temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
+    try:
+        yield temporary
+        mask = os.umask(0)
+        os.umask(mask)
+        temporary.chmod(MODE & ~mask)  # mkdtemp makes folders that only their owner can read
+        os.replace(temporary, target)  # an empty folder is replaced
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
