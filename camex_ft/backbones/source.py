@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from camex_ft import folders, registry
-from camex_ft.config import gguf
+from camex_ft.config import gguf, hub
 from camex_ft.config.backbones import EMBEDDED, NEW, PACKAGE, bare, in_package, is_gguf, near_file
 from camex_ft.errors import UserError
 
@@ -161,30 +161,33 @@ def _named(find: Callable[[str], T], spec: str) -> T:
 
 
 def _from_hub(spec: str, files: list[str]) -> Path:
+    """Return the folder of a model in the hub cache, after a download where the hub has another or more of it."""
     from huggingface_hub import errors, snapshot_download
 
+    silent = hub.silence(spec, "model")
     try:
-        return Path(snapshot_download(spec, allow_patterns=files, ignore_patterns=NOT_NEEDED))
-    except errors.GatedRepoError as error:
-        raise UserError(
-            f"backbone: '{spec}' is gated: ask for access at https://huggingface.co/{spec}, "
-            "then log in with `hf auth login` or set HF_TOKEN"
-        ) from error
-    except errors.RepositoryNotFoundError as error:
-        raise UserError(
-            f"backbone: the hub has no model '{spec}' (or it is private: log in with `hf auth login`), "
-            f"and there is no folder of that name; expected {FORMS}"
-        ) from error
+        with hub.bounded():
+            found = snapshot_download(
+                spec, allow_patterns=files, ignore_patterns=NOT_NEEDED, local_files_only=silent is not None
+            )
     except (
-        errors.HfHubHTTPError,
-        OSError,
-    ) as error:  # every network failure is one of these, LocalEntryNotFound too
-        raise UserError(
-            f"backbone: '{spec}' is not in the hub cache and the hub cannot be reached ({_first_line(error)}). "
-            f"Three ways to go on: fill the cache where there is network (`hf download {spec}`; HF_HOME says where "
-            "it lies) and bring it here; copy the model to a folder and write `backbone: ./that-folder`; "
-            "or use a backbone that the project makes itself, such as embedded/t5"
-        ) from error
+        Exception
+    ) as error:  # each version of the hub's library has another transport, with errors of its own
+        reason = silent if silent is not None and isinstance(error, errors.LocalEntryNotFoundError) else error
+        raise UserError(_not_to_be_had(spec, reason)) from error
+    return Path(found)
+
+
+def _not_to_be_had(spec: str, reason: Exception) -> str:
+    if refused := hub.refusal(reason, spec, "model"):
+        return f"backbone: {refused}. There is no folder of that name either; expected {FORMS}"
+    return (
+        f"backbone: '{spec}' is not (or not whole) in the hub cache and cannot be fetched: {hub.cause(reason)}. "
+        "If the hub was there for a moment, the same command goes on with the download. "
+        f"Three ways to go on without it: fill the cache where there is network (`hf download {spec}`; HF_HOME says "
+        "where it lies) and bring it here; copy the model to a folder and write `backbone: ./that-folder`; "
+        "or use a backbone that the project makes itself, such as embedded/t5"
+    )
 
 
 def _read_json(path: Path, spec: str) -> dict[str, Any]:
@@ -214,7 +217,3 @@ def _check_header(path: Path, spec: str) -> None:
         raise UserError(
             f"backbone {spec}: {path.name} is corrupt or truncated ({error}). Copy or download it again"
         ) from error
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

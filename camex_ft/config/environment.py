@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+from camex_ft.config import hub
+
 SECONDS = 2.0
 
 
@@ -52,7 +54,7 @@ def hub_answers() -> bool:
 
 def model_is_cached(name: str) -> bool:
     """Whether the hub cache holds a model's configuration and weights."""
-    folder = _snapshot(name, "model")
+    folder = hub.snapshot(name, "model")
     weights = ("*.safetensors", "*.bin", "*.gguf")
     return (
         folder is not None and (folder / "config.json").exists() and any(any(folder.glob(w)) for w in weights)
@@ -61,29 +63,20 @@ def model_is_cached(name: str) -> bool:
 
 def architecture_is_cached(name: str) -> bool:
     """Whether the hub cache holds a model's configuration, with or without weights."""
-    folder = _snapshot(name, "model")
+    folder = hub.snapshot(name, "model")
     return folder is not None and (folder / "config.json").exists()
 
 
 def data_are_cached(name: str, configuration: str) -> bool:
     """Whether the hub cache, or that of `datasets`, holds one configuration of a data set."""
-    folder = _snapshot(name, "dataset")
-    if folder is not None and any(file.is_file() for file in folder.glob(f"{configuration}/*")):
+    folder = hub.snapshot(name, "dataset")
+    inside = "data" if configuration == "default" else configuration
+    if folder is not None and any(file.is_file() for file in folder.glob(f"{inside}/*")):
         return True
     from datasets import config
 
-    prepared = Path(config.HF_DATASETS_CACHE) / name.lower().replace("/", "___") / configuration
+    prepared = Path(config.HF_DATASETS_CACHE) / name.replace("/", "___") / configuration
     return any(prepared.glob("*/*/dataset_info.json"))
-
-
-def _snapshot(name: str, kind: str) -> Path | None:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
-
-    try:
-        return Path(snapshot_download(name, repo_type=kind, local_files_only=True))
-    except (LocalEntryNotFoundError, HFValidationError, OSError):
-        return None
 
 
 @dataclass(frozen=True, kw_only=True)

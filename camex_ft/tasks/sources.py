@@ -4,24 +4,26 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
+from typing import cast
 
 import datasets
-import huggingface_hub
 from datasets import Dataset
-from datasets.exceptions import DatasetsError
-from huggingface_hub.errors import HfHubHTTPError
 
 from camex_ft import embedded
+from camex_ft.config import hub
 from camex_ft.errors import UserError, nearest
 from camex_ft.tasks.base import Task
 from camex_ft.tasks.conform import conform
 from camex_ft.tasks.files import Columns, read_file, read_split, split_files, task_folder, with_names
 
 SOURCES = ("hub", "disk", "embedded")
-SECONDS = 5  # to wait for the hub's answer before the data counts as out of reach
+# what `datasets` says, in errors that have no type of their own
+SPLITLESS = re.compile(r"Unknown split|Bad split")
+CONFIGLESS = re.compile(r"BuilderConfig .* not found|doesn't contain .* config")
 
 
 def load(
@@ -64,7 +66,8 @@ def load(
             "data.source is disk, but data.dir is not set; expected the folder with the split files"
         )
     names = {split: (serves or {}).get(split, split) for split in splits or task.all_splits()}
-    loaded = {}
+    loaded: dict[str, Dataset] = {}
+    silent: dict[str, Exception | None] = {}
     for split, name in names.items():
         optional = splits is None and split in task.splits["test"] and name == split
         if source != "disk" and name in task.unpublished:
@@ -79,7 +82,9 @@ def load(
             folder = task_folder(Path(str(dir)), owner, guest=owner is not task, others=others)
             data = _from_disk(owner, split, name, folder, optional=optional)
         elif source == "hub":
-            data = _from_hub(owner, split, name)
+            if owner.hub not in silent:  # asked once: where nobody answers, it takes seconds
+                silent[owner.hub] = hub.silence(owner.hub, "dataset")
+            data = _from_hub(owner, split, name, silent=silent[owner.hub], optional=optional)
         else:
             data = _from_embedded(owner, split, name, seed)
         if data is not None:
@@ -113,18 +118,8 @@ def fingerprint(splits: Mapping[str, Dataset]) -> str:
 
 def hub_cached(task: Task) -> bool:
     """Return whether the local cache of `datasets` holds the task, so that the hub source works without network."""
-    return (
-        Path(datasets.config.HF_DATASETS_CACHE) / task.hub.replace("/", "___") / task.configuration
-    ).is_dir()
-
-
-def hub_unreachable(task: Task) -> str | None:
-    """Return why the hub does not answer for the task's data set, or None where it does; at most a few seconds."""
-    try:
-        huggingface_hub.HfApi().dataset_info(task.hub, timeout=SECONDS)
-    except Exception as error:  # whatever the transport raises, the data cannot be had
-        return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-    return None
+    prepared = Path(datasets.config.HF_DATASETS_CACHE) / task.hub.replace("/", "___") / task.configuration
+    return any(prepared.glob("*/*/dataset_info.json"))
 
 
 def _first(data: Dataset, split: str, task: Task, train_rows: int | None, eval_rows: int | None) -> Dataset:
@@ -162,25 +157,54 @@ def _from_disk(task: Task, split: str, name: str, folder: Path, *, optional: boo
     return conform(columns, task, split, origin)
 
 
-def _from_hub(task: Task, split: str, name: str) -> Dataset:
+def _from_hub(
+    task: Task, split: str, name: str, *, silent: Exception | None, optional: bool
+) -> Dataset | None:
     origin = f"{task.hub} {task.configuration} ({name})"
-    if not hub_cached(task) and (reason := hub_unreachable(task)):
-        raise _out_of_reach(task, reason)
     try:
-        data = datasets.load_dataset(task.hub, task.configuration, split=name)
-    except (OSError, ValueError, DatasetsError, HfHubHTTPError) as error:
-        if name != split and "split" in str(error):
-            raise UserError(f"data.splits: {origin}: {error}") from error
-        raise _out_of_reach(task, f"{type(error).__name__}: {error}") from error
+        data = _from_cache(task, name) if silent is not None else _downloaded(task, name)
+    except (
+        Exception
+    ) as error:  # each version of the hub's library has another transport, with errors of its own
+        if SPLITLESS.search(str(error)):
+            if optional:
+                return None
+            raise UserError(f"{'data.splits: ' if name != split else ''}{origin}: {error}") from error
+        if CONFIGLESS.search(str(error)):
+            raise UserError(f"{task.hub} has no configuration '{task.configuration}': {error}") from error
+        raise UserError(_not_to_be_had(task, silent or error)) from error
+    if data is None:
+        raise UserError(_not_to_be_had(task, cast("Exception", silent)))
     columns = {column: with_names(data[column][:], feature) for column, feature in data.features.items()}
     return conform(columns, task, split, origin)
 
 
-def _out_of_reach(task: Task, reason: str) -> UserError:
+def _downloaded(task: Task, name: str) -> Dataset:
+    with hub.bounded():
+        return cast("Dataset", datasets.load_dataset(task.hub, task.configuration, split=name))
+
+
+def _from_cache(task: Task, name: str) -> Dataset | None:
+    """Return a split from the cache of `datasets`, or from the files in the hub cache; None where it is in neither."""
+    place: str | Path | None = task.hub if hub_cached(task) else hub.snapshot(task.hub, "dataset")
+    if place is None:
+        return None
+    with hub.cache_alone():
+        return cast("Dataset", datasets.load_dataset(str(place), task.configuration, split=name))
+
+
+def _not_to_be_had(task: Task, reason: Exception) -> str:
+    refused = hub.refusal(reason, task.hub, "dataset")
+    why = (
+        f"{refused}; and {task.configuration} of it is not in the local cache ({datasets.config.HF_DATASETS_CACHE})"
+        if refused
+        else f"{task.hub} ({task.configuration}) is neither in the local cache "
+        f"({datasets.config.HF_DATASETS_CACHE}) nor to be fetched ({hub.cause(reason)})"
+    )
     formats = "parquet, jsonl, csv or tsv" + ", or as txt" * task.plain_text
-    return UserError(
-        f"data.source is hub, but {task.hub} ({task.configuration}) is neither in the local cache "
-        f"({datasets.config.HF_DATASETS_CACHE}) nor within reach ({reason}). One of three ways:\n"
+    return (
+        f"data.source is hub, but {why}. If the hub was there for a moment, the same command goes on with the "
+        "download. Otherwise one of three ways:\n"
         f"  - where there is network, fill the cache and bring it here (HF_HOME): "
         f"python -c \"import datasets; datasets.load_dataset('{task.hub}', '{task.configuration}')\"\n"
         f"  - data.source=disk data.dir=FOLDER, with train, validation and test as {formats}\n"

@@ -149,10 +149,12 @@ def test_the_hub_is_asked_for_safetensors_only(tmp_path: Path, monkeypatch: pyte
     ]
     wanted: list[str] = []
 
-    def download(spec: str, **patterns: Any) -> str:
+    def download(spec: str, *, local_files_only: bool, **patterns: Any) -> str:
+        assert not local_files_only
         wanted.extend(filter_repo_objects(files, **patterns))
         return str(tmp_path)
 
+    monkeypatch.setattr(huggingface_hub.HfApi, "repo_info", lambda *_, **__: None)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
     assert source.locate("some/model") == tmp_path
     assert wanted == files[:10]
@@ -167,24 +169,25 @@ def _response() -> Any:
     [
         (
             errors.LocalEntryNotFoundError("ConnectError: no route\nmore"),
-            r"cannot be reached \(ConnectError: no route\)",
+            "cannot be fetched: .*ConnectError: no route",
         ),
-        (ConnectionError(), r"cannot be reached \(ConnectionError\)"),
+        (ConnectionError(), "cannot be fetched: ConnectionError"),
         (
             errors.GatedRepoError("403", response=_response()),
             "is gated.*https://huggingface.co/some/model.*hf auth login",
         ),
         (errors.RepositoryNotFoundError("404", response=_response()), "the hub has no model 'some/model'"),
-        (errors.HfHubHTTPError("500", response=_response()), r"cannot be reached \(500\)"),
+        (errors.HfHubHTTPError("500", response=_response()), "cannot be fetched: HfHubHTTPError: 500"),
     ],
 )
 def test_the_hub_out_of_reach(error: Exception, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: Any, **__: Any) -> str:
         raise error
 
+    monkeypatch.setattr(huggingface_hub.HfApi, "repo_info", lambda *_, **__: None)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", fail)
     with pytest.raises(UserError, match=message) as raised:
         source.locate("some/model")
-    if "cannot be reached" in message:
+    if "cannot be fetched" in message:
         for way in ("hf download some/model", "backbone: ./that-folder", "embedded/t5"):
             assert way in str(raised.value)
