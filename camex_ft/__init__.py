@@ -7,6 +7,7 @@
     upcycle         a dense transformers model     -> one with experts    camex_ft.upcycling
     load            a checkpoint folder            -> the model           camex_ft.upcycling
 
+`import camex_ft` also lets transformers' auto classes load upcycled models (`camex_ft.registration`).
 The method is in `camex_ft.moe` (routing, curvature, merging) and `camex_ft.protocols` (one file each).
 """
 
@@ -14,6 +15,8 @@ from __future__ import annotations
 
 import importlib
 from typing import TYPE_CHECKING, Any
+
+from camex_ft import registration
 
 if TYPE_CHECKING:
     from camex_ft.config import load_config
@@ -30,6 +33,8 @@ _PLACES = {
     "train": ("camex_ft.pipeline", "run"),
     "upcycle": ("camex_ft.upcycling", "upcycle"),
 }
+
+registration.register()
 
 
 def __getattr__(name: str) -> Any:

@@ -308,7 +308,7 @@ def test_no_folder(tmp_path: Path) -> None:
 @pytest.mark.parametrize("text", ["{", "[]", "{}", '{"model_type": "nonsense"}'])
 def test_a_config_that_is_not_usable(checkpoint: Path, text: str) -> None:
     (checkpoint / "config.json").write_text(text)
-    with pytest.raises(UserError, match=r"its config.json is not usable"):
+    with pytest.raises(UserError, match=r"its config.json (is not usable|cannot be read)"):
         load(checkpoint)
 
 

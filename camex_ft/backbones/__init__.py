@@ -6,8 +6,18 @@ from camex_ft.backbones.base import (
     family_for,
     family_of,
     generates,
+    plain_type,
     register,
     select_layers,
 )
 
-__all__ = ["DenseFFN", "Family", "family_for", "family_of", "generates", "register", "select_layers"]
+__all__ = [
+    "DenseFFN",
+    "Family",
+    "family_for",
+    "family_of",
+    "generates",
+    "plain_type",
+    "register",
+    "select_layers",
+]

@@ -23,6 +23,7 @@ if TYPE_CHECKING:  # so that listing the families needs no torch
     MakeMasks = Callable[[nn.Module, Mapping[str, Any]], Masks]
 
 Stack = Literal["encoder", "decoder"]
+PREFIX = "camex_"  # of `config.model_type` where a model has experts: camex_bert
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,8 +104,13 @@ def register(name: str, *, model_types: Sequence[str], masks: MakeMasks) -> Call
     return add
 
 
+def plain_type(model_type: str) -> str:
+    """Return the `config.model_type` of the dense model that an upcycled one was made from, or its own."""
+    return str(model_type).removeprefix(PREFIX)
+
+
 def family_for(model_type: str) -> Family:
-    """Return the family that serves `config.model_type`.
+    """Return the family that serves `config.model_type`, of a dense or an upcycled model.
 
     Raises:
         UserError: there is none; names those that are known and the file to add.
@@ -114,6 +120,7 @@ def family_for(model_type: str) -> Family:
         for n in registry.BACKBONES.names()
         for t in registry.BACKBONES.get(n).model_types
     }
+    model_type = plain_type(model_type)
     if model_type not in families:
         module = str(model_type).replace("-", "_")
         raise UserError(

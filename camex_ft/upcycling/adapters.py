@@ -14,7 +14,6 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, cast
 
@@ -29,10 +28,12 @@ from camex_ft.backbones.load import load as load_backbone
 from camex_ft.config.backbones import EMBEDDED
 from camex_ft.embedded import HEADS
 from camex_ft.errors import UserError
+from camex_ft.upcycling import classes, entry
+from camex_ft.upcycling.entry import KEY
 
-KEY, BACKBONE = "camex", "backbone"  # in a model's config
+BACKBONE = "backbone"  # in the entry of a model's config
 WEIGHTS, ABOUT, FORMAT = "adapter.safetensors", "adapter.json", 1
-PACKAGES = ("camex_ft", "torch", "transformers", "peft")
+NOT_PLAN = (BACKBONE, "format", "versions")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,8 +182,8 @@ def save(model: PreTrainedModel, folder: str | Path, *, state: Mapping[str, Tens
     about = {
         "format": FORMAT,
         "backbone": kept[BACKBONE],
-        "plan": {name: section for name, section in kept.items() if name != BACKBONE},
-        "versions": {name: _version(name) for name in PACKAGES},
+        "plan": {name: section for name, section in kept.items() if name not in NOT_PLAN},
+        "versions": entry.versions(),
     }
     (target / ABOUT).write_text(json.dumps(about, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
@@ -191,10 +192,7 @@ def read(folder: Path) -> About:
     """Return what an adapter says of itself; `UserError` where it cannot be read."""
     try:
         said = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
-        if said["format"] != FORMAT:
-            raise UserError(
-                f"{folder}: its {ABOUT} is of format {said['format']}; this version of camex_ft reads {FORMAT}"
-            )
+        entry.check_format(said, what=f"{folder}: its {ABOUT}")
         backbone = said["backbone"]
         dtype = getattr(torch, backbone["dtype"])
         rest = {key: backbone[key] for key in ("name", "head", "seed", "sha256")}
@@ -230,18 +228,11 @@ def restore(model: PreTrainedModel, folder: str | Path) -> None:
 
 def _embedded(config: Any, head: str, seed: int) -> PreTrainedModel:
     """Return a tiny backbone again: its weights follow from the configuration and the seed."""
-    config.__dict__.pop(KEY, None)
+    plain = classes.plain_config(config)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return cast(PreTrainedModel, HEADS[head].from_config(config).eval())
+        return cast(PreTrainedModel, HEADS[head].from_config(plain).eval())
 
 
 def _mapping(auto: Any) -> Any:
     return auto._model_mapping or {}
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "unknown"

@@ -18,7 +18,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from camex_ft.backbones import DenseFFN
+from camex_ft.backbones import DenseFFN, plain_type
 from camex_ft.config.schema import LoraConfig
 from camex_ft.errors import UserError, nearest
 
@@ -49,7 +49,7 @@ def add_lora(model: PreTrainedModel, given: LoraConfig, ffns: Sequence[DenseFFN]
 
 def _attention(model: PreTrainedModel, given: LoraConfig) -> list[str]:
     """Return the paths of the maps with the names that are wanted."""
-    named = given.targets or NAMED.get(model.config.model_type) or QUERIES_AND_VALUES
+    named = given.targets or NAMED.get(plain_type(model.config.model_type)) or QUERIES_AND_VALUES
     linears = list(_linears(model))
     names = sorted({path.rpartition(".")[2] for path in linears})
     unknown = [name for name in given.targets or () if name not in names]

@@ -18,7 +18,7 @@ def test_saved_model_gives_the_same_logits(case: Case, tmp_path: Path) -> None:
     inputs = inputs_of(model, case.head)
     model.save_pretrained(tmp_path)
     loaded = load(tmp_path)
-    assert type(loaded).__name__ == type(model).__name__
+    assert type(loaded) is type(model) and type(loaded.config) is type(model.config)
     assert list(expert_layers(loaded)) == list(expert_layers(model))
     with torch.no_grad():
         assert torch.equal(output(loaded, inputs), output(model, inputs))

@@ -1,0 +1,201 @@
+"""Classes of upcycled models, made from the plain ones: `CamexBertForSequenceClassification` of type `camex_bert`.
+
+    BertConfig                      -> CamexBertConfig                       model_type camex_bert
+    BertForSequenceClassification   -> CamexBertForSequenceClassification    of that configuration class
+
+They are ordinary classes of transformers: `save_pretrained`, `from_pretrained` and the auto classes know them once
+camex_ft is imported (`camex_ft.registration`). Transformers alone refuses the model type, rather than fill layers that
+it does not know with random weights. Each class is an attribute of this module, made when it is first asked for, so
+that it can be imported and pickled by name.
+"""
+
+from __future__ import annotations
+
+import copy
+import threading
+from pathlib import Path
+from typing import Any, ClassVar, cast
+
+import transformers
+from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel
+from transformers.models.auto import modeling_auto
+from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING, TOKENIZER_MAPPING_NAMES
+
+from camex_ft.backbones.base import PREFIX
+from camex_ft.errors import UserError
+from camex_ft.upcycling import entry
+from camex_ft.upcycling.restructuring import restructure
+
+NAME = "Camex"
+_made: dict[type, type] = {}  # of plain classes
+_lock = threading.RLock()
+
+
+class UpcycledConfig:
+    """Mixed into the class of a configuration whose models have experts, as its entry ``camex`` says."""
+
+    plain: ClassVar[type[PreTrainedConfig]]
+
+    def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
+        """Write ``config.json``, with the format of the entry and the versions that write it."""
+        saved = getattr(self, entry.KEY, None)
+        if saved is not None:
+            setattr(self, entry.KEY, entry.stamped(saved))
+        super().save_pretrained(save_directory, *args, **kwargs)  # type: ignore[misc]
+
+
+class Upcycled:
+    """Mixed into the class of a model whose feed-forward layers have experts, as its config's entry ``camex`` says."""
+
+    plain: ClassVar[type[PreTrainedModel]]
+
+    def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
+        saved = getattr(config, entry.KEY, None)
+        if saved is None:
+            raise UserError(
+                f"{type(self).__name__}: its configuration has no entry `{entry.KEY}`, which says what experts it has; "
+                f"expected one that camex_ft saved. To make a model with experts: camex_ft.upcycle(dense model)"
+            )
+        plan, plain = entry.plan(saved), _plain_kind(config)
+        config.__class__ = plain  # some heads make their body by its configuration's class: a dense one
+        try:
+            super().__init__(config, *args, **kwargs)  # type: ignore[call-arg]  # of the plain class
+        finally:
+            config.__class__ = config_class(plain)
+        made = cast(PreTrainedModel, self)
+        restructure(made, plan)
+        _adopt_configs(made)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
+        """Return the saved model, as transformers does; of an adapter, on the backbone that it names.
+
+        Raises:
+            UserError: an adapter is to be loaded otherwise than `camex_ft.load` does, or its backbone is not there; the
+                entry in the config is of a newer version, or unknown.
+        """
+        from camex_ft.upcycling import adapters, loading
+
+        folder = Path(str(pretrained_model_name_or_path))
+        if adapters.is_adapter(folder):
+            return loading.adapter_as(cls, folder, kwargs)
+        kwargs.setdefault("use_safetensors", True)  # a pickle is never read
+        return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)  # type: ignore[misc]
+
+
+def config_class(plain: type[PreTrainedConfig]) -> type[PreTrainedConfig]:
+    """Return the configuration class of upcycled models of a plain one's; the auto classes know it from then on."""
+    if issubclass(plain, UpcycledConfig):
+        return plain
+    with _lock:
+        if plain not in _made:
+            members = {"plain": plain, "model_type": PREFIX + plain.model_type, "__module__": __name__}
+            made = cast(type[PreTrainedConfig], type(NAME + plain.__name__, (UpcycledConfig, plain), members))
+            _made[plain] = made
+            AutoConfig.register(made.model_type, made, exist_ok=True)
+            _register_models(plain, made)
+        return _made[plain]
+
+
+def model_class(plain: type[PreTrainedModel]) -> type[PreTrainedModel]:
+    """Return the class of upcycled models of a plain class."""
+    if issubclass(plain, Upcycled):
+        return plain
+    with _lock:
+        if plain not in _made:
+            members: dict[str, Any] = {"plain": plain, "__module__": __name__, "__doc__": Upcycled.__doc__}
+            config = plain.config_class
+            if isinstance(config, type) and issubclass(config, PreTrainedConfig):
+                members["config_class"] = config_class(config)
+        if plain not in _made:  # the configuration's models are made with it
+            _made[plain] = type(NAME + plain.__name__, (Upcycled, plain), members)
+        return _made[plain]
+
+
+def _register_models(plain: type[PreTrainedConfig], made: type[PreTrainedConfig]) -> None:
+    """Tell the auto classes the models and the tokenizer of a configuration class."""
+    for auto in {id(kind): kind for kind in vars(modeling_auto).values() if _is_auto(kind)}.values():
+        mapping = auto._model_mapping
+        if plain not in mapping:
+            continue
+        found = mapping[plain]
+        first: type[PreTrainedModel] = found[0] if isinstance(found, tuple) else found
+        if first.config_class is not plain:  # a model that has this one inside
+            continue
+        auto.register(made, model_class(first), exist_ok=True)
+        # the Trainer and pipelines know a model's purpose by the name of its class
+        mapping._model_mapping.setdefault(made.model_type, NAME + first.__name__)
+    TOKENIZER_MAPPING_NAMES.setdefault(made.model_type, TOKENIZER_MAPPING_NAMES.get(plain.model_type))
+    tokenizer = TOKENIZER_MAPPING.get(plain, None)
+    if tokenizer is not None:
+        AutoTokenizer.register(made, tokenizer, exist_ok=True)
+
+
+def _is_auto(kind: Any) -> bool:
+    return isinstance(kind, type) and getattr(kind, "_model_mapping", None) is not None
+
+
+def adopt(model: PreTrainedModel) -> None:
+    """Give a model that was restructured the class of upcycled models, and its configurations theirs, in place."""
+    _adopt_configs(model)
+    model.__class__ = model_class(type(model))
+    _record_outputs(model)
+
+
+def _adopt_configs(model: PreTrainedModel) -> None:
+    plain = _plain_kind(model.config)
+    for module in model.modules():
+        config = getattr(module, "config", None)  # a stack of T5 has a copy of its own
+        if type(config) is plain:
+            config.__class__ = config_class(plain)
+
+
+def _record_outputs(model: PreTrainedModel) -> None:
+    """Let hidden states and attentions be recorded, which transformers prepares when a class is first constructed."""
+    try:
+        from transformers.utils.output_capturing import _CAN_RECORD_REGISTRY
+    except ImportError:  # transformers before 5.3 asks the class itself
+        return
+    _CAN_RECORD_REGISTRY[model] = model._can_record_outputs
+
+
+def plain_class(kind: type[PreTrainedModel]) -> type[PreTrainedModel]:
+    """Return the plain class of a class of models, upcycled or not."""
+    return kind.plain if issubclass(kind, Upcycled) else kind
+
+
+def plain_config(config: PreTrainedConfig) -> PreTrainedConfig:
+    """Return a copy of a configuration as of the dense model: of the plain class, without the entry ``camex``."""
+    made = copy.deepcopy(config)
+    made.__dict__.pop(entry.KEY, None)
+    made.__class__ = _plain_kind(made)
+    made.architectures = [name.removeprefix(NAME) for name in made.architectures or ()] or None
+    return made
+
+
+def _plain_kind(config: PreTrainedConfig) -> type[PreTrainedConfig]:
+    kind = type(config)
+    return kind.plain if issubclass(kind, UpcycledConfig) else kind
+
+
+def class_named(name: str) -> type[PreTrainedModel] | None:
+    """Return the class of models that ``architectures`` names, plain or upcycled; None where there is none."""
+    with _lock:
+        own = [
+            kind for kind in _made.values() if kind.__name__ == name
+        ]  # also of classes that are not transformers'
+    found = own[0] if own else getattr(transformers, name.removeprefix(NAME), None)
+    if not isinstance(found, type) or not issubclass(found, PreTrainedModel):
+        return None
+    return model_class(found) if name.startswith(NAME) else found
+
+
+def __getattr__(name: str) -> Any:
+    """Make a class when it is first asked for by name, by an import or from a pickle."""
+    plain = getattr(transformers, name.removeprefix(NAME), None) if name.startswith(NAME) else None
+    if isinstance(plain, type) and issubclass(plain, PreTrainedConfig):
+        return config_class(plain)
+    found = class_named(name) if name.startswith(NAME) else None
+    if found is None:
+        raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
+    return found
