@@ -79,7 +79,8 @@ def run(
 
     written = load_config(config, overrides or [])
     from camex_ft.launching.placement import place
-    from camex_ft.launching.processes import Stopped, launch
+    from camex_ft.launching.processes import launch
+    from camex_ft.training.signals import Stopped, listening
 
     placed = place(gpus=gpus, cpus=cpus, engine=engine, nodes=nodes, node=node_rank, address=main_address)
     try:
@@ -89,14 +90,18 @@ def run(
         from camex_ft import pipeline  # after the checks, which need less
         from camex_ft.results.disk import full_disk
 
-        with full_disk(written.output.dir):
+        with full_disk(written.output.dir), listening(rank.signals()):
             pipeline.run(written, force=force)
     except KeyboardInterrupt:
         typer.echo("\nInterrupted. The same command goes on from the last checkpoint.", err=True)
         raise typer.Exit(INTERRUPTED) from None
-    except Stopped as signal:
-        typer.echo(f"\nEnded by {signal}. The same command goes on from the last checkpoint.", err=True)
-        raise typer.Exit(signal.code) from None
+    except Stopped as stopped:
+        if rank.inside():  # the process that launched says it
+            rank.tell_step(stopped.step)
+            raise typer.Exit(stopped.code) from None
+        where = "the last checkpoint" if stopped.step is None else f"step {stopped.step}, which is saved"
+        typer.echo(f"\nEnded by {stopped}. The same command goes on from {where}.", err=True)
+        raise typer.Exit(stopped.code) from None
 
 
 @app.command()

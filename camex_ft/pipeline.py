@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
-from typing import Any, cast
+from pathlib import Path
+from typing import Any, NamedTuple, cast
 
 import datasets
 import transformers
 from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, set_seed
 
 from camex_ft import config, upcycling
 from camex_ft.backbones.load import load as load_backbone
 from camex_ft.config import Config, Environment
 from camex_ft.config.backbones import EMBEDDED
+from camex_ft.durable import whole_folder
 from camex_ft.errors import UserError
 from camex_ft.registry import TASKS
 from camex_ft.reporting import Facts, make_record
@@ -24,7 +28,7 @@ from camex_ft.tasks import sources, stream
 from camex_ft.tasks.base import Task
 from camex_ft.tasks.prepared import Prepared
 from camex_ft.training.arguments import training_arguments
-from camex_ft.training.checkpoints import choose, state_of
+from camex_ft.training.checkpoints import choose, ended, state_of
 from camex_ft.training.cost import Speed, describe
 from camex_ft.training.history import HistoryCallback
 from camex_ft.training.trainer import CamexTrainer
@@ -60,16 +64,53 @@ def run(given: Config, *, force: bool = False, callbacks: Iterable[TrainerCallba
     digest = sources.fingerprint(splits)
     folder = RunFolder.create(settled.output.path, name_of(settled, digest))
     done = None if force else find_done(folder)
-    if done is not None:
-        without = settled.output.model and not (folder.path / MODEL).is_dir()
-        kept = ", but its model was not kept" if without else ""
-        say(f"{folder.path.name} is done already{kept}; --force (make: FORCE=1) runs it again")
-        close(done, folder)
-        return done
+    if done is None:
+        with alone(folder):
+            done = None if force else find_done(folder)  # another process may have come to its end meanwhile
+            if done is None:
+                return perform(
+                    settled, task, splits, folder, Start(started, reason, digest), force, callbacks
+                )
+    without = settled.output.model and not (folder.path / MODEL).is_dir()
+    kept = ", but its model was not kept" if without else ""
+    say(f"{folder.path.name} is done already{kept}; --force (make: FORCE=1) runs it again")
+    close(done, folder)
+    return done
+
+
+class Start(NamedTuple):
+    """What a run knows of itself before it starts: when, which profile and why, the fingerprint of its data."""
+
+    time: float
+    reason: str
+    digest: str
+
+
+@contextmanager
+def alone(folder: RunFolder) -> Iterator[None]:
+    """Keep other runs out of the folder while the body runs; the main process does so for all."""
+    if PartialState().is_main_process:
+        with folder.alone():
+            yield
+    else:
+        yield
+
+
+def perform(
+    settled: Config,
+    task: Task,
+    splits: Mapping[str, datasets.Dataset],
+    folder: RunFolder,
+    start: Start,
+    force: bool,
+    callbacks: Iterable[TrainerCallback],
+) -> Record:
+    """Train, evaluate, and keep what a run leaves, in its folder."""
     try:
         trainer, data = prepare(settled, task, splits, folder)
     except UserError:
-        folder.remove_if_empty()  # nothing was done yet: leave nothing behind
+        if PartialState().is_main_process:
+            folder.remove_if_empty()  # nothing was done yet: leave nothing behind
         raise
     for callback in callbacks:
         trainer.add_callback(callback)
@@ -77,9 +118,9 @@ def run(given: Config, *, force: bool = False, callbacks: Iterable[TrainerCallba
     speed, resumed = train(trainer, settled, folder, anew=force)
     facts = Facts(
         name=folder.path.name,
-        started=started,
-        reason=reason,
-        data_sha256=digest,
+        started=start.time,
+        reason=start.reason,
+        data_sha256=start.digest,
         speed=speed,
         resumed=resumed,
         counted=counted,
@@ -124,10 +165,14 @@ def keep(
     if not trainer.is_world_process_zero():
         return
     if model:
-        upcycling.save(cast(PreTrainedModel, trainer.model), folder.path / MODEL, state=state)
-        cast(PreTrainedTokenizerBase, trainer.processing_class).save_pretrained(folder.path / MODEL)
-    for split, decided in made.items():
-        data.task.submission(decided, data.rows[split], folder.path / PREDICTIONS / data.task.files[split])
+        with whole_folder(folder.path / MODEL) as target:
+            upcycling.save(cast(PreTrainedModel, trainer.model), target, state=state)
+            cast(PreTrainedTokenizerBase, trainer.processing_class).save_pretrained(target)
+    if made:
+        with whole_folder(folder.path / PREDICTIONS) as target:
+            for split, decided in made.items():
+                data.task.submission(decided, data.rows[split], target / data.task.files[split])
+    folder.sync_history()
     folder.write_record(record)
     folder.drop_checkpoints()
 
@@ -223,6 +268,7 @@ def make_trainer(
         router_learning_rate=settled.training.router_learning_rate,
         curvature_learning_rate=settled.training.curvature_learning_rate,
     )
+    trainer.before_saving = folder.sync_history
     trainer.add_callback(
         HistoryCallback(folder.append_history, lambda: trainer.monitor.loads, folder.rewind_history)
     )
@@ -237,12 +283,11 @@ def train(
     Return how fast, where there was anything to train, and the step that it went on from, where there was a checkpoint.
     """
     resume = "never" if anew else settled.training.resume
-    checkpoint, notes = choose(resume, folder.checkpoints)
+    checkpoint, notes = chosen(resume, folder.checkpoints)
     for note in notes:
         say(note)
     if checkpoint is not None:
         trainer.check(checkpoint)
-    trainer.accelerator.wait_for_everyone()  # all have read the folder
     with trainer.args.main_process_first(local=False, desc="preparing the run's folder"):
         if trainer.is_world_process_zero():
             if checkpoint is None:
@@ -254,11 +299,26 @@ def train(
         return trainer.speed(trainer.train().metrics), None
     say(f"going on from {checkpoint.name}")
     state = state_of(checkpoint)
-    if state.global_step >= state.max_steps:
+    if ended(state):
         trainer.finish(checkpoint)
         return None, state.global_step
     result = trainer.train(resume_from_checkpoint=str(checkpoint))
     return trainer.speed(result.metrics), state.global_step
+
+
+def chosen(resume: str, folder: Path) -> tuple[Path | None, list[str]]:
+    """Return what `choose` does; the main process reads the folder, and tells the others."""
+    told: list[Any] = [None, None]
+    if PartialState().is_main_process:
+        try:
+            told = [choose(resume, folder), None]
+        except UserError as error:
+            told = [None, str(error)]
+    broadcast_object_list(told)
+    found, wrong = told
+    if wrong is not None:
+        raise UserError(wrong)
+    return cast("tuple[Path | None, list[str]]", found)
 
 
 def make_predictions(trainer: CamexTrainer, data: Prepared) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from camex_ft import pipeline
 from camex_ft.config import load_config
 from camex_ft.errors import guard
+from camex_ft.results.disk import full_disk
 
 SECONDS = 0.5  # between two lines of progress
 
@@ -38,6 +39,7 @@ def perform(request: Mapping[str, Any], *callbacks: TrainerCallback) -> int:
 
     def work() -> None:
         config = load_config(request["config"], request["overrides"])
-        pipeline.run(config, force=request["force"], callbacks=callbacks)
+        with full_disk(config.output.dir):
+            pipeline.run(config, force=request["force"], callbacks=callbacks)
 
     return guard(work)

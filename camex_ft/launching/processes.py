@@ -1,5 +1,6 @@
 """Start the processes of a run, show what the first of them prints, and end them all, whatever happens.
 
+A signal that asks this process to end is passed on, so that they save together; a second one ends them at once.
 A process leaves at once when its standard input ends, which is a socket that this process holds (see `rank`): so none
 outlives it, by whatever signal it ends itself.
 """
@@ -17,7 +18,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
@@ -30,6 +31,7 @@ from camex_ft.launching.command import command_line, environment
 from camex_ft.launching.failures import describe, find_failures
 from camex_ft.launching.placement import Placement
 from camex_ft.results import provenance, run_name
+from camex_ft.training.signals import SIGNALS, Stopped
 
 POLL = 0.1
 SHUTDOWN = 10  # seconds that torch's launcher gives a process before it kills it
@@ -37,24 +39,26 @@ PATIENCE = 40.0  # seconds that the launcher gets itself: older ones wait 30 for
 KEPT = 2000  # lines of what the launcher prints
 LOGS = "logs"
 STREAMS = ("stdout", "stderr")
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
-class Stopped(BaseException):
-    """A signal asks this process to end."""
+class Asked:
+    """The first signal that asks this process to end: it is passed on, and the processes end by themselves.
 
-    def __init__(self, number: int) -> None:
-        super().__init__(number)
+    Attributes:
+        number: of the signal; None where there was none.
+        pass_on: tells the processes; None as long as there are none.
+    """
+
+    def __init__(self) -> None:
+        self.number: int | None = None
+        self.pass_on: Callable[[int], None] | None = None
+
+    def serve(self, number: int, frame: FrameType | None) -> None:
+        """Serve a signal: a second one ends at once."""
+        if self.number is not None or self.pass_on is None:
+            raise KeyboardInterrupt if number == signal.SIGINT else Stopped(number)
         self.number = number
-
-    @property
-    def code(self) -> int:
-        """The exit code by which a shell knows it."""
-        return 128 + self.number
-
-    def __str__(self) -> str:
-        """The signal's name."""
-        return signal.Signals(self.number).name
+        self.pass_on(number)
 
 
 def launch(placed: Placement, arguments: Sequence[str], written: Config) -> int:
@@ -107,8 +111,9 @@ def run(placed: Placement, arguments: Sequence[str], *, logs: Path) -> int:
         logs.mkdir(parents=True)
     except OSError as error:
         raise UserError(f"output.dir: {logs} cannot be written: {error.strerror or error}") from error
-    with _signals():
+    with _signals() as asked:
         launched = Launched(command, variables)
+        asked.pass_on = launched.ask
         tails = (
             [Tail(logs, f"{name}.log", getattr(sys, name)) for name in STREAMS] if placed.node == 0 else []
         )
@@ -124,8 +129,11 @@ def run(placed: Placement, arguments: Sequence[str], *, logs: Path) -> int:
     code = launched.process.returncode
     if code == 0:
         return 0
+    if asked.number is not None:
+        raise Stopped(asked.number, launched.step)
     printed = "".join(launched.printed)
-    failures = find_failures(launched.reports, printed)
+    told_of = [report for report in launched.reports if "text" in report]
+    failures = find_failures(told_of, printed)
     told = describe(failures, placed=placed, logs=logs, code=code, printed=printed)
     if failures and failures[0].user_error:
         raise UserError(told)
@@ -149,6 +157,8 @@ class Launched:
             rank.PARENT: "stdin",
             provenance.COMMAND: provenance.command_line(),  # what was typed, for the record
         }
+        # torch's launcher knows nothing of a warning before the time is up, which would end it
+        warned = signal.signal(signal.SIGUSR1, signal.SIG_IGN) if hasattr(signal, "SIGUSR1") else None
         self.socket, theirs = socket.socketpair()
         with theirs:
             self.process = subprocess.Popen(
@@ -161,11 +171,23 @@ class Launched:
                 errors="replace",
                 start_new_session=True,  # Ctrl-C is for this process, which ends the others itself
             )
+        if warned is not None:
+            signal.signal(signal.SIGUSR1, warned)
         self.reports: list[dict[str, Any]] = []
         self.printed: deque[str] = deque(maxlen=KEPT)
         self._threads = [threading.Thread(target=each, daemon=True) for each in (self._listen, self._read)]
         for thread in self._threads:
             thread.start()
+
+    @property
+    def step(self) -> int | None:
+        """The step that the processes saved because they were asked to end; None where they were not in training."""
+        return next((report["step"] for report in self.reports if report.get("step") is not None), None)
+
+    def ask(self, number: int) -> None:
+        """Ask the processes to end as they would for a signal."""
+        with suppress(OSError):
+            self.socket.sendall(bytes([number]))
 
     def end(self) -> None:
         """End the launcher and, by the end of their standard input, all processes; signals wait meanwhile."""
@@ -228,17 +250,14 @@ class Tail:
 
 
 @contextmanager
-def _signals() -> Iterator[None]:
-    """Make SIGTERM and SIGHUP exceptions, as SIGINT is one; then as they were."""
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        raise Stopped(number)
-
+def _signals() -> Iterator[Asked]:
+    """Serve signals that ask to end while the body runs; then as they were."""
+    asked = Asked()
     before = {number: signal.getsignal(number) for number in SIGNALS}
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, stop)
+    for number in SIGNALS:
+        signal.signal(number, asked.serve)
     try:
-        yield
+        yield asked
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

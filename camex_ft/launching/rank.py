@@ -1,13 +1,15 @@
 """What a process of a run does that was started as one of several: tell why it fails, and leave at once.
 
 Standard input is then a socket to the process that launched: its end is that process's end, and what goes wrong is
-told on it, which works on a full disk too.
+told on it, which works on a full disk too. A byte on it is the number of a signal that asks the run to end: one of the
+processes reads it, and in training tells the others.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 import threading
 import time
@@ -17,6 +19,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from camex_ft.errors import UserError, guard
+from camex_ft.training.signals import SIGNALS, note
 
 PARENT = "CAMEX_FT_PARENT"  # set where standard input is that socket
 FILE = "TORCHELASTIC_ERROR_FILE"  # torch's launcher sets it, and reads what is written there
@@ -35,6 +38,15 @@ LOST = (
 def inside(variables: Mapping[str, str] = os.environ) -> bool:
     """Whether this is one of several processes that torch's launcher has started."""
     return FILE in variables
+
+
+def signals(variables: Mapping[str, str] = os.environ) -> tuple[int, ...]:
+    """Return the signals that a process of a run is to serve itself.
+
+    One of several leaves SIGTERM alone: torch's launcher sends it where another process is gone, which this one would
+    wait for.
+    """
+    return tuple(n for n in SIGNALS if not inside(variables) or n not in (signal.SIGTERM, signal.SIGINT))
 
 
 def run(command: Callable[[], object]) -> int:
@@ -106,6 +118,13 @@ def _report(error: BaseException) -> None:
         Path(os.environ[FILE]).write_text(file, encoding="utf-8")
 
 
+def tell_step(step: int | None) -> None:
+    """Tell the parent which step was saved before this process ends as it was asked to."""
+    if PARENT in os.environ and step is not None:
+        with suppress(OSError):
+            os.write(0, (json.dumps({"step": step}) + "\n").encode())
+
+
 def _leave(code: int) -> None:
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError):
@@ -115,6 +134,7 @@ def _leave(code: int) -> None:
 
 def _leave_with_the_parent() -> None:
     with suppress(OSError):
-        while os.read(0, 1024):
-            continue
+        while asked := os.read(0, 1024):
+            if not note(asked[-1]):
+                os._exit(128 + asked[-1])  # not in training: at once, and the launcher ends the others
     os._exit(INTERRUPTED)

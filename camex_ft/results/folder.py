@@ -7,15 +7,30 @@ import json
 import os
 import re
 import shutil
+import socket
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from camex_ft.config.backbones import NEW
 from camex_ft.config.identity import folder_label
+from camex_ft.durable import remove, sweep, sync, write_atomically
 from camex_ft.errors import UserError
+from camex_ft.results.provenance import command_line
 from camex_ft.results.record import Record, dumps, load_record
+
+LOCK, OWNER = ".lock", ".owner.json"  # held by the process that runs here; who that is, for people
+PATIENCE = 10.0  # seconds; data loaders look for their parent every 5
+CLOSING = "train_loss"  # what the last line of a history has
+
+
+class InUse(UserError):
+    """Another process runs in the folder of a run."""
 
 
 def run_name(*, suite: str, task: str, backbone: str, protocol: str, seed: int, hash8: str) -> str:
@@ -78,23 +93,94 @@ class RunFolder:
         """The folder of the Trainer's checkpoints."""
         return self.path / "checkpoints"
 
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        """Keep other processes from running here while the body does, and remove what they left unfinished.
+
+        The kernel frees the lock when this process ends, by whatever signal. Over NFS it holds between machines where
+        the file system is mounted with locks, which is the default.
+
+        Raises:
+            InUse: another process runs here.
+        """
+        lock = FileLock(self.path / LOCK)
+        try:
+            # the lock of a run that was killed lasts as long as processes that it had started, such as data loaders
+            lock.acquire(timeout=PATIENCE if self._owner_is_gone() else 0)
+        except Timeout:
+            raise InUse(self._in_use()) from None
+        try:
+            owner = {
+                "pid": os.getpid(),
+                "host": socket.gethostname(),
+                "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+                "command": command_line(),
+            }
+            write_atomically(self.path / OWNER, json.dumps(owner) + "\n")
+            sweep(self.path)
+            sweep(self.checkpoints)
+            yield
+        finally:
+            (self.path / OWNER).unlink(missing_ok=True)
+            if self.record.exists():  # nobody waits for it: a run that is done is shown
+                (self.path / LOCK).unlink(missing_ok=True)
+            lock.release()
+
+    def _owner(self) -> dict[str, Any]:
+        try:
+            found = json.loads((self.path / OWNER).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return found if isinstance(found, dict) else {}
+
+    def _owner_is_gone(self) -> bool:
+        owner = self._owner()
+        if owner.get("host") != socket.gethostname() or not isinstance(owner.get("pid"), int):
+            return False
+        try:
+            os.kill(owner["pid"], 0)
+        except ProcessLookupError:
+            return True
+        except OSError:  # it is another user's
+            return False
+        return False
+
+    def _in_use(self) -> str:
+        owner = self._owner()
+        who = "another process"
+        if owner:
+            who = f"process {owner.get('pid')} on {owner.get('host')}, since {owner.get('started')}"
+        command = f": {owner['command']}" if owner.get("command") else ""
+        return (
+            f"output.dir: this run is under way already, by {who}{command}\nIts folder is {self.path}. Wait for it, or "
+            "end it: the same command then goes on from its last checkpoint; expected one process a run"
+        )
+
     def clear(self) -> None:
-        """Remove whatever an earlier run left, so that a new one starts from nothing."""
+        """Remove whatever an earlier run left, so that a new one starts from nothing; its record goes first."""
+        self.record.unlink(missing_ok=True)
         for entry in self.path.iterdir():
+            if entry.name in (LOCK, OWNER):
+                continue
             if entry.is_dir() and not entry.is_symlink():
                 shutil.rmtree(entry)
             else:
                 entry.unlink()
 
     def remove_if_empty(self) -> None:
-        """Remove the folder, and the one that holds it, where nothing is in them."""
+        """Remove the folder, and the one that holds it, where nothing is in them but what says who runs here."""
+        with contextlib.suppress(OSError):
+            if {entry.name for entry in self.path.iterdir()} <= {LOCK, OWNER}:
+                for name in (OWNER, LOCK):
+                    (self.path / name).unlink(missing_ok=True)
         for path in (self.path, self.path.parent):
             with contextlib.suppress(OSError):
                 path.rmdir()
 
     def drop_checkpoints(self) -> None:
         """Remove the checkpoints: what they serve, going on with the run, is over."""
-        shutil.rmtree(self.checkpoints, ignore_errors=True)
+        if self.checkpoints.exists():
+            remove(self.checkpoints)
 
     def write_config(self, text: str) -> None:
         """Write config.yaml."""
@@ -105,10 +191,20 @@ class RunFolder:
         with self.history.open("a", encoding="utf-8") as file:
             file.write(dumps(entry) + "\n")
 
-    def rewind_history(self, step: int) -> None:
-        """Drop the lines after `step`, which a run resumed from there writes again, and a line that was cut short."""
+    def sync_history(self) -> None:
+        """Bring history.jsonl to the disk: a checkpoint counts on its lines."""
         if self.history.exists():
-            kept = [entry for entry in self.read_history() if entry.get("step", 0) <= step]
+            sync(self.history)
+
+    def rewind_history(self, step: int) -> None:
+        """Drop the lines after `step` and the closing one, which a run resumed from there writes again, and a line
+        that was cut short."""
+        if self.history.exists():
+            kept = [
+                entry
+                for entry in self.read_history()
+                if entry.get("step", 0) <= step and CLOSING not in entry
+            ]
             write_atomically(self.history, "".join(dumps(entry) + "\n" for entry in kept))
 
     def read_history(self) -> list[dict[str, Any]]:
@@ -133,18 +229,3 @@ def find_done(folder: RunFolder | Path | str) -> Record | None:
     except UserError:
         return None
     return record if record.run.status == "done" else None
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write `text` beside `path` and rename it into place: a reader sees the old file or the new one, never a part."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)  # mkstemp makes files that only their owner can read
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise

@@ -8,12 +8,10 @@ time or checkpoint. A run that goes on from a checkpoint keeps the size that its
 from __future__ import annotations
 
 import copy
-import random
 import shutil
 from pathlib import Path
 from typing import Any, cast
 
-import numpy as np
 import torch
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from torch import Tensor, nn
@@ -22,6 +20,8 @@ from transformers.utils import logging
 from camex_ft.errors import UserError
 from camex_ft.training.checkpoints import checkpoints
 from camex_ft.training.engines import EngineTrainer
+from camex_ft.training.saving import SavingTrainer
+from camex_ft.training.storing import random_state, set_random_state
 
 logger = logging.get_logger(__name__)
 LESS = (
@@ -30,8 +30,8 @@ LESS = (
 )
 
 
-class BatchSizeTrainer(EngineTrainer):
-    """`EngineTrainer` that finds the number of rows that fit into memory."""
+class BatchSizeTrainer(SavingTrainer):
+    """`SavingTrainer` that finds the number of rows that fit into memory."""
 
     def _inner_training_loop(
         self, batch_size: int | None = None, *args: Any, resume_from_checkpoint: Any = None, **kwargs: Any
@@ -88,7 +88,7 @@ class _Start:
 
     def __init__(self, trainer: EngineTrainer) -> None:
         self.tensors = {name: t.detach().to("cpu", copy=True) for name, t in _changing(trainer)}
-        self.random = _random_state()
+        self.random = random_state()
         self.optimizer = trainer.optimizer  # None, where the trainer makes it
         self.state = None if self.optimizer is None else copy.deepcopy(self.optimizer.state_dict())
         self.checkpoints = set(checkpoints(Path(cast(str, trainer.args.output_dir))))
@@ -106,7 +106,7 @@ class _Start:
         for folder in set(checkpoints(Path(cast(str, trainer.args.output_dir)))) - self.checkpoints:
             shutil.rmtree(folder)
         clear_device_cache(garbage_collection=True)
-        _set_random_state(self.random)
+        set_random_state(self.random)
 
 
 def _changing(trainer: EngineTrainer) -> list[tuple[str, Tensor]]:
@@ -114,17 +114,3 @@ def _changing(trainer: EngineTrainer) -> list[tuple[str, Tensor]]:
     model = cast(nn.Module, trainer.model)
     trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     return [*trained, *model.named_buffers()]
-
-
-def _random_state() -> tuple[Any, ...]:
-    devices = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-    return random.getstate(), np.random.get_state(), torch.get_rng_state(), devices
-
-
-def _set_random_state(state: tuple[Any, ...]) -> None:
-    python, numpy, cpu, devices = state
-    random.setstate(python)
-    np.random.set_state(numpy)
-    torch.set_rng_state(cpu)
-    if devices:
-        torch.cuda.set_rng_state_all(devices)

@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
+from typing import Any, cast
 
-from safetensors import SafetensorError, safe_open
 from transformers import TrainerState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
+from camex_ft.durable import remove
 from camex_ft.errors import UserError
+from camex_ft.folders import unsafe
+from camex_ft.training import manifest
 
-# the Trainer writes its state last
-STATE, NEEDED = "trainer_state.json", ("config.json", "optimizer.pt", "scheduler.pt")
+STATE = "trainer_state.json"
+# States of everything that goes on beside the model (`stored`), and those of each process.
+OPTIMIZER, SCHEDULE, SCALER = (
+    "state/optimizer.safetensors",
+    "state/schedule.safetensors",
+    "state/scaler.safetensors",
+)
+RANDOM, TRAINING = "state/random-{}.safetensors", "state/training-{}.safetensors"
+NEEDED = ("config.json", OPTIMIZER, SCHEDULE, RANDOM.format(0), TRAINING.format(0))
 DEEPSPEED = "latest"  # names the folder in which DeepSpeed keeps model, optimizer and schedule
 
 
@@ -26,9 +35,40 @@ def checkpoints(folder: Path) -> list[Path]:
     return [path for _, path in sorted(found, reverse=True)]
 
 
+def name_of(step: int) -> str:
+    """Return the name of the checkpoint of a step."""
+    return f"{PREFIX_CHECKPOINT_DIR}-{step}"
+
+
+def step_of(checkpoint: Path) -> int:
+    """Return the step of a checkpoint, from its name."""
+    return int(checkpoint.name.rpartition("-")[2])
+
+
+def random_file(process: int) -> str:
+    """Return the name of the file with a process's random state."""
+    return RANDOM.format(process)
+
+
+def training_file(process: int) -> str:
+    """Return the name of the file with what a process had summed up since the last log line."""
+    return TRAINING.format(process)
+
+
+def is_extra(checkpoint: Path) -> bool:
+    """Whether a checkpoint was written because the run was stopped, and the settings ask for none at its step."""
+    return bool(manifest.read(checkpoint).get("extra"))
+
+
 def state_of(checkpoint: Path) -> TrainerState:
     """Return the Trainer's state that a checkpoint holds."""
     return TrainerState.load_from_json(str(checkpoint / STATE))
+
+
+def ended(state: TrainerState) -> bool:
+    """Whether training had come to its end in a state: by its steps, or because a callback ended it."""
+    control = cast(dict[str, Any], state.stateful_callbacks or {}).get("TrainerControl") or {}
+    return state.global_step >= state.max_steps or bool(control.get("args", {}).get("should_training_stop"))
 
 
 def of_deepspeed(checkpoint: Path) -> bool:
@@ -38,7 +78,7 @@ def of_deepspeed(checkpoint: Path) -> bool:
 
 def processes(checkpoint: Path) -> int:
     """Return how many processes wrote a checkpoint: each writes the state of its own randomness."""
-    return max(len(list(checkpoint.glob("rng_state*.pth"))), 1)
+    return max(len(list(checkpoint.glob(RANDOM.format("*")))), 1)
 
 
 def rows_at_once(checkpoint: Path) -> int:
@@ -47,35 +87,58 @@ def rows_at_once(checkpoint: Path) -> int:
 
 
 def fault(checkpoint: Path) -> str | None:
-    """Return what is wrong with a checkpoint folder, or None where it is whole."""
+    """Return what is wrong with a checkpoint folder, as far as names and sizes tell, or None."""
+    wrong = unsafe(checkpoint, weights=False) or manifest.fault(checkpoint)
+    if wrong is not None:
+        return wrong
     for name in (STATE, *(("config.json",) if of_deepspeed(checkpoint) else NEEDED)):
         if not (checkpoint / name).is_file():
             return f"it has no {name}"
-    try:
-        json.loads((checkpoint / STATE).read_text(encoding="utf-8"))
-    except ValueError:
-        return f"its {STATE} is not JSON"
-    weights = sorted(checkpoint.glob("*.safetensors"))
-    if not weights:
+    if not any(checkpoint.glob("*.safetensors")):
         return "it has no weights (*.safetensors)"
-    for file in weights:
-        try:
-            with safe_open(file, "pt"):  # checks the header against the file's length
-                pass
-        except (SafetensorError, OSError) as error:
-            return f"its {file.name} cannot be read: {error}"
     return None
+
+
+def damage(checkpoint: Path) -> str | None:
+    """Return what is wrong with a checkpoint folder, its contents and those of the best one so far, or None."""
+    wrong = fault(checkpoint) or manifest.damage(checkpoint)
+    if wrong is not None:
+        return wrong
+    kept = state_of(checkpoint).best_model_checkpoint
+    best = checkpoint.parent / Path(kept).name if kept else checkpoint
+    if best == checkpoint or not best.is_dir():
+        return None
+    wrong = fault(best) or manifest.damage(best)
+    return None if wrong is None else f"the best one so far, {best.name}, is needed with it: {wrong}"
 
 
 def newest(folder: Path) -> tuple[Path | None, list[str]]:
     """Return the newest whole checkpoint, or None, and what to tell of those that were passed over."""
     skipped: list[str] = []
     for path in checkpoints(folder):
-        wrong = fault(path)
+        wrong = damage(path)
         if wrong is None:
             return path, skipped
         skipped.append(f"{path.name} is passed over: {wrong}")
     return None, skipped
+
+
+def rotate(folder: Path, *, newest: Path, limit: int | None, best: str | None) -> None:
+    """Remove the checkpoints that are not to be kept, now that `newest` is whole: the oldest of more than `limit`.
+
+    The best one stays, and one that was written because the run was stopped goes, whatever the limit is. With a limit
+    of 1 the newest stays beside the best, to go on from.
+    """
+    kept = {newest.name, *([Path(best).name] if best else [])}
+    others = [path for path in checkpoints(folder) if path.name not in kept]
+    gone = [path for path in others if is_extra(path)]
+    if limit is not None and limit > 0:
+        before = [path for path in others if path not in gone and step_of(path) < step_of(newest)]
+        # those of a later step are of an attempt that was given up
+        later = [path for path in others if path not in gone and path not in before]
+        gone += later + before[max(limit - len(kept), 0) :]
+    for path in gone:
+        remove(path)
 
 
 def choose(resume: str, folder: Path) -> tuple[Path | None, list[str]]:
@@ -93,7 +156,7 @@ def choose(resume: str, folder: Path) -> tuple[Path | None, list[str]]:
         raise UserError(
             f"training.resume: no checkpoint folder at {resume}; expected auto, never or a folder"
         )
-    wrong = fault(path)
+    wrong = damage(path)
     if wrong is not None:
         raise UserError(f"training.resume: {resume} cannot be resumed from: {wrong}")
     return path, []

@@ -18,8 +18,7 @@ from accelerate.utils import set_seed
 from safetensors import safe_open
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
-from transformers import PreTrainedModel, Trainer
-from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
+from transformers import PreTrainedModel
 
 from camex_ft.errors import UserError
 from camex_ft.training.checkpoints import of_deepspeed, processes, rows_at_once
@@ -33,11 +32,12 @@ from camex_ft.training.distributed import (
     tied,
     whole,
 )
+from camex_ft.training.storing import StoringTrainer
 from camex_ft.upcycling import expert_layers, keep_nothing
 from camex_ft.upcycling.adapters import has_adapter, trained_state
 
 
-class EngineTrainer(Trainer):
+class EngineTrainer(StoringTrainer):
     """`transformers.Trainer` whose runs are the same on any number of processes."""
 
     def create_accelerator_and_postprocess(self) -> None:
@@ -142,39 +142,28 @@ class EngineTrainer(Trainer):
         load_result.missing_keys[:] = [n for n in missing if tensors[n].data_ptr() not in loaded]
         super()._issue_warnings_after_load(load_result)
 
-    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+    def optimizer_state(self) -> dict[str, Any]:
+        """Return the optimizer's state as one process has it, in the processes that write."""
+        state = super().optimizer_state()
         if not self.is_fsdp_enabled:
-            super()._save_optimizer_and_scheduler(output_dir)
-            return
-        optimizer, scheduler = self._running()
+            return state
         writes = self.args.should_save
         # one tensor at a time, and in one process alone
-        gathered = tree_map_only(
-            Tensor,
-            lambda tensor: whole(tensor).cpu() if writes else whole(tensor).new_empty(0),
-            optimizer.state_dict(),
+        gathered: dict[str, Any] = tree_map_only(
+            Tensor, lambda tensor: whole(tensor).cpu() if writes else whole(tensor).new_empty(0), state
         )
-        if writes:
-            torch.save(gathered, Path(output_dir) / OPTIMIZER_NAME)
-            torch.save(scheduler.state_dict(), Path(output_dir) / SCHEDULER_NAME)
+        return gathered
 
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        if checkpoint is None or not self.is_fsdp_enabled:
-            super()._load_optimizer_and_scheduler(checkpoint)
-            return
-        optimizer, scheduler = self._running()
-        state = torch.load(Path(checkpoint) / OPTIMIZER_NAME, map_location="cpu", weights_only=True)
-        parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        state["state"] = {
-            i: {key: deal(value, parameters[i]) for key, value in entries.items()}
-            for i, entries in state["state"].items()
-        }
-        optimizer.load_state_dict(state)
-        scheduler.load_state_dict(torch.load(Path(checkpoint) / SCHEDULER_NAME, weights_only=True))
-
-    def _running(self) -> tuple[torch.optim.Optimizer, Any]:
-        assert self.optimizer is not None
-        return self.optimizer, self.lr_scheduler
+    def load_optimizer_state(self, state: dict[str, Any]) -> None:
+        """Take up a state, of which each process keeps its part."""
+        if self.is_fsdp_enabled:
+            groups = cast(torch.optim.Optimizer, self.optimizer).param_groups
+            parameters = [p for group in groups for p in group["params"]]
+            state["state"] = {
+                i: {key: deal(value, parameters[i]) for key, value in entries.items()}
+                for i, entries in state["state"].items()
+            }
+        super().load_optimizer_state(state)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         if not self.is_fsdp_enabled:

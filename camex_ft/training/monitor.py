@@ -19,12 +19,13 @@ class RoutingMonitor:
     """Sums each layer's routing entropy and load over the steps between two log lines.
 
     Attributes:
+        sums: since the last log line, by layer: entropy, number of groups, load; [2 + N].
         loads: share of the groups whose largest routing weight is each expert's, [N], by layer, at the last log line.
     """
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
-        self._sums: dict[str, Tensor] = {}  # entropy, number of groups, load; [2 + N]
+        self.sums: dict[str, Tensor] = {}
         self.loads: dict[str, list[float]] = {}
 
     @torch.no_grad()
@@ -37,7 +38,7 @@ class RoutingMonitor:
             entropy = -(torch.xlogy(p, p).sum(-1) * keep).sum()
             load = (nn.functional.one_hot(s.argmax(-1), s.shape[-1]) * keep.unsqueeze(-1)).sum(0)
             made = torch.cat([entropy.view(1), keep.sum().view(1), load])
-            self._sums[name] = self._sums[name] + made if name in self._sums else made
+            self.sums[name] = self.sums[name].to(made.device) + made if name in self.sums else made
 
     def summary(self) -> dict[str, float]:
         """Return and forget: entropy (nats, mean over layers), the largest share that one expert has of a layer's
@@ -47,19 +48,19 @@ class RoutingMonitor:
         """
         made: dict[str, float] = {}
         self.loads = {}
-        if self._sums:
-            device = next(iter(self._sums.values())).device  # a model may lie on several
-            flat = torch.cat([sums.to(device) for sums in self._sums.values()])
-            parts = total(flat).split([len(sums) for sums in self._sums.values()])
+        if self.sums:
+            device = next(iter(self.sums.values())).device  # a model may lie on several
+            flat = torch.cat([sums.to(device) for sums in self.sums.values()])
+            parts = total(flat).split([len(sums) for sums in self.sums.values()])
             entropies = torch.stack([part[0] / part[1].clamp_min(1) for part in parts])
             shares = [part[2:] / part[1].clamp_min(1) for part in parts]
-            self.loads = {n: share.tolist() for n, share in zip(self._sums, shares, strict=True)}
+            self.loads = {n: share.tolist() for n, share in zip(self.sums, shares, strict=True)}
             largest = max(max(shares) for shares in self.loads.values())
             made = {"routing_entropy": float(entropies.mean()), "routing_max_load": largest}
         distances = [d for layer in curvature_statistics(self.model).values() for d in layer["distance"]]
         if distances:
             made["curvature_distance"] = max(distances)
-        self._sums = {}
+        self.sums = {}
         return made
 
 

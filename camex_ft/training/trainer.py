@@ -22,7 +22,6 @@ from transformers.training_args import OptimizerNames
 
 from camex_ft.backbones.base import generates
 from camex_ft.errors import UserError
-from camex_ft.training.checkpoints import state_of
 from camex_ft.training.cost import Speed
 from camex_ft.training.distributed import total
 from camex_ft.training.health import LossGuard
@@ -152,16 +151,31 @@ class CamexTrainer(ScoringTrainer):
             logs = {**logs, **self.monitor.summary()}
         super().log(logs, *args, **kwargs)
 
-    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+    def _write(self, *, extra: bool = False) -> None:
         self.guard.check()  # a model that is not finite any more never replaces a good checkpoint
-        super()._save_checkpoint(*args, **kwargs)
+        super()._write(extra=extra)
+
+    def summed_up(self) -> dict[str, Any]:
+        """Return what this process has summed up, with the routing since the last log line."""
+        return {**super().summed_up(), "routing": self.monitor.sums}
+
+    def take_up(self, kept: list[dict[str, Any]], own: int | None) -> None:
+        """Take up what every process had summed up."""
+        super().take_up(kept, own)
+        routing = [each["routing"] for each in kept]
+        if own is None:
+            first = self.args.process_index == 0  # the others begin with nothing, of the same layers
+            added = {layer: torch.stack([sums[layer] for sums in routing]).sum(0) for layer in routing[0]}
+            self.monitor.sums = {n: s if first else torch.zeros_like(s) for n, s in added.items()}
+        else:
+            self.monitor.sums = routing[own]
 
     def finish(self, checkpoint: Path) -> None:
         """Take up a run whose training had come to its end at `checkpoint`: its state, and the weights that it kept.
 
         Going on from there would take one step too many.
         """
-        self.state = state_of(checkpoint)
+        self.take_up_the_end(checkpoint)
         if self.args.auto_find_batch_size and self.state.train_batch_size:
             self.args.per_device_train_batch_size = self.state.train_batch_size  # what was found
         self._shard_unprepared()

@@ -13,6 +13,7 @@ from training_runs import BATCH, model, same, trainer, weights
 
 from camex_ft.config import TrainingConfig
 from camex_ft.errors import UserError
+from camex_ft.training import manifest
 from camex_ft.training.arguments import training_arguments
 from camex_ft.training.checkpoints import fault, processes, rows_at_once
 from camex_ft.upcycling import trained_state
@@ -40,12 +41,14 @@ def test_other_batches_are_refused(checkpoint: Path, tmp_path: Path) -> None:
 
 def test_the_checkpoint_of_another_engine_is_refused(checkpoint: Path, tmp_path: Path) -> None:
     (checkpoint / "latest").touch()
+    manifest.write(checkpoint)
     try:
         assert fault(checkpoint) is None
         with pytest.raises(UserError, match="written by DeepSpeed"):
             trainer(tmp_path, max_steps=2).check(checkpoint)
     finally:
         (checkpoint / "latest").unlink()
+        manifest.write(checkpoint)
 
 
 @pytest.mark.parametrize(("world", "rows", "parts"), [("1", 12, 3), ("2", 6, 2), ("3", 4, 2)])
