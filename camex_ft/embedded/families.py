@@ -243,7 +243,8 @@ def configuration(
             f"backbone 'embedded/{family}' has no head '{head}'.{nearest(head, heads(family))} "
             f"It has: {', '.join(heads(family))}."
         )
-    tokenizer = build_tokenizer(entry.layout) if texts is None else train_tokenizer(entry.layout, texts)
+    layout = entry.layout.without_end() if head == "causal-lm" else entry.layout
+    tokenizer = build_tokenizer(layout) if texts is None else train_tokenizer(layout, texts)
     tokens = {f"{role}_token_id": getattr(tokenizer, f"{role}_token_id") for role in ("pad", "bos", "eos")}
     if entry.model_type == "t5":
         tokens["decoder_start_token_id"] = tokenizer.pad_token_id

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import string
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
@@ -39,6 +39,11 @@ class Layout:
     pair: str
     inputs: tuple[str, ...] = ("input_ids", "attention_mask")
     byte_level: bool = False
+
+    def without_end(self) -> Layout:
+        """Return the same without the end token that closes a text: a language model goes on from there."""
+        end = f" {self.special['eos_token']}"
+        return replace(self, single=self.single.removesuffix(end), pair=self.pair.removesuffix(end))
 
 
 def build_tokenizer(layout: Layout) -> PreTrainedTokenizerFast:

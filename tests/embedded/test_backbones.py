@@ -109,6 +109,16 @@ def test_the_layout_of_a_pair(family: str) -> None:
             assert getattr(model.config, f"{role}_token_id") == token
 
 
+@pytest.mark.parametrize("family", [f for f in FAMILIES if "causal-lm" in heads(f)])
+def test_a_language_models_texts_stay_open(family: str, tmp_path: Path) -> None:
+    _, tokenizer = backbone(family, head="causal-lm")
+    tokenizer.save_pretrained(tmp_path)
+    for each in (tokenizer, AutoTokenizer.from_pretrained(tmp_path)):
+        ids = each("the broth felt hot")["input_ids"]
+        assert ids[-1] != each.eos_token_id
+        assert each.decode(ids, skip_special_tokens=True).strip() == "the broth felt hot"
+
+
 @pytest.mark.parametrize("family", sorted(set(FAMILIES) - {"qwen2"}))
 def test_words_that_no_generator_emits_are_not_lost(family: str) -> None:
     _, tokenizer = backbone(family)
