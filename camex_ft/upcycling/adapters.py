@@ -122,7 +122,9 @@ def has_adapter(model: nn.Module) -> bool:
 
 def source_of(model: PreTrainedModel, *, seed: int, dtype: torch.dtype) -> dict[str, Any]:
     """Return what an adapter says of the backbone that `model` was made from; what is frozen counts as its own."""
-    kinds: dict[str, Any] = {n: _mapping(auto).get(type(model.config), ()) for n, auto in HEADS.items()}
+    # asked of the mapping itself: whether it is empty would take the import of every model that there is
+    mappings: dict[str, Any] = {name: auto._model_mapping for name, auto in HEADS.items()}
+    kinds = {name: mapping.get(type(model.config), ()) for name, mapping in mappings.items()}
     heads = [n for n, kind in kinds.items() if type(model) in (kind if isinstance(kind, tuple) else (kind,))]
     return {
         "name": model.name_or_path or "",
@@ -232,7 +234,3 @@ def _embedded(config: Any, head: str, seed: int) -> PreTrainedModel:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return cast(PreTrainedModel, HEADS[head].from_config(plain).eval())
-
-
-def _mapping(auto: Any) -> Any:
-    return auto._model_mapping or {}

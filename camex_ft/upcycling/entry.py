@@ -12,6 +12,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from camex_ft.errors import UserError
+from camex_ft.registry import PROTOCOLS
 from camex_ft.upcycling.restructuring import Plan, plan_of
 
 KEY = "camex"
@@ -41,7 +42,9 @@ def plan(saved: Any) -> Plan:
         )
     check_format(saved, what=f"the entry `{KEY}` of its config.json")
     try:
-        return plan_of(saved)
+        found = plan_of(saved)
+        PROTOCOLS.get(found.merging.protocol)
+        return found
     except UserError as error:
         raise UserError(
             f"the entry `{KEY}` of its config.json says what this version of camex_ft does not know: {error}\n"

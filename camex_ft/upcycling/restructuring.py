@@ -66,7 +66,7 @@ def _section(kind: type[Options], given: Any) -> Options:
         return given
     try:
         return kind.model_validate(dict(given or {}))
-    except ValueError as error:
+    except (TypeError, ValueError) as error:
         raise UserError(f"{kind.__name__}: {error}") from error
 
 

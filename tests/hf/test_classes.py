@@ -1,0 +1,348 @@
+"""Upcycled models under classes and a model type of their own: found by transformers' auto classes and pipelines."""
+
+from __future__ import annotations
+
+import copy
+import json
+import logging
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from cases import Case, dense, output, shake, upcycled
+from lora_models import LORA
+from tiny import VOCABULARY, inputs_of, model_types
+from transformers import AutoConfig, AutoModel, AutoTokenizer, pipeline
+from transformers.models.auto import modeling_auto
+
+from camex_ft import embedded, registration
+from camex_ft.embedded import HEADS
+from camex_ft.errors import UserError
+from camex_ft.upcycling import adapters, classes, load, plain_class, plain_config, upcycle
+
+CLASSIFIER = "sequence-classification"
+MERGING = {"protocol": "ties-ca", "experts": 2, "curvature": {"rank": 1}}
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("saved")
+    shake(upcycled(Case("bert", CLASSIFIER, "ties-ca", "auto"))).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def checkpoint(saved: Path, tmp_path: Path) -> Path:
+    """A folder to spoil: its files are copies."""
+    for file in saved.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    return tmp_path
+
+
+def edit(folder: Path, **entry: Any) -> None:
+    file = folder / "config.json"
+    said = json.loads(file.read_text())
+    file.write_text(json.dumps({**said, "camex": {**said["camex"], **entry}}))
+
+
+# -- names
+
+
+@pytest.mark.parametrize("kind", model_types())
+def test_every_type_and_head_has_a_class_that_the_auto_class_gives(kind: str) -> None:
+    config = transformers.CONFIG_MAPPING[f"camex_{kind}"]
+    plain = transformers.CONFIG_MAPPING[kind]
+    assert config.__name__ == f"Camex{plain.__name__}" and config.model_type == f"camex_{kind}"
+    assert issubclass(config, plain) and config is classes.config_class(plain) is classes.config_class(config)
+    assert (
+        f"camex_{kind}" in transformers.CONFIG_MAPPING
+        and f"camex_no{kind}" not in transformers.CONFIG_MAPPING
+    )
+    for head in HEADS:
+        of: Any = HEADS[head]._model_mapping
+        if plain not in of:
+            assert config not in of
+            continue
+        found, dense_one = of[config], of[plain]
+        dense_one = dense_one[0] if isinstance(dense_one, tuple) else dense_one
+        assert found.__name__ == f"Camex{dense_one.__name__}" and plain_class(found) is dense_one
+        assert found.config_class is config and dense_one.config_class is plain
+        assert getattr(classes, found.__name__) is found is classes.class_named(found.__name__)
+
+
+def test_what_is_upcycled_says_so_everywhere() -> None:
+    made = upcycled(Case("t5", "seq2seq-lm", "ties-ca", "auto"))
+    assert type(made).__name__ == "CamexT5ForConditionalGeneration"
+    assert {type(m.config).__name__ for m in made.modules() if hasattr(m, "config")} == {"CamexT5Config"}
+    assert type(dense("t5", "seq2seq-lm").config) is transformers.T5Config  # which it is a copy of
+    plain = plain_config(made.config)
+    assert (
+        type(plain) is transformers.T5Config and not hasattr(plain, "camex") and hasattr(made.config, "camex")
+    )
+
+
+def test_classes_and_configurations_are_pickled_by_name() -> None:
+    made = upcycled(Case("bert", CLASSIFIER, "ties-ca", "auto"))
+    assert pickle.loads(pickle.dumps(type(made))) is type(made)
+    assert pickle.loads(pickle.dumps(made.config)).to_dict() == made.config.to_dict()
+    with pytest.raises(AttributeError, match="has no attribute 'CamexNothing'"):
+        classes.CamexNothing  # noqa: B018
+    with pytest.raises(AttributeError, match="has no attribute 'BertModel'"):
+        classes.BertModel  # noqa: B018
+
+
+def test_the_trainer_knows_what_a_model_is_for() -> None:
+    """It shifts labels, where they are smoothed, by the name of the class."""
+    upcycled(Case("gpt2", "causal-lm", "ties-ca", "auto"))
+    assert "CamexGPT2LMHeadModel" in modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
+
+
+def test_a_model_of_the_class_needs_the_plan() -> None:
+    with pytest.raises(UserError, match=r"has no entry `camex`.*camex_ft.upcycle\(dense model\)"):
+        classes.model_class(transformers.BertModel)(classes.config_class(transformers.BertConfig)())
+    with pytest.raises(
+        UserError, match="unknown backbone type 'vit'"
+    ):  # transformers knows it, no family does
+        AutoModel.from_config(
+            AutoConfig.for_model("camex_vit", camex={"merging": MERGING}, num_hidden_layers=1)
+        )
+
+
+# -- loading
+
+
+@pytest.mark.parametrize("kind", ["bert", "llama", "gpt2"])
+def test_a_body_is_loaded_from_a_model_with_a_head(kind: str, tmp_path: Path) -> None:
+    """llama's classifier makes its body by the class of its configuration: it is restructured once, not twice."""
+    made = shake(upcycled(Case(kind, CLASSIFIER, "ties-ca", "auto")))
+    made.save_pretrained(tmp_path)
+    inputs = inputs_of(made, CLASSIFIER)
+    with torch.no_grad():
+        body = AutoModel.from_pretrained(tmp_path)(**inputs).last_hidden_state
+        assert torch.equal(body, made.base_model(**inputs).last_hidden_state)
+
+
+def test_from_a_configuration_alone(saved: Path) -> None:
+    config = AutoConfig.from_pretrained(saved)
+    made = HEADS[CLASSIFIER].from_config(config)
+    assert (
+        type(made).__name__ == "CamexBertForSequenceClassification"
+        and type(config).model_type == "camex_bert"
+    )
+    assert {n: t.shape for n, t in made.state_dict().items()} == {
+        n: t.shape for n, t in load(saved).state_dict().items()
+    }
+
+
+def test_checkpoints_from_before_upcycled_models_had_classes(checkpoint: Path) -> None:
+    file = checkpoint / "config.json"
+    said = json.loads(file.read_text())
+    camex = {name: part for name, part in said["camex"].items() if name not in ("format", "versions")}
+    old = {"model_type": "bert", "architectures": ["BertForSequenceClassification"], "camex": camex}
+    expected = load(checkpoint)
+    file.write_text(json.dumps({**said, **old}))
+    made = load(checkpoint)
+    inputs = inputs_of(made, CLASSIFIER)
+    assert type(made) is type(expected)
+    with torch.no_grad():
+        assert torch.equal(output(made, inputs), output(expected, inputs))
+    made.save_pretrained(checkpoint)
+    now = json.loads(file.read_text())
+    assert now["model_type"] == "camex_bert" and now["camex"]["format"] == 1
+
+
+NEWER = (
+    r"of format 2, written by camex_ft 9.9; this is camex_ft .* reads formats up to 1: install that version"
+)
+
+
+@pytest.mark.parametrize(
+    ("entry", "said"),
+    [
+        ({"format": 2, "versions": {"camex_ft": "9.9"}}, NEWER),
+        ({"format": "1"}, r"is of format '1', written by camex_ft .* the file is damaged"),
+        ({"format": -1}, r"is of format -1.* the file is damaged"),
+        (
+            {"merging": {"protocol": "gone"}},
+            r"(?s)does not know: unknown protocol 'gone'.*It was written by camex_ft",
+        ),
+        (
+            {"merging": {"sorcery": 1}, "versions": {}},
+            r"(?s)sorcery.*by a version of camex_ft that does not say which",
+        ),
+        ({"upcycle": 3}, r"(?s)entry `camex`"),
+    ],
+    ids=["newer", "no number", "negative", "unknown protocol", "unknown key", "no section"],
+)
+def test_an_entry_that_this_version_does_not_read(entry: dict[str, Any], said: str, checkpoint: Path) -> None:
+    edit(checkpoint, **entry)
+    for read in (load, HEADS[CLASSIFIER].from_pretrained):
+        with pytest.raises(UserError, match=said):
+            read(checkpoint)
+
+
+@pytest.mark.parametrize(
+    "named", [["logging"], ["AutoModel"], [7], "CamexBert", ["GPT2LMHeadModel"], ["CamexNothing"]]
+)
+def test_an_architecture_that_is_none(named: Any, checkpoint: Path) -> None:
+    file = checkpoint / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "architectures": named}))
+    with pytest.raises(UserError, match=r"(?s)config.json is not usable|weights"):
+        load(checkpoint)
+
+
+def test_pickled_weights_are_not_read(checkpoint: Path) -> None:
+    torch.save(load(checkpoint).state_dict(), checkpoint / "pytorch_model.bin")
+    (checkpoint / "model.safetensors").unlink()
+    with pytest.raises(UserError):
+        load(checkpoint)
+    with pytest.raises(OSError, match=r"model\.safetensors"):
+        HEADS[CLASSIFIER].from_pretrained(checkpoint)
+
+
+# -- adapters
+
+
+@pytest.fixture(scope="module")
+def adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("adapter")
+    model, _ = embedded.backbone("bert", head=CLASSIFIER)
+    model.name_or_path = model.config.name_or_path = "embedded/bert"
+    adapters.save(upcycle(model, merging={**MERGING, "protocol": "domain-ca"}, tuning=LORA), folder)
+    return folder
+
+
+def test_an_adapter_is_loaded_by_the_auto_class(adapter: Path) -> None:
+    made, expected = HEADS[CLASSIFIER].from_pretrained(adapter), load(adapter)
+    ids = torch.tensor([[5, 6, 7]])
+    assert type(made) is type(expected)
+    with torch.no_grad():
+        assert torch.equal(made(ids).logits, expected(ids).logits)
+
+
+@pytest.mark.parametrize("asked", [{"dtype": torch.bfloat16}, {"device_map": "cpu"}])
+def test_an_adapter_is_refused_with_what_is_for_whole_checkpoints(
+    asked: dict[str, Any], adapter: Path
+) -> None:
+    with pytest.raises(
+        UserError, match=rf"is an adapter, and {next(iter(asked))} is for .*camex_ft.load\(folder\)"
+    ):
+        HEADS[CLASSIFIER].from_pretrained(adapter, **asked)
+    with pytest.raises(
+        UserError, match=r"an adapter of a CamexBertForSequenceClassification, not of a CamexBertModel"
+    ):
+        AutoModel.from_pretrained(adapter)
+
+
+# -- pipelines
+
+
+def test_pipelines(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.WARNING, logger="transformers")
+    texts = ["the child praised the film", "the film"]
+    model, tokenizer = embedded.backbone("bert", head=CLASSIFIER)
+    made = shake(upcycle(model, merging=MERGING))
+    for part in (made, tokenizer):
+        part.save_pretrained(tmp_path / "classifier")
+    found = pipeline("text-classification", model=str(tmp_path / "classifier"), top_k=None)(
+        texts, batch_size=2
+    )
+    with torch.no_grad():
+        due = made(**tokenizer(texts, return_tensors="pt", padding=True)).logits.softmax(-1)
+    # the same operations in float32, on rows that may be padded otherwise
+    assert [sorted(one["score"] for one in row) for row in found] == [
+        pytest.approx(sorted(row.tolist()), abs=1e-6) for row in due
+    ]
+    writer, tokenizer = embedded.backbone("gpt2", head="causal-lm")
+    made = shake(upcycle(writer, merging=MERGING))
+    for part in (made, tokenizer):
+        part.save_pretrained(tmp_path / "writer")
+    write = pipeline("text-generation", model=str(tmp_path / "writer"))
+    settings = {"max_new_tokens": 5, "do_sample": False}
+    inputs = tokenizer(texts[0], return_tensors="pt")
+    (row,) = made.generate(**inputs, **settings)  # type: ignore[operator]
+    new = write(texts[0], return_full_text=False, **settings)[0]["generated_text"]
+    assert new == tokenizer.decode(row[inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+    assert "not supported" not in caplog.text
+
+
+@pytest.mark.parametrize("family", ["bert", "qwen2"])
+def test_a_tokenizer_is_that_of_the_plain_type(family: str, tmp_path: Path) -> None:
+    """Also where only the model's configuration says which it is."""
+    model, tokenizer = embedded.backbone(family, head="base")
+    found = []
+    for name, made in (("plain", model), ("upcycled", upcycle(model, merging=MERGING))):
+        made.config.save_pretrained(tmp_path / name)
+        tokenizer.save_pretrained(tmp_path / name)
+        (tmp_path / name / "tokenizer_config.json").unlink()
+        found.append(AutoTokenizer.from_pretrained(tmp_path / name))
+    assert type(found[0]) is type(found[1])
+    assert found[0]("the child praised")["input_ids"] == found[1]("the child praised")["input_ids"]
+
+
+# -- when transformers is imported
+
+SCRIPT = """
+import sys
+from transformers import AutoConfig, AutoModel
+from transformers.models.auto.modeling_auto import AutoModelForSequenceClassification as Auto
+folder = sys.argv[1]
+for kind in (AutoConfig, AutoModel, Auto):
+    try:
+        kind.from_pretrained(folder)
+    except ValueError as error:
+        assert "model type `camex_bert` but Transformers does not recognize" in str(error), error
+    else:
+        raise AssertionError(kind)
+import camex_ft
+assert "camex_ft.upcycling" not in sys.modules
+print(type(Auto.from_pretrained(folder)).__name__)
+"""
+
+
+def test_transformers_alone_refuses_it_and_camex_ft_may_be_imported_later(saved: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT, str(saved)], capture_output=True, text=True, timeout=200, check=False
+    )
+    assert done.stdout.split() == ["CamexBertForSequenceClassification"], done.stderr
+
+
+def test_the_import_of_transformers_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "late_mapping.py").write_text(
+        "class Mapping(dict): pass\nCONFIG_MAPPING = Mapping(bert=int)\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(registration, "MAPPING", "late_mapping")
+    monkeypatch.setattr(sys, "meta_path", list(sys.meta_path))
+    before = len(sys.meta_path)
+    registration.register()
+    registration.register()
+    assert len(sys.meta_path) == before + 1
+    import late_mapping
+
+    assert len(sys.meta_path) == before and late_mapping.__spec__.loader.get_source("late_mapping")
+    mapping = late_mapping.CONFIG_MAPPING
+    assert (
+        "camex_bert" in mapping
+        and "camex_gpt2" not in mapping
+        and 3 not in mapping
+        and mapping["bert"] is int
+    )
+    with pytest.raises(KeyError, match="camex_gpt2"):
+        mapping["camex_gpt2"]
+    kind = type(mapping)
+    registration.register()  # it is there now: completed at once, and once only
+    assert type(late_mapping.CONFIG_MAPPING) is kind and len(sys.meta_path) == before
+    del sys.modules["late_mapping"]
+
+
+def test_a_copy_of_a_configuration_upcycles_nothing() -> None:
+    made = upcycled(Case("bert", "base", "ties-ca", "auto"))
+    again = copy.deepcopy(made.config)
+    again.vocab_size = VOCABULARY + 1
+    assert type(again) is type(made.config) and made.config.vocab_size == VOCABULARY
