@@ -1,10 +1,14 @@
 """Folded export: curvature and mask put into the experts, once and for all.
 
-    E_i' = E_m + keep_i M_i tau_i        protocol `domain`:  E_hat = E_m + alpha * sum_i s_i (E_i' - E_m)
+    E_i' = E_m + alpha keep_i M_i tau_i      protocol `smear`:   E_hat = sum_i s_i E_i'            where sum_i s_i = 1
+    E_i' = E_m + keep_i M_i tau_i            protocol `domain`:  E_hat = E_m + alpha * sum_i s_i (E_i' - E_m)    else
 
-The result computes what the model computed, for every input: router, alpha and granularity stay. It has no factors of
-curvature, no statistics, and in dynamic merging every layer has the base expert that was carried to it. Experts of low
-rank stay so: M_i (B_i A_i) = B_i' A_i', of R times the rank for curvature of R terms.
+Routing weights sum to 1 but for `routing.normalise: before` with fewer than all experts. Both are the same there; the
+first needs no base expert, and so makes no domain vectors, which is faster than any that are kept.
+
+The result computes what the model computed, for every input: router and granularity stay. It has no factors of
+curvature and no statistics, and nothing is carried from layer to layer. Experts of low rank stay so:
+M_i (B_i A_i) = B_i' A_i', of R times the rank for curvature of R terms.
 Source: CAMEx (arXiv 2502.18821), re-parameterisation at test time.
 """
 
@@ -26,8 +30,9 @@ from camex_ft.moe.ffn import ExpertFFN, MergedFFN
 from camex_ft.protocols import Protocol
 from camex_ft.registry import PROTOCOLS
 from camex_ft.upcycling import adapters, expert_layers
+from camex_ft.upcycling.restructuring import plan_of
 
-INTO, LORA = "domain", "lora"
+SUMMED, STEPPED = "smear", "domain"
 
 
 def check_foldable(protocol: Protocol) -> None:
@@ -46,7 +51,7 @@ def check_foldable(protocol: Protocol) -> None:
 
 @torch.no_grad()
 def folded_model(model: PreTrainedModel) -> PreTrainedModel:
-    """Return a model of the protocol `domain` that computes what `model` does; `model` stays as it is.
+    """Return a model of the protocol `smear` or `domain` that computes what `model` does; `model` stays as it is.
 
     Args:
         model: upcycled, in evaluation mode.
@@ -71,17 +76,19 @@ def folded_model(model: PreTrainedModel) -> PreTrainedModel:
 
 def _sections(kept: dict[str, Any], layers: dict[str, ExpertFFN]) -> dict[str, Any]:
     """Return the sections of the configuration that say what the folded model is."""
-    old = kept["merging"]
-    merging = {name: old[name] for name in ("experts", "top_k", "alpha", "keep_vectors") if name in old}
+    plan = plan_of(kept)
+    names = ["experts", "top_k", "keep_vectors"]
+    summed = plan.routing.normalise == "after" or plan.merging.k == plan.merging.experts
+    merging = plan.merging.model_dump(include={*names, *([] if summed else ["alpha"])})
     made = {
-        "merging": {**merging, "protocol": INTO},
-        "routing": kept.get("routing"),
-        "upcycle": {"layers": (kept.get("upcycle") or {}).get("layers", "all")},
+        "merging": {**merging, "protocol": SUMMED if summed else STEPPED},
+        "routing": plan.routing,
+        "upcycle": {"layers": plan.upcycle.layers},
     }
-    tuning = kept.get("tuning")
-    if tuning is None:
+    if plan.tuning.mode != "lora":
         return made
-    return {**made, "tuning": {**tuning, "lora": {**tuning.get("lora", {}), "rank": _rank(layers)}}}
+    lora = plan.tuning.lora.model_copy(update={"rank": _rank(layers)})
+    return {**made, "tuning": plan.tuning.model_copy(update={"lora": lora})}
 
 
 def _rank(layers: dict[str, ExpertFFN]) -> int:
@@ -101,17 +108,17 @@ def _bases(layer: ExpertFFN) -> dict[str, tuple[Tensor, Tensor | None]]:
 
 
 def _fold(layer: ExpertFFN, into: ExpertFFN) -> None:
-    """Set the parameters of a layer of the protocol `domain`, whose base expert is set."""
+    """Set the experts of a layer of the folded model, whose base expert is set where it has one, and its router."""
     into.router.load_state_dict(layer.router.state_dict())
-    n, alpha = layer.settings.experts, layer.settings.alpha
-    bases = _bases(layer)
+    n, bases = layer.settings.experts, _bases(layer)
+    alpha = layer.settings.alpha if into.settings.base else None
     # each expert by itself: E_m + alpha keep_i M_i tau_i
     each = {} if layer.low_rank else merged_maps(layer, torch.eye(n))
     for name, linear in layer.linears.items():
         target, (base, base_bias) = into.linears[name], bases[name]
         if layer.low_rank:
             left, right = linear.factors()
-            target.expert_out.copy_(left)
+            target.expert_out.copy_(left if alpha is not None else layer.settings.alpha * left)
             target.expert_in.copy_(right)
             bias = linear.merged_bias(torch.eye(n, device=left.device))
             bias = None if bias is None else bias.flatten(1)
@@ -122,9 +129,9 @@ def _fold(layer: ExpertFFN, into: ExpertFFN) -> None:
             target.expert_bias.copy_(_without_step(bias, base_bias, alpha))
 
 
-def _without_step(merged: Tensor, base: Tensor | None, alpha: float) -> Tensor:
-    """Return E_m + T_i of E_m + alpha T_i; with alpha 0 nothing of T_i is left, or matters."""
-    if base is None or alpha in (0.0, 1.0):
+def _without_step(merged: Tensor, base: Tensor | None, alpha: float | None) -> Tensor:
+    """Return E_m + T_i of E_m + alpha T_i, where alpha is to be applied again; of alpha 0 nothing of T_i is left."""
+    if base is None or alpha in (None, 0.0, 1.0):
         return merged
     return base + (merged - base) / alpha
 
