@@ -71,6 +71,8 @@ def run(given: Config, *, force: bool = False, callbacks: Iterable[TrainerCallba
                 return perform(
                     settled, task, splits, folder, Start(started, reason, digest), force, callbacks
                 )
+    if PartialState().is_main_process:
+        folder.tidy()
     without = settled.output.model and not (folder.path / MODEL).is_dir()
     kept = ", but its model was not kept" if without else ""
     say(f"{folder.path.name} is done already{kept}; --force (make: FORCE=1) runs it again")

@@ -19,14 +19,14 @@ from filelock import FileLock, Timeout
 
 from camex_ft.config.backbones import NEW
 from camex_ft.config.identity import folder_label
-from camex_ft.durable import remove, sweep, sync, write_atomically
+from camex_ft.durable import UNFINISHED, remove, sweep, sync, write_atomically
 from camex_ft.errors import UserError
 from camex_ft.results.provenance import command_line
 from camex_ft.results.record import Record, dumps, load_record
 
 LOCK, OWNER = ".lock", ".owner.json"  # held by the process that runs here; who that is, for people
 PATIENCE = 10.0  # seconds; data loaders look for their parent every 5
-CLOSING = "train_loss"  # what the last line of a history has
+CLOSING = "train_loss"  # what the line at the end of a training has
 
 
 class InUse(UserError):
@@ -179,8 +179,15 @@ class RunFolder:
 
     def drop_checkpoints(self) -> None:
         """Remove the checkpoints: what they serve, going on with the run, is over."""
-        if self.checkpoints.exists():
+        with contextlib.suppress(OSError):  # what cannot be removed harms nobody
             remove(self.checkpoints)
+
+    def tidy(self) -> None:
+        """Remove what a run left that was killed between its record and its end, where no other one is under way."""
+        known = {LOCK, OWNER, self.checkpoints.name}
+        if any(p.name in known or p.name.endswith(UNFINISHED) for p in self.path.iterdir()):
+            with contextlib.suppress(InUse, OSError), self.alone():
+                self.drop_checkpoints()
 
     def write_config(self, text: str) -> None:
         """Write config.yaml."""
@@ -197,14 +204,12 @@ class RunFolder:
             sync(self.history)
 
     def rewind_history(self, step: int) -> None:
-        """Drop the lines after `step` and the closing one, which a run resumed from there writes again, and a line
-        that was cut short."""
+        """Drop what a run resumed from `step` writes again: the lines after it, and from the closing one on, which is
+        followed by the final evaluations; and a line that was cut short."""
         if self.history.exists():
-            kept = [
-                entry
-                for entry in self.read_history()
-                if entry.get("step", 0) <= step and CLOSING not in entry
-            ]
+            entries = self.read_history()
+            again = (n for n, entry in enumerate(entries) if entry.get("step", 0) > step or CLOSING in entry)
+            kept = entries[: next(again, len(entries))]
             write_atomically(self.history, "".join(dumps(entry) + "\n" for entry in kept))
 
     def read_history(self) -> list[dict[str, Any]]:
