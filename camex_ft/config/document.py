@@ -16,6 +16,7 @@ from camex_ft.config.schema import Config, Section
 from camex_ft.config.shipped import ROOT
 from camex_ft.config.training_arguments import OWNED
 from camex_ft.config.validation import section_keys
+from camex_ft.config.values import MOST
 
 HEAD = """\
 # Configuration
@@ -154,7 +155,7 @@ def _metadata(hint: Any) -> Iterator[Any]:
 def _bounds(part: Any) -> Iterator[str]:
     for name, words in (("ge", "at least"), ("gt", "more than"), ("le", "at most"), ("lt", "less than")):
         bound = getattr(part, name, None)
-        if bound is not None:
+        if bound is not None and bound != MOST:  # of every count: no news
             yield f"{words} {bound:g}" if abs(bound) < 1e6 else f"{words} {bound}"
 
 

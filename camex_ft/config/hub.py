@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 SECONDS = 5.0  # to wait for the hub's first answer, before it counts as out of reach
+TRIES = 3  # at getting any answer to a request
 Kind = Literal["model", "dataset"]
 
 
@@ -31,19 +33,43 @@ def silence(name: str, kind: Kind) -> Exception | None:
 
 @contextmanager
 def bounded() -> Iterator[None]:
-    """Give requests that have no time limit of their own one, as files have: a list of files may be waited for forever.
+    """End what the hub's library would wait for: for a list of files forever, for a file that does not come, minutes.
 
-    That of files is ``HF_HUB_DOWNLOAD_TIMEOUT``, 10 seconds of silence unless it is set; the hub's library tries again
-    several times.
+    Requests without a time limit get that of files, ``HF_HUB_DOWNLOAD_TIMEOUT``: 10 seconds of silence unless it is
+    set. What has been asked for `TRIES` times without any answer is not asked for again. A download that goes on, however
+    slowly, asks for another part each time.
+
+    Raises:
+        TimeoutError: there is no answer.
     """
     from huggingface_hub import constants, get_session
 
-    session = get_session()
-    kept, session.timeout = session.timeout, constants.HF_HUB_DOWNLOAD_TIMEOUT
+    tries: Counter[tuple[str, str, str]] = Counter()
+
+    def before(request: Any) -> None:
+        waits = request.extensions.get("timeout") or {}
+        if not any(waits.values()):
+            limits = dict.fromkeys(("connect", "read", "write", "pool"), constants.HF_HUB_DOWNLOAD_TIMEOUT)
+            request.extensions["timeout"] = limits
+        tries[_what(request)] += 1
+        if tries[_what(request)] > TRIES:
+            raise TimeoutError(f"asked {TRIES} times for {request.url}, and the hub says nothing")
+
+    def after(response: Any) -> None:
+        tries.pop(_what(response.request), None)
+
+    hooks = get_session().event_hooks
+    hooks["request"].append(before)
+    hooks["response"].append(after)
     try:
         yield
     finally:
-        session.timeout = kept
+        hooks["request"].remove(before)
+        hooks["response"].remove(after)
+
+
+def _what(request: Any) -> tuple[str, str, str]:
+    return request.method, str(request.url), request.headers.get("range", "")
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from camex_ft import registry
-from camex_ft.config import gguf
+from camex_ft.config import gguf, training_arguments
 from camex_ft.config.backbones import EMBEDDED, NEW, PACKAGE, bare, in_package, is_gguf, near_file
 from camex_ft.config.environment import Environment
 from camex_ft.config.problems import Key
@@ -63,6 +63,11 @@ def lacking(config: Config, environment: Environment) -> Iterator[Lack]:
         hint = nearest(config.training.resume, ("auto", "never"))
         there = f"there is no folder '{config.training.resume}'.{hint}"
         yield ("training", "resume"), f"expected auto, never or a checkpoint's folder, and {there}"
+    for name in training_arguments.missing_reporters((config.training.model_extra or {}).get("report_to")):
+        yield (
+            ("training", "report_to"),
+            f"the package of {name} is not installed: install it, or leave {name} out",
+        )
     yield from _writable(("output", "dir"), config.output.path)
 
 

@@ -23,8 +23,8 @@ EXPECTED = {
     "finite_number": "expected a finite number",
     "greater_than": "expected more than {gt:g}",
     "greater_than_equal": "expected at least {ge:g}",
-    "less_than": "expected less than {lt:g}",
-    "less_than_equal": "expected at most {le:g}",
+    "less_than": "expected less than {lt:,}",
+    "less_than_equal": "expected at most {le:,}",
 }
 
 

@@ -21,7 +21,19 @@ from pydantic import (
 )
 
 from camex_ft.config.problems import Key, Origin
-from camex_ft.config.values import Bool, Count, Interval, Layers, NonNegative, Positive, Share, Text
+from camex_ft.config.values import (
+    MOST,
+    Bool,
+    Count,
+    Experts,
+    Interval,
+    Layers,
+    NonNegative,
+    Positive,
+    Rank,
+    Share,
+    Text,
+)
 from camex_ft.errors import UserError
 
 
@@ -92,7 +104,7 @@ class DataConfig(Section):
         description="Which split of the data serves as which: `{train: validation, validation: test}`; one that is not "
         "named serves as itself.",
     )
-    seed: Annotated[int, Field(ge=0)] = Field(
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(
         default=0, description="Seed of the embedded corpus; no effect elsewhere."
     )
 
@@ -110,14 +122,14 @@ class CurvatureConfig(Section):
         description="`kronecker`: sums of Kronecker products, the paper's; `diagonal`: a factor for each entry, from "
         "outer products; `low-rank`: the identity and a map of low rank on either side.",
     )
-    rank: Count = Field(default=8, description="Terms R in each curvature M_i; 1 is the cheapest.")
+    rank: Rank = Field(default=8, description="Terms R in each curvature M_i; 1 is the cheapest.")
 
 
 class MergingConfig(Section):
     """How experts are merged."""
 
     protocol: Text = Field(default="ties-ca", description="Merging protocol (`camex-ft ls protocols`).")
-    experts: Count = Field(default=8, description="Experts N in each layer, at least 2; `dense` has none.")
+    experts: Experts = Field(default=8, description="Experts N in each layer, at least 2; `dense` has none.")
     top_k: Count | None = Field(
         default=None, description="Experts with a routing weight above 0, at most `experts`; null: all."
     )
@@ -206,9 +218,7 @@ class UpcycleConfig(Section):
 class LoraConfig(Section):
     """Experts of low rank, and LoRA beside them; for `tuning.mode: lora`."""
 
-    rank: Count = Field(
-        default=8, description="Rank r of each expert's domain vector B_i A_i, and of LoRA's."
-    )
+    rank: Rank = Field(default=8, description="Rank r of each expert's domain vector B_i A_i, and of LoRA's.")
     scale: Positive = Field(
         default=1.0, description="Multiplies B_i A_i, and in attention what PEFT calls lora_alpha / r."
     )
@@ -261,7 +271,7 @@ class TrainingConfig(Section):
         default=5.0, description="Passes over the training rows; may be a fraction."
     )
     max_steps: int = Field(
-        default=-1, ge=-1, description="Optimizer steps, in place of epochs; -1: epochs count."
+        default=-1, ge=-1, le=MOST, description="Optimizer steps, in place of epochs; -1: epochs count."
     )
     per_device_train_batch_size: Count = Field(default=16, description="Sequences a device and step.")
     global_batch_size: Count | None = Field(

@@ -33,6 +33,31 @@ OWNED = {
     "eval_do_concat_batches": "metrics are of the whole split",
     "hub_token": "a secret would end up in the record; run `hf auth login`",
     "local_rank": "the launcher sets it",
+    **dict.fromkeys(
+        (
+            "push_to_hub",
+            "hub_model_id",
+            "hub_strategy",
+            "hub_private_repo",
+            "hub_always_push",
+            "hub_revision",
+        ),
+        "nothing is uploaded by a run; `camex-ft push` does it",
+    ),
+}
+# Beyond these a number is a mistake, and would take all memory or processes before it fails by itself.
+MOST = {
+    "dataloader_num_workers": 512,
+    "dataloader_prefetch_factor": 1_000_000,
+    "gradient_accumulation_steps": 1_000_000,
+    "eval_accumulation_steps": 1_000_000_000,
+    "data_seed": 2**32 - 1,
+}
+LEAST = {
+    "gradient_accumulation_steps": 1,
+    "eval_accumulation_steps": 1,
+    "data_seed": 0,
+    "dataloader_num_workers": 0,
 }
 RENAMED = {
     "evaluation_strategy": "eval_strategy",
@@ -68,6 +93,18 @@ def fields() -> dict[str, tuple[Any, Any, tuple[str, ...]]]:
     return found
 
 
+def missing_reporters(named: Any) -> list[str]:
+    """Return which of these trackers' packages are not installed."""
+    wanted = [
+        each for each in ([named] if isinstance(named, str) else named or []) if each not in ("none", "all")
+    ]
+    if not wanted:
+        return []
+    from transformers.integrations import get_available_reporting_integrations
+
+    return [each for each in wanted if each not in get_available_reporting_integrations()]
+
+
 def default(name: str) -> Any:
     """Return the default of a field."""
     return fields()[name][1]
@@ -88,9 +125,26 @@ def coerce(name: str, value: Any) -> Any:
     if isinstance(value, str) and bool in members and str not in members:
         value = WORDS.get(value.lower(), value)
     try:
-        return TypeAdapter(hint, config=STRICT).validate_python(value)
+        made = TypeAdapter(hint, config=STRICT).validate_python(value)
     except ValidationError:
         raise ValueError(f"expected {' or '.join(map(_kind, members))}") from None
+    if name == "report_to":
+        _check_reporters(made)
+    if made is not None and name in LEAST and made < LEAST[name]:
+        raise ValueError(f"expected at least {LEAST[name]}")
+    if made is not None and name in MOST and made > MOST[name]:
+        raise ValueError(f"expected at most {MOST[name]:,}")
+    return made
+
+
+def _check_reporters(named: str | list[str] | None) -> None:
+    """Raise `ValueError` unless transformers knows these trackers."""
+    from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
+
+    for each in [named] if isinstance(named, str) else named or []:
+        if each not in ("none", "all", *INTEGRATION_TO_CALLBACK):
+            known = ("none", "all", *INTEGRATION_TO_CALLBACK)
+            raise ValueError(f"expected one of {', '.join(known)}.{nearest(each, known)}")
 
 
 def _members(hint: Any) -> tuple[Any, ...]:

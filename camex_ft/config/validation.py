@@ -135,10 +135,11 @@ def _without_empty_sections(values: Mapping[str, Any], model: type[Section]) -> 
 
 
 def _remove(values: dict[str, Any], key: Key) -> None:
+    """Take out what is at `key`; of what is in a list, the whole list."""
     for part in key[:-1]:
         inner = values.get(part)
         if not isinstance(inner, dict):
-            break
+            values.pop(part, None)
+            return
         values = inner
-    else:
-        values.pop(key[-1], None)
+    values.pop(key[-1], None)

@@ -25,7 +25,13 @@ def _as_layers(value: Any) -> Any:
 
 
 Bool = Annotated[bool, BeforeValidator(_as_bool)]
-Count = Annotated[int, Field(ge=1)]
+# What libraries hold in 32 bits; and beyond any model, where a slip of the keyboard would take all memory.
+MOST = 2**31 - 1
+MOST_EXPERTS = 4096
+MOST_RANK = 65_536
+Count = Annotated[int, Field(ge=1, le=MOST)]
+Experts = Annotated[int, Field(ge=1, le=MOST_EXPERTS)]
+Rank = Annotated[int, Field(ge=1, le=MOST_RANK)]
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]

@@ -1,0 +1,130 @@
+"""Bad configurations, data and checkpoints through the command line: a message and exit code 2, or a whole run."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import signal
+import tempfile
+import warnings
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, Phase, given, settings
+from mutations import Bad, bad
+
+from camex_ft.cli import app
+from camex_ft.errors import guard
+from camex_ft.results.record import load_record
+
+SECONDS = 60  # a tiny run takes one or two
+MADE: Counter[str] = Counter()
+
+
+class Hanging(BaseException):
+    """Nothing has come of a command."""
+
+
+@contextlib.contextmanager
+def watched() -> Iterator[None]:
+    def stop(*_: Any) -> None:
+        raise Hanging
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, SECONDS)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def command(*words: str) -> tuple[int, str]:
+    """Run the command line in this process; return its exit code and what it said."""
+    said, value = io.StringIO(), []
+    with (
+        contextlib.redirect_stdout(said),
+        contextlib.redirect_stderr(said),
+        watched(),
+        warnings.catch_warnings(),
+    ):
+        warnings.simplefilter("ignore")
+        code = guard(lambda: value.append(app([*words], standalone_mode=False)))
+    return code or next((v for v in value if isinstance(v, int)), 0), said.getvalue()
+
+
+@contextlib.contextmanager
+def working() -> Iterator[Path]:
+    """An empty working folder, gone afterwards."""
+    here = Path.cwd()
+    with tempfile.TemporaryDirectory() as name:
+        os.chdir(name)
+        try:
+            yield Path(name)
+        finally:
+            os.chdir(here)
+
+
+def check(code: int, said: str, folder: Path, shown: str) -> None:
+    """Assert that a command ended as it should: see the file's first line."""
+    runs = [path for path in folder.rglob("runs/*") if path.is_dir()]
+    records = list(folder.rglob("record.json"))
+    about = f"\n{shown}\n--- exit code {code} ---\n{said[-3000:]}"
+    assert code in (0, 2), about
+    assert "Traceback" not in said, about
+    assert not (folder / "loot").exists(), about
+    if code == 2:
+        line = next((line for line in said.splitlines() if line.startswith("error: ")), "")
+        assert len(line) > len("error: ") + 10, about
+        assert not records, about
+    else:
+        assert len(runs) == 1 and [load_record(run).run.status for run in runs] == ["done"], about
+    MADE[f"exit code {code}"] += 1
+
+
+def run_bad(made: Bad) -> None:
+    with working() as folder:
+        Path("config.yaml").write_bytes(made.text)
+        code, said = command("run", "config.yaml", "output.dir=results", *made.overrides)
+        check(code, said, folder, made.text.decode("utf-8", "replace") + " ".join(made.overrides))
+
+
+QUICK = settings(
+    max_examples=12,
+    derandomize=True,
+    database=None,
+    deadline=None,
+    phases=[Phase.generate],
+    suppress_health_check=list(HealthCheck),
+)
+
+
+@QUICK
+@given(bad())
+def test_bad_configurations(made: Bad) -> None:
+    run_bad(made)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(7200)
+def test_500_bad_configurations() -> None:
+    """All of them are tried before the first fault is reported."""
+    faults: list[str] = []
+
+    @settings(QUICK, max_examples=500)
+    @given(bad())
+    def each(made: Bad) -> None:
+        try:
+            run_bad(made)
+        except (AssertionError, Hanging) as error:
+            faults.append(f"{type(error).__name__}: {str(error)[:6000]}")
+            print(faults[-1], flush=True)
+        if sum(MADE.values()) % 50 == 0:
+            print(dict(MADE), flush=True)
+
+    each()
+    assert not faults, f"{len(faults)} faults, the first of them:\n{faults[0]}"
