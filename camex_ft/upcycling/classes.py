@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, ClassVar, cast
 
 import transformers
+from peft.utils import constants as peft_constants
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto import modeling_auto
 from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING, TOKENIZER_MAPPING_NAMES
@@ -113,7 +114,7 @@ def model_class(plain: type[PreTrainedModel]) -> type[PreTrainedModel]:
 
 
 def _register_models(plain: type[PreTrainedConfig], made: type[PreTrainedConfig]) -> None:
-    """Tell the auto classes the models and the tokenizer of a configuration class."""
+    """Tell the auto classes the models and the tokenizer of a configuration class, and PEFT its attention."""
     for auto in {id(kind): kind for kind in vars(modeling_auto).values() if _is_auto(kind)}.values():
         mapping = auto._model_mapping
         if plain not in mapping:
@@ -129,6 +130,9 @@ def _register_models(plain: type[PreTrainedConfig], made: type[PreTrainedConfig]
     tokenizer = TOKENIZER_MAPPING.get(plain, None)
     if tokenizer is not None:
         AutoTokenizer.register(made, tokenizer, exist_ok=True)
+    for name, targets in vars(peft_constants).items():  # what PEFT adapts where it is not told
+        if name.endswith("TARGET_MODULES_MAPPING") and plain.model_type in targets:
+            targets.setdefault(made.model_type, targets[plain.model_type])
 
 
 def _is_auto(kind: Any) -> bool:

@@ -16,6 +16,8 @@ import torch
 import transformers
 from cases import Case, dense, output, shake, upcycled
 from lora_models import LORA
+from peft import LoraConfig, get_peft_model
+from peft.tuners.lora import LoraLayer
 from tiny import VOCABULARY, inputs_of, model_types
 from transformers import AutoConfig, AutoModel, AutoTokenizer, pipeline
 from transformers.models.auto import modeling_auto
@@ -100,6 +102,14 @@ def test_the_trainer_knows_what_a_model_is_for() -> None:
     """It shifts labels, where they are smoothed, by the name of the class."""
     upcycled(Case("gpt2", "causal-lm", "ties-ca", "auto"))
     assert "CamexGPT2LMHeadModel" in modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
+
+
+def test_peft_adapts_what_it_adapts_of_the_plain_type() -> None:
+    found = []
+    for model in (dense("llama", "causal-lm"), upcycled(Case("llama", "causal-lm", "ties-ca", "auto"))):
+        made = get_peft_model(copy.deepcopy(model), LoraConfig(task_type="CAUSAL_LM"))
+        found.append([name for name, module in made.named_modules() if isinstance(module, LoraLayer)])
+    assert found[0] == found[1] != []
 
 
 def test_a_model_of_the_class_needs_the_plan() -> None:
