@@ -14,6 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 UNFINISHED = ".unfinished"
+LEVELS = 4  # <output>/runs/<name>/checkpoints
 
 
 def unfinished(target: Path) -> Path:
@@ -47,7 +48,9 @@ def put(whole: Path, target: Path) -> None:
     if target.exists():
         remove(target)
     os.replace(whole, target)
-    sync(target.parent)
+    for parent in list(target.parents)[:LEVELS]:  # they may be new themselves
+        with suppress(PermissionError):  # of a folder that is another user's
+            sync(parent)
 
 
 def remove(folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -71,7 +72,7 @@ def run(given: Config, *, force: bool = False, callbacks: Iterable[TrainerCallba
                 return perform(
                     settled, task, splits, folder, Start(started, reason, digest), force, callbacks
                 )
-    if PartialState().is_main_process:
+    if is_first():
         folder.tidy()
     without = settled.output.model and not (folder.path / MODEL).is_dir()
     kept = ", but its model was not kept" if without else ""
@@ -88,10 +89,15 @@ class Start(NamedTuple):
     digest: str
 
 
+def is_first() -> bool:
+    """Whether this is the first of all processes, also before the Trainer's arguments have joined them."""
+    return os.environ.get("RANK", "0") == "0"  # as launchers set it
+
+
 @contextmanager
 def alone(folder: RunFolder) -> Iterator[None]:
     """Keep other runs out of the folder while the body runs; the main process does so for all."""
-    if PartialState().is_main_process:
+    if is_first():
         with folder.alone():
             yield
     else:
@@ -111,7 +117,7 @@ def perform(
     try:
         trainer, data = prepare(settled, task, splits, folder)
     except UserError:
-        if PartialState().is_main_process:
+        if is_first():
             folder.remove_if_empty()  # nothing was done yet: leave nothing behind
         raise
     for callback in callbacks:
@@ -181,13 +187,13 @@ def keep(
 
 def say(text: str) -> None:
     """Print a line, in the main process alone."""
-    if PartialState().is_main_process:
+    if is_first():
         print(text, flush=True)
 
 
 def close(record: Record, folder: RunFolder) -> None:
     """Print the closing summary, in the main process alone."""
-    if PartialState().is_main_process:
+    if is_first():
         print_summary(record, folder.path)
 
 

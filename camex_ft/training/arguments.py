@@ -67,6 +67,10 @@ def _check(made: TrainingArguments) -> None:
     """Raise `UserError` for what would fail only when training begins, or hang in the middle of it."""
     if made.fp16 and made.device.type == "cpu":
         raise UserError("training.fp16: needs a GPU: expected bf16: true, which a CPU has too, or neither")
+    if made.push_to_hub:
+        raise UserError(
+            "training.push_to_hub: a run keeps what it makes here; expected false, and `camex-ft push` once it is done"
+        )
     if made.auto_find_batch_size and made.world_size > 1:
         raise UserError(
             "training.auto_find_batch_size: one of several processes runs out of memory by itself, and the others "

@@ -209,6 +209,10 @@ def threads(pid: int) -> int:
             "Traceback\nKeyError: 1\nDuring it\nTraceback\n  File y: z\nOSError: [Errno 28] No space left",
             None,
         ),
+        (
+            "error: output.dir: this run is under way already, by process 7 on node1\nIts folder is there.\n",
+            "output.dir: this run is under way already, by process 7 on node1 Its folder is there.",
+        ),
         ("warning: slow\n", "warning: slow"),
         ("", "exit code 1, and it said nothing"),
     ],

@@ -70,7 +70,7 @@ def test_killed_again_and_again_a_run_ends_as_its_twin(
     whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     output = tmp_path / "killed"
-    for name in ("config.yaml", "checkpoint-2", "checkpoint-4", "model", "predictions", "record.json"):
+    for name in ("checkpoint-2", "checkpoint-4", "model", "record.json"):
         with killed_at(name, monkeypatch):
             run(output)
         (folder,) = (output / "runs").iterdir()

@@ -98,7 +98,12 @@ def test_a_resumed_run_has_the_weights_of_one_never_stopped(
     ("settings", "every", "in_evaluation"),
     [
         ({**APART, "gradient_accumulation_steps": 2, "num_train_epochs": 3.0}, 2, False),
-        ({**STEPS, "load_best_model_at_end": True, "eval_steps": 1, "logging_steps": 4.0}, 3, True),
+        pytest.param(
+            {**STEPS, "load_best_model_at_end": True, "eval_steps": 1, "logging_steps": 4.0},
+            3,
+            True,
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_a_run_that_is_asked_to_stop_goes_on_from_the_very_step(
