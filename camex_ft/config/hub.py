@@ -33,11 +33,11 @@ def silence(name: str, kind: Kind) -> Exception | None:
 
 @contextmanager
 def bounded() -> Iterator[None]:
-    """End what the hub's library would wait for: for a list of files forever, for a file that does not come, minutes.
+    """End what the hub's library would wait for: forever for a list of files, for minutes for a file.
 
     Requests without a time limit get that of files, ``HF_HUB_DOWNLOAD_TIMEOUT``: 10 seconds of silence unless it is
-    set. What has been asked for `TRIES` times without any answer is not asked for again. A download that goes on, however
-    slowly, asks for another part each time.
+    set. What has been asked for `TRIES` times without any answer is not asked for again. A download that goes on,
+    however slowly, asks for another part each time.
 
     Raises:
         TimeoutError: there is no answer.

@@ -15,6 +15,7 @@ from camex_ft.errors import UserError, nearest
 from camex_ft.tasks.base import WITHHELD, Task
 from camex_ft.tasks.files import Columns
 
+BITS = {"int32": 31, "int64": 63}  # of a whole number beside its sign
 _NO_LABEL = ("", "nan", "-1", "-1.0")  # how the formats write a label that is withheld
 
 
@@ -120,13 +121,20 @@ def _typed(value: Any, feature: Any) -> Any:
     if isinstance(feature, Value) and feature.dtype == "string":
         if not isinstance(value, str):
             raise _Unfit("a text")
+        try:
+            value.encode()
+        except UnicodeEncodeError:  # JSON can write half of a character
+            raise _Unfit("a text in Unicode, and it has half of a surrogate pair") from None
         return value
     if isinstance(feature, Value):
-        return _whole(value)
+        number = _whole(value)
+        if not -(2 ** (bits := BITS[feature.dtype])) <= number < 2**bits:
+            raise _Unfit(f"a whole number that {feature.dtype} holds")
+        return number
     if isinstance(value, str):  # csv and tsv files hold lists and objects as JSON
         try:
             value = json.loads(value)
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):
             raise _Unfit("JSON") from None
     if isinstance(feature, List):
         if not isinstance(value, list):
@@ -140,7 +148,7 @@ def _typed(value: Any, feature: Any) -> Any:
 def _whole(value: Any) -> int:
     try:
         number = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise _Unfit("a whole number") from None
     if isinstance(value, bool) or not number.is_integer():
         raise _Unfit("a whole number")
@@ -172,7 +180,7 @@ def _label(value: Any, task: Task, *, withheld: bool) -> int | float:
 def _real(value: Any, limits: tuple[float, float]) -> float:
     try:
         number = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         number = math.nan
     if not limits[0] <= number <= limits[1]:
         raise _Unfit(f"a number from {limits[0]:g} to {limits[1]:g}")

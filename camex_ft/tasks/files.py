@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import csv
 import json
+import stat
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,8 +22,14 @@ from camex_ft.errors import UserError, nearest
 from camex_ft.tasks.base import Row, Task
 
 Columns = dict[str, list[Any]]
+UNREADABLE = (ValueError, RecursionError)  # not JSON, a number of thousands of digits, or nested too deeply
 SUFFIXES = (".parquet", ".jsonl", ".json", ".csv", ".tsv")
 PLAIN = ".txt"
+MAX_FIELD = (
+    2**24
+)  # characters of a csv or tsv field; the csv module's own limit is 2**17, less than some documents
+MAX_BYTES = 2**32  # of a file, and of what a parquet file unpacks to: columns are held in memory
+TOO_LARGE = "it is read into memory whole. Take a part of it"
 ALIASES = {"validation": ("validation", "valid", "val", "dev")}
 
 
@@ -105,6 +112,7 @@ def read_file(path: Path, task: Task) -> Columns:
     known = suffixes(task)
     if path.suffix not in known:
         raise UserError(f"{path}: unknown format '{path.suffix}'; expected one of {', '.join(known)}")
+    _check_file(path)
     try:
         if path.suffix == PLAIN:
             return {"text": path.read_text(encoding="utf-8-sig").removesuffix("\n").split("\n")}
@@ -119,7 +127,22 @@ def read_file(path: Path, task: Task) -> Columns:
         raise UserError(f"{path}: cannot be read: {error.strerror or error}") from error
 
 
+def _check_file(path: Path) -> None:
+    """Raise `UserError` for what is no file, such as a pipe that nobody writes into, and for what is too large."""
+    try:
+        about = path.stat()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror or error}") from error
+    if not stat.S_ISREG(about.st_mode):
+        raise UserError(
+            f"{path}: expected a file, and it is {'a folder' if path.is_dir() else 'a pipe or device'}"
+        )
+    if about.st_size > MAX_BYTES:
+        raise UserError(f"{path}: larger than {MAX_BYTES:,} bytes: {TOO_LARGE}")
+
+
 def _read_delimited(path: Path, task: Task) -> Columns:
+    csv.field_size_limit(MAX_FIELD)
     tab = path.suffix == ".tsv"
     with path.open(newline="", encoding="utf-8-sig") as stream:
         if tab:
@@ -157,6 +180,8 @@ def _checked_rows(path: Path, reader: Any) -> Iterator[list[str]]:
                 rows += 1
     except csv.Error as error:
         hint = "a field with quotes must end with a quote, and quotes inside are doubled"
+        if "field larger" in str(error):
+            hint = "a quote that does not end takes all that follows into its field"
         raise UserError(f"{path}: row {rows} (line {line + 1}) is broken: {error}; {hint}") from error
 
 
@@ -184,6 +209,8 @@ def _json_records(path: Path, text: str) -> Iterator[Any]:
             yield from json.loads(text)
         except json.JSONDecodeError as error:
             raise UserError(f"{path}: line {error.lineno} is not JSON: {error.msg}") from error
+        except UNREADABLE as error:
+            raise UserError(f"{path}: not readable JSON: {error}") from error
         return
     if path.suffix == ".json" and (whole := _one_object(text)) is not None:
         yield whole
@@ -195,13 +222,15 @@ def _json_records(path: Path, text: str) -> Iterator[Any]:
                 yield json.loads(line)
             except json.JSONDecodeError as error:
                 raise UserError(f"{path}: line {number} is not JSON: {error.msg}") from error
+            except UNREADABLE as error:
+                raise UserError(f"{path}: line {number} is not readable JSON: {error}") from error
 
 
 def _one_object(text: str) -> dict[str, Any] | None:
     """Return the object that the whole text is, over however many lines, or None."""
     try:
         found = json.loads(text)
-    except json.JSONDecodeError:
+    except UNREADABLE:
         return None
     return found if isinstance(found, dict) else None
 
@@ -209,11 +238,25 @@ def _one_object(text: str) -> dict[str, Any] | None:
 def _read_parquet(paths: list[Path], task: Task) -> Columns:
     columns: Columns = {}
     for path in paths:
+        _check_file(path)
         try:
+            parts = pq.read_metadata(path)
+            if sum(parts.row_group(n).total_byte_size for n in range(parts.num_row_groups)) > MAX_BYTES:
+                raise UserError(f"{path}: unpacks to more than {MAX_BYTES:,} bytes: {TOO_LARGE}")
             table = pq.read_table(path)
             features = Features.from_arrow_schema(table.schema)
-        except (pa.ArrowException, OSError) as error:
-            raise UserError(f"{path}: not a readable parquet file: {str(error).splitlines()[0]}") from error
+        except (
+            pa.ArrowException,
+            OSError,
+            ValueError,
+            TypeError,
+            KeyError,
+        ) as error:  # its features are JSON
+            raise UserError(
+                f"{path}: not a readable parquet file: {(str(error) or repr(error)).splitlines()[0]}"
+            ) from error
+        if len(set(table.column_names)) < len(table.column_names):
+            raise UserError(f"{path}: a column occurs twice: {', '.join(table.column_names)}")
         for name in table.column_names:
             columns.setdefault(name, []).extend(with_names(table.column(name).to_pylist(), features[name]))
     return _hub_names(columns, task)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import random
+import shutil
 import signal
 import tempfile
 import warnings
@@ -14,9 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from broken_folders import DATA, FORMATS, MODELS, write_data
 from hypothesis import HealthCheck, Phase, given, settings
 from mutations import Bad, bad
 
+from camex_ft import embedded
 from camex_ft.cli import app
 from camex_ft.errors import guard
 from camex_ft.results.record import load_record
@@ -127,4 +131,71 @@ def test_500_bad_configurations() -> None:
             print(dict(MADE), flush=True)
 
     each()
+    assert not faults, f"{len(faults)} faults, the first of them:\n{faults[0]}"
+
+
+SMALL = (
+    *(
+        "profile=embedded",
+        "merging.experts=2",
+        "merging.curvature.rank=1",
+        "task.max_length=16",
+        "output.dir=results",
+    ),
+    *(
+        "training.max_steps=1",
+        "training.per_device_train_batch_size=2",
+        "data.train_rows=6",
+        "data.eval_rows=4",
+    ),
+)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a whole backbone."""
+    made = tmp_path_factory.mktemp("bert")
+    dense, tokenizer = embedded.backbone("bert", num_labels=2, seed=0)
+    dense.save_pretrained(made)
+    tokenizer.save_pretrained(made)
+    return made
+
+
+def run_broken(number: int, model: Path) -> None:
+    """Break data (of two of three numbers) or a model, each in its way, and run on it."""
+    rng = random.Random(number)
+    with working() as folder:
+        if number % 3:
+            form = FORMATS[number % len(FORMATS)]
+            write_data(folder / "data", form)
+            change = DATA[number % len(DATA)]
+            change(folder / "data", rng)
+            words = ("data.dir=data", "backbone=embedded/bert")
+        else:
+            shutil.copytree(model, folder / "model")
+            form, change = "model", MODELS[(number // 3) % len(MODELS)]
+            change(folder / "model", rng)
+            words = ("data.source=embedded", "backbone=./model")
+        code, said = command("run", "glue", *words, *SMALL)
+        check(code, said, folder, f"{number}: {form}, {getattr(change, '__qualname__', change)}")
+
+
+@pytest.mark.parametrize("number", [6, 10, 15, 27, 90])
+def test_broken_folders(number: int, model: Path) -> None:
+    run_broken(number, model)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(7200)
+def test_all_broken_folders(model: Path) -> None:
+    """All of them are tried before the first fault is reported."""
+    faults: list[str] = []
+    MADE.clear()
+    for number in range(200):
+        try:
+            run_broken(number, model)
+        except (AssertionError, Hanging) as error:
+            faults.append(f"{number} {type(error).__name__}: {str(error)[:6000]}")
+            print(faults[-1], flush=True)
+    print(dict(MADE))
     assert not faults, f"{len(faults)} faults, the first of them:\n{faults[0]}"
