@@ -6,6 +6,7 @@ The forms of those words are in `camex_ft.config.backbones`. Everything that can
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -40,12 +41,12 @@ def kind(spec: str) -> Kind:
         return "embedded"
     if spec.startswith(PACKAGE):
         return "package"
-    path = Path(spec).expanduser()
-    if path.is_dir() and spec.strip():
+    path = Path(os.path.expanduser(spec))
+    if os.path.isdir(path) and spec.strip():  # not Path's own: it raises for a name that is too long
         return "folder"
-    if path.is_file() and is_gguf(path):
+    if os.path.isfile(path) and is_gguf(path):
         return "file"
-    if path.is_file():
+    if os.path.isfile(path):
         raise UserError(f"backbone: '{spec}' is a file; expected the folder that holds it, or {FORMS}")
     if is_gguf(path):
         raise UserError(f"backbone: there is no file '{spec}'.{near_file(path)} Expected {FORMS}")
@@ -88,7 +89,7 @@ def locate(spec: str, *, weights: bool = True) -> Path:
         return _named(in_package, name)
     if form == "hub":
         return _from_hub(name, NEEDED if weights and not spec.startswith(NEW) else SMALL)
-    return Path(name).expanduser().absolute()
+    return Path(os.path.expanduser(name)).absolute()
 
 
 def check_files(path: Path, spec: str, *, weights: bool = True) -> dict[str, Any] | gguf.Header:

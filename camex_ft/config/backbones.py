@@ -58,13 +58,14 @@ def in_package(spec: str) -> Path:
         raise UserError(f"'{spec}': there is no installed package '{name}' (try: pip install {hint})")
     roots = [Path(root).resolve() for root in found.submodule_search_locations or []]
     path = PurePosixPath(inside)
-    if ".." in path.parts or path.is_absolute() or "\\" in inside:
+    if ".." in path.parts or path.is_absolute() or "\\" in inside or not inside.isprintable():
         raise UserError(
             f"'{spec}': the path must stay inside the package ('..' and absolute paths are refused)"
         )
     for root in roots:
         place = (root / path).resolve()
-        there = place.is_file() if is_gguf(place) else (place / "config.json").is_file()
+        # not Path's own: it raises for a name that is too long
+        there = os.path.isfile(place if is_gguf(place) else place / "config.json")
         if there and place.is_relative_to(root):
             return place
     lacks = "no such file" if is_gguf(inside) else f"no config.json in '{inside}'"
