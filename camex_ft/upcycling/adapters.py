@@ -66,10 +66,11 @@ class About:
         """
         try:
             config = AutoConfig.from_pretrained(self.folder, trust_remote_code=False)
-        except (OSError, ValueError) as error:
-            raise UserError(
-                f"{self.folder}: its config.json is not usable: {str(error).splitlines()[0]}"
-            ) from error
+        except (
+            Exception
+        ) as error:  # transformers raises many types here; each one is about the file's content
+            said = next(iter(str(error).splitlines()), "") or type(error).__name__
+            raise UserError(f"{self.folder}: its config.json is not usable: {said}") from error
         spec = name or self.name
         if not spec:
             raise UserError(

@@ -155,12 +155,9 @@ def _adopt_configs(model: PreTrainedModel) -> None:
 
 
 def _record_outputs(model: PreTrainedModel) -> None:
-    """Let hidden states and attentions be recorded, which transformers prepares when a class is first constructed."""
-    try:
-        from transformers.utils.output_capturing import _CAN_RECORD_REGISTRY
-    except ImportError:  # transformers before 5.3 asks the class itself
-        return
-    _CAN_RECORD_REGISTRY[model] = model._can_record_outputs
+    """Let hidden states and attentions be recorded, for which transformers notes each class that is constructed."""
+    bare = object.__new__(type(model))
+    PreTrainedModel.__init__(bare, copy.deepcopy(model.config))  # without the modules of any model
 
 
 def plain_class(kind: type[PreTrainedModel]) -> type[PreTrainedModel]:

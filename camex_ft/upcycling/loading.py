@@ -17,15 +17,10 @@ from camex_ft.upcycling.adapters import restore
 from camex_ft.upcycling.making import build
 from camex_ft.upcycling.restructuring import plan_of
 
-# what AutoModel passes on of itself, or that asks for what an adapter's model is anyway
+# what AutoModel and pipelines pass on of themselves, or what changes nothing about a folder
 HARMLESS = (
-    "config",
-    "use_safetensors",
-    "trust_remote_code",
-    "revision",
-    "token",
-    "_from_auto",
-    "adapter_kwargs",
+    *("config", "use_safetensors", "trust_remote_code", "adapter_kwargs", "code_revision"),
+    *("revision", "token", "cache_dir", "local_files_only", "force_download", "proxies"),
 )
 
 
@@ -116,11 +111,13 @@ def adapter_as(kind: type, folder: Path, arguments: Mapping[str, Any]) -> Any:
     Raises:
         UserError: the arguments ask for what only a whole checkpoint can be, or the model is of another class.
     """
-    asked = [name for name, value in arguments.items() if name not in HARMLESS and value is not None]
-    wanted = [name for name in asked if (name, arguments[name]) != ("dtype", "auto")]
-    if wanted:
+    given = {
+        name: value for name, value in arguments.items() if value is not None and not name.startswith("_")
+    }
+    asked = [n for n, value in given.items() if n not in HARMLESS and (n, value) != ("dtype", "auto")]
+    if asked:
         raise UserError(
-            f"{folder} is an adapter, and {wanted[0]} is for whole checkpoints: expected camex_ft.load(folder), then "
+            f"{folder} is an adapter, and {asked[0]} is for whole checkpoints: expected camex_ft.load(folder), then "
             "what is to be changed of the model"
         )
     model = with_adapter(folder, None)

@@ -233,6 +233,9 @@ def test_an_adapter_is_loaded_by_the_auto_class(adapter: Path) -> None:
     assert type(made) is type(expected)
     with torch.no_grad():
         assert torch.equal(made(ids).logits, expected(ids).logits)
+    _, tokenizer = embedded.backbone("bert", head=CLASSIFIER)
+    (found,) = pipeline("text-classification", model=str(adapter), tokenizer=tokenizer)("the film")
+    assert found["label"] in expected.config.label2id
 
 
 @pytest.mark.parametrize("asked", [{"dtype": torch.bfloat16}, {"device_map": "cpu"}])
