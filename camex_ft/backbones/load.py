@@ -169,7 +169,11 @@ def _tokenizer(path: Path, spec: str) -> PreTrainedTokenizerBase:
             f"backbone {spec}: the folder has no tokenizer: expected one of {', '.join(VOCABULARIES)}"
         )
     try:
-        return transformers.AutoTokenizer.from_pretrained(**where(path), trust_remote_code=False)
+        made: PreTrainedTokenizerBase = transformers.AutoTokenizer.from_pretrained(
+            **where(path), trust_remote_code=False
+        )
+        made("a", "b")  # what is wrong with it may show only here
+        return made
     except Exception as error:
         raise UserError(f"backbone {spec}: its tokenizer cannot be loaded: {_one_line(error)}") from error
 
