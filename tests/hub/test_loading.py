@@ -219,6 +219,7 @@ def test_a_hub_that_fails_for_good(what: Any, hub: Any, client: Any, tmp_path: P
     assert "Traceback" not in answer["said"]
 
 
+@pytest.mark.slow
 def test_a_run_from_the_hub(hub: Any, client: Any, tmp_path: Path) -> None:
     """One step of a real run, and the whole record of it."""
     words = [
