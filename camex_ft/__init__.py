@@ -6,6 +6,7 @@
     train           Config                         -> Record              camex_ft.pipeline
     upcycle         a dense transformers model     -> one with experts    camex_ft.upcycling
     load            a checkpoint folder            -> the model           camex_ft.upcycling
+    export          a finished run                 -> a dense or folded one camex_ft.exporting
 
 `import camex_ft` also lets transformers' auto classes load upcycled models (`camex_ft.registration`).
 The method is in `camex_ft.moe` (routing, curvature, merging) and `camex_ft.protocols` (one file each).
@@ -21,13 +22,15 @@ from camex_ft import registration
 if TYPE_CHECKING:
     from camex_ft.config import load_config
     from camex_ft.errors import UserError
+    from camex_ft.exporting.export import export
     from camex_ft.pipeline import run as train
     from camex_ft.upcycling import load, upcycle
 
-__all__ = ["UserError", "load", "load_config", "train", "upcycle"]
+__all__ = ["UserError", "export", "load", "load_config", "train", "upcycle"]
 
 _PLACES = {
     "UserError": ("camex_ft.errors", "UserError"),
+    "export": ("camex_ft.exporting.export", "export"),
     "load": ("camex_ft.upcycling", "load"),
     "load_config": ("camex_ft.config", "load_config"),
     "train": ("camex_ft.pipeline", "run"),

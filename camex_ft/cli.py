@@ -15,6 +15,7 @@ import typer
 from camex_ft.bench.commands import app as bench
 from camex_ft.comparison import commands as comparison
 from camex_ft.errors import guard
+from camex_ft.exporting import commands as exporting
 from camex_ft.launching import rank
 
 app = typer.Typer(
@@ -243,6 +244,8 @@ def inspect(
     typer.echo(f"wrote {inspect(run, out)}")
 
 
+app.command()(exporting.export)
+app.command()(exporting.push)
 app.command()(comparison.compare)
 app.command()(comparison.table)
 app.add_typer(bench)

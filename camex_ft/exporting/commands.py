@@ -7,7 +7,7 @@ from typing import Annotated, Optional
 
 import typer
 
-ROWS = 512  # as `camex_ft.exporting.ROWS`, which torch comes with
+ROWS = 512  # as `camex_ft.exporting.export.ROWS`, which torch comes with
 License = Annotated[
     Optional[str],  # noqa: UP045 - typer reads annotations at run time
     typer.Option("--license", help="Of the weights, for the card: an identifier of the hub, such as mit."),
@@ -32,10 +32,10 @@ def export(
     license: License = None,
 ) -> None:
     """Write a run's model as a plain checkpoint, or with curvature folded into its experts; measure what is lost."""
-    from camex_ft import exporting
+    from camex_ft.exporting.export import export as make
     from camex_ft.exporting.show import lines
 
-    made = exporting.export(run, out, as_=as_, split=split, rows=rows, license=license)
+    made = make(run, out, as_=as_, split=split, rows=rows, license=license)
     for line in lines(made):
         typer.echo(line)
     typer.echo(f"wrote {made.folder}")

@@ -20,7 +20,7 @@ from camex_ft.results.disk import full_disk
 from camex_ft.results.record import dumps
 
 if TYPE_CHECKING:
-    from camex_ft.exporting import Exported
+    from camex_ft.exporting.export import Exported
 
 NUMBERS = "export.json"
 MODE = 0o777

@@ -18,7 +18,8 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, Bert
 from camex_ft import pipeline, trained
 from camex_ft.config import load_config
 from camex_ft.errors import UserError
-from camex_ft.exporting import export, writing
+from camex_ft.exporting import writing
+from camex_ft.exporting.export import export
 from camex_ft.exporting.show import lines
 from camex_ft.upcycling import expert_layers, load
 

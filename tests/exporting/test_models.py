@@ -17,7 +17,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from camex_ft.errors import UserError
-from camex_ft.exporting import dense_model, folded_model
+from camex_ft.exporting.dense import dense_model
+from camex_ft.exporting.folded import folded_model
 from camex_ft.exporting.plain import plain_class
 from camex_ft.moe.ffn import MixtureFFN
 from camex_ft.registry import PROTOCOLS
