@@ -190,4 +190,4 @@ def load_trained(run_folder: Path | str) -> tuple[PreTrainedModel, PreTrainedTok
             f"{run_folder} keeps no model, as output.model: false asks; `camex-ft run {run_folder}/config.yaml "
             "output.model=true --force` runs it again and keeps it"
         )
-    return upcycling.load(folder), AutoTokenizer.from_pretrained(folder)
+    return upcycling.load(folder), AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
