@@ -184,7 +184,8 @@ def outcome(output: Path) -> dict[str, Any]:
     for name in ("samples_per_second", "tokens_per_second", "peak_memory_mb"):
         record["cost"].pop(name)
     record["config"]["output"].pop("dir")
-    record["environment"].pop("commit")  # somebody may commit meanwhile
+    for name in ("commit", "dirty"):  # somebody may commit meanwhile
+        record["environment"].pop(name)
     lines = [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
     files = [
         path for name in ("model", "predictions") for path in (folder / name).rglob("*") if path.is_file()

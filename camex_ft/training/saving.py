@@ -29,6 +29,7 @@ from camex_ft.training.checkpoints import (
     training_file,
 )
 from camex_ft.training.engines import EngineTrainer
+from camex_ft.training.order import set_epoch
 
 
 class SavingTrainer(EngineTrainer):
@@ -218,6 +219,7 @@ class SavingTrainer(EngineTrainer):
         if self._resumed is not None:
             self._take_up_from(self._resumed)  # the loop has just set all to 0
             self._resumed = None
+        set_epoch(kwargs["train_dataloader"], kwargs["epoch"])
         super()._run_epoch(*args, **kwargs)
 
     def _evaluate(self, *args: Any, **kwargs: Any) -> Any:
