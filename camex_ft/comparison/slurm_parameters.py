@@ -31,8 +31,8 @@ def _gigabytes(text: str) -> str:
 
 
 def _word(text: str) -> str:
-    if not text or "\n" in text:
-        raise ValueError("a text")
+    if not text or not text.isprintable():  # a line break, or what a terminal obeys, would end up in the script
+        raise ValueError("a text on one line")
     return text
 
 
