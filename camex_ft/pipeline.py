@@ -6,32 +6,30 @@ import os
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import datasets
-import transformers
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, set_seed
 
 from camex_ft import config, upcycling
-from camex_ft.backbones.load import load as load_backbone
 from camex_ft.config import Config, Environment
-from camex_ft.config.backbones import EMBEDDED
 from camex_ft.durable import whole_folder
 from camex_ft.errors import UserError
 from camex_ft.registry import TASKS
 from camex_ft.reporting import Facts, make_record
-from camex_ft.results import Record, RunFolder, find_done, print_summary, run_name
-from camex_ft.tasks import sources, stream
+from camex_ft.results import Record, RunFolder, find_done, print_summary
+from camex_ft.results.card import NAME as CARD
+from camex_ft.results.card import card
+from camex_ft.steps import load_model, load_splits, made_tokenizer, make_trainer, name_of, quieten
+from camex_ft.tasks import sources
 from camex_ft.tasks.base import Task
 from camex_ft.tasks.prepared import Prepared
 from camex_ft.training.arguments import training_arguments
 from camex_ft.training.checkpoints import choose, ended, state_of
 from camex_ft.training.cost import Speed, describe
-from camex_ft.training.history import HistoryCallback
 from camex_ft.training.trainer import CamexTrainer
 
 MODEL = "model"
@@ -176,6 +174,7 @@ def keep(
         with whole_folder(folder.path / MODEL) as target:
             upcycling.save(cast(PreTrainedModel, trainer.model), target, state=state)
             cast(PreTrainedTokenizerBase, trainer.processing_class).save_pretrained(target)
+            (target / CARD).write_text(card(record, head=data.task.head), encoding="utf-8")
     if made:
         with whole_folder(folder.path / PREDICTIONS) as target:
             for split, decided in made.items():
@@ -195,92 +194,6 @@ def close(record: Record, folder: RunFolder) -> None:
     """Print the closing summary, in the main process alone."""
     if is_first():
         print_summary(record, folder.path)
-
-
-def quieten() -> None:
-    """Leave the terminal to training's own progress: no bars for what takes a moment."""
-    transformers.utils.logging.disable_progress_bar()
-    datasets.disable_progress_bars()
-
-
-def load_splits(settled: Config, task: Task) -> dict[str, datasets.Dataset]:
-    """Return the examples of the run, by split."""
-    source = settled.data
-    return sources.load(
-        task,
-        source=source.source,
-        dir=source.path,
-        seed=source.seed,
-        train_rows=source.train_rows,
-        eval_rows=source.eval_rows,
-        serves=source.splits,
-    )
-
-
-def load_model(
-    settled: Config, task: Task, splits: Mapping[str, datasets.Dataset] | None = None
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Return the upcycled backbone under the task's head, with its tokenizer.
-
-    Args:
-        settled: the resolved configuration.
-        task: its task.
-        splits: the examples, for an embedded backbone whose tokenizer must be made for them (`needs_tokenizer`).
-    """
-    texts = None
-    if splits is not None and needs_tokenizer(settled, task):
-        texts = map(stream.line, splits[task.splits["train"]]["text"][:])
-    dense, tokenizer = load_backbone(
-        settled.backbone, head=task.head, seed=settled.training.seed, texts=texts, **task.backbone_options()
-    )
-    task.check_backbone(dense.config, settled.task)
-    return upcycling.for_run(settled, dense, in_place=True), tokenizer
-
-
-def needs_tokenizer(settled: Config, task: Task) -> bool:
-    """Return whether an embedded backbone meets text that its words do not make up."""
-    return task.plain_text and settled.data.source != "embedded" and settled.backbone.startswith(EMBEDDED)
-
-
-def made_tokenizer(settled: Config, task: Task, tokenizer: Any) -> str | None:
-    """Return what was made where `needs_tokenizer`, in words for the terminal and the record, or None."""
-    made = f"a byte-level BPE of {len(tokenizer):,} tokens, trained on the train split"
-    return made if needs_tokenizer(settled, task) else None
-
-
-def make_trainer(
-    settled: Config,
-    data: Prepared,
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    folder: RunFolder,
-) -> CamexTrainer:
-    """Return the trainer of a run, which keeps its history in `folder`."""
-    split, primary = data.primary
-    labelled = data.labelled(split)
-    task = data.task.owner(split)
-    trainer = CamexTrainer(
-        model=model,
-        args=training_arguments(
-            settled.training,
-            output=folder.checkpoints,
-            best=f"eval_{split}_{primary}" if labelled else None,
-            greater_is_better=data.greater_is_better,
-        ),
-        train_dataset=data.train,
-        eval_dataset=data.validation,
-        data_collator=task.collator(tokenizer),
-        processing_class=tokenizer,
-        outputs=partial(task.outputs, tokenizer=tokenizer, settings=settled.task),
-        score=data.score,
-        router_learning_rate=settled.training.router_learning_rate,
-        curvature_learning_rate=settled.training.curvature_learning_rate,
-    )
-    trainer.before_saving = folder.sync_history
-    trainer.add_callback(
-        HistoryCallback(folder.append_history, lambda: trainer.monitor.loads, folder.rewind_history)
-    )
-    return trainer
 
 
 def train(
@@ -336,15 +249,3 @@ def make_predictions(trainer: CamexTrainer, data: Prepared) -> dict[str, Any]:
             f"task.predict: {data.task.id} has no test split here; expected one beside the others"
         )
     return {split: data.predict(split, trainer.collect(data.encoded[split])) for split in data.test}
-
-
-def name_of(settled: Config, digest: str) -> str:
-    """Return the name of a run's folder, from its resolved configuration and the fingerprint of its data."""
-    return run_name(
-        suite=settled.task.suite,
-        task=settled.task.name,
-        backbone=settled.backbone,
-        protocol=settled.merging.protocol,
-        seed=settled.training.seed,
-        hash8=config.config_hash(settled, data=digest),
-    )

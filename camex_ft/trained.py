@@ -21,9 +21,10 @@ from transformers import (
 from camex_ft import config, upcycling
 from camex_ft.config import Config
 from camex_ft.errors import UserError
-from camex_ft.pipeline import MODEL, PREDICTIONS, load_splits, make_trainer, quieten
+from camex_ft.pipeline import MODEL, PREDICTIONS
 from camex_ft.registry import TASKS
 from camex_ft.results import RunFolder, find_done
+from camex_ft.steps import load_splits, make_trainer, quieten
 from camex_ft.tasks import sources
 from camex_ft.tasks.base import Task
 from camex_ft.tasks.prepared import Prepared

@@ -30,6 +30,7 @@ LAYERS = (
     ("results",),
     ("launching",),
     ("reporting",),
+    ("steps",),
     ("pipeline",),
     ("trained",),
     ("exporting",),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 
-from camex_ft import pipeline
+from camex_ft import steps
 from camex_ft.comparison.cells import Cell
 from camex_ft.comparison.running import DONE, FAILED, State
 from camex_ft.config import resolve
@@ -28,7 +28,7 @@ def survey(
     Raises:
         UserError: no cell can run.
     """
-    pipeline.quieten()
+    steps.quieten()
     digests: dict[str, str | UserError] = {}
     states: dict[str, State] = {}
     for cell in cells:
@@ -41,7 +41,7 @@ def survey(
             reason = " ".join(str(digest).split())
             states[f"{cell}: {cell.command}"] = State(cell=cell, status=FAILED, reason=reason)
             continue
-        name = pipeline.name_of(cell.settled, digest)
+        name = steps.name_of(cell.settled, digest)
         state = State(cell=cell, name=name)
         if not force and find_done(cell.settled.output.path / "runs" / name) is not None:
             state.status, state.before = DONE, True
@@ -55,6 +55,6 @@ def _digest(cell: Cell) -> str | UserError:
     """Return the fingerprint of a cell's data, or why it cannot run here."""
     try:
         resolve(cell.settled)
-        return sources.fingerprint(pipeline.load_splits(cell.settled, TASKS.get(cell.task)))
+        return sources.fingerprint(steps.load_splits(cell.settled, TASKS.get(cell.task)))
     except UserError as error:
         return error

@@ -16,10 +16,10 @@ from camex_ft.exporting.folded import check_foldable, folded_model
 from camex_ft.exporting.measure import Difference, Seconds, difference, seconds
 from camex_ft.exporting.routing import MeanRouting, mean_routing
 from camex_ft.exporting.writing import check_target, write
-from camex_ft.pipeline import quieten
 from camex_ft.registry import PROTOCOLS
 from camex_ft.results import RunFolder, load_record
 from camex_ft.results.record import Record
+from camex_ft.steps import quieten
 from camex_ft.trained import Trained, read_run, read_trained
 
 Form = Literal["dense", "folded"]

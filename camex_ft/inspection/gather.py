@@ -17,7 +17,6 @@ from camex_ft.moe.context import Pass
 from camex_ft.moe.experts import ExpertLinear
 from camex_ft.moe.ffn import ExpertFFN, MergedFFN
 from camex_ft.moe.low_rank_experts import LowRankLinear
-from camex_ft.pipeline import quieten
 from camex_ft.results import RunFolder, load_record
 from camex_ft.results.entries import Result
 from camex_ft.results.folder import write_atomically
@@ -25,6 +24,7 @@ from camex_ft.results.plots import layers as by_layer
 from camex_ft.results.plots import of_inspection, of_run, save
 from camex_ft.results.record import Record, all_finite, dumps
 from camex_ft.results.report import Picture, Section, write_report
+from camex_ft.steps import quieten
 from camex_ft.trained import load_trained, read_run
 from camex_ft.upcycling import expert_layers
 

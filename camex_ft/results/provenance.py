@@ -27,6 +27,7 @@ PACKAGES = (
     "huggingface_hub",
     "evaluate",
     "safetensors",
+    "filelock",
     "pydantic",
     "pyyaml",
     "scikit-learn",
