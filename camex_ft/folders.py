@@ -11,8 +11,11 @@ import json
 import os
 import stat
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from camex_ft.errors import UserError
 
 MAX_JSON = 100_000_000  # bytes; the largest tokenizer.json of a released model has some 35 million
 MAX_ENTRIES = 20_000  # below one folder; DeepSpeed's checkpoints of many processes have some thousand files
@@ -80,6 +83,21 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
+
+
+@contextmanager
+def writing(path: Path | str) -> Iterator[None]:
+    """Make what keeps the body from writing to `path`, which the user has named, a `UserError`.
+
+    The body writes and does nothing else: whatever the file system or the name itself refuses is meant.
+    """
+    try:
+        yield
+    except (OSError, ValueError) as error:  # a ValueError of a name with NUL, or of no encoding
+        shown, reason = str(path), getattr(error, "strerror", None) or error
+        if not shown.isprintable() or len(shown) > 200:
+            shown = _short(shown)
+        raise UserError(f"{shown} cannot be written: {reason}") from error
 
 
 def _entries_fault(root: Path) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ from camex_ft.config.problems import Origin
 from camex_ft.config.shipped import ROOT
 
 TASK = "{task}"
+LONGEST = 60  # characters of a folder's name, each of up to 4 bytes; a file system takes 255
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,12 +136,17 @@ def make_comparison(
     if problems:
         raise ConfigErrors(dict.fromkeys(problems))
     return Comparison(
-        name=name or cells[0].task.replace("/", "-"),
+        name=_part(name) or _part(cells[0].task),
         spec=here,
         profile=first.profile,
         reason=reason,
         cells=tuple(cells),
     )
+
+
+def _part(name: str) -> str:
+    """Return a name, of a file or from the command line, as one part of a path."""
+    return re.sub(r"[^\w.-]+", "-", name).strip("-.")[:LONGEST]
 
 
 def _tasks(spec: Spec, first: Config, overrides: Sequence[str]) -> dict[str, dict[str, Any]]:

@@ -10,6 +10,7 @@ import typer
 
 from camex_ft.comparison import places
 from camex_ft.errors import UserError
+from camex_ft.folders import writing
 
 if TYPE_CHECKING:
     from camex_ft.comparison.cells import Comparison
@@ -120,13 +121,15 @@ def table(
         made = [outcome(each, results) for each in _comparisons(specs, protocols, seeds)]
         tables = [each.table for each in made]
         if keep is not None:
-            count = keep_entries([entry for each in made for entry in each.entries], keep)
+            with writing(keep):
+                count = keep_entries([entry for each in made for entry in each.entries], keep)
             typer.echo(f"wrote {count} records to {keep}", err=True)
     text = render(tables, format)
     if out is None:
         typer.echo(text, nl=False)
         return
-    out.write_text(text, encoding="utf-8")
+    with writing(out):
+        out.write_text(text, encoding="utf-8")
     typer.echo(f"wrote {out}")
 
 

@@ -22,7 +22,7 @@ from camex_ft.comparison.cells import Comparison
 from camex_ft.comparison.grid import conclude, look
 from camex_ft.comparison.job import Job
 from camex_ft.comparison.running import FAILED, WAITING, Process, Runner, Slot, State, request
-from camex_ft.comparison.slurm_parameters import convert
+from camex_ft.comparison.slurm_parameters import check_folder, convert
 from camex_ft.errors import UserError
 from camex_ft.results.folder import write_atomically
 
@@ -88,6 +88,7 @@ def submit(
         conclude(comparisons, console)
         return Submission(jobs=(), failed=failed)
     folder = (folder or comparisons[0].folder.parent / FOLDER).absolute()
+    check_folder(folder)
     known = _read(folder / SUBMITTED)
     waiting = _queued(console) if known else set()
     new = [state for state in missing if known.get(state.name) not in waiting]

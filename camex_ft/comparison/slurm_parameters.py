@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from camex_ft.errors import UserError, nearest
@@ -31,7 +32,8 @@ def _gigabytes(text: str) -> str:
 
 
 def _word(text: str) -> str:
-    if not text or not text.isprintable():  # a line break, or what a terminal obeys, would end up in the script
+    # a line break, or what a terminal obeys, would end up in the script
+    if not text or not text.isprintable():
         raise ValueError("a text on one line")
     return text
 
@@ -91,6 +93,15 @@ def convert(parameters: Mapping[str, str]) -> dict[str, Any]:
     if made.get("gpus_per_node") == 0:
         del made["gpus_per_node"]
     return made
+
+
+def check_folder(folder: Path) -> None:
+    """Raise `UserError` where the path of a jobs' folder cannot stand in a script: it goes into its head as it is."""
+    if not str(folder).isprintable():
+        raise UserError(
+            f"--on slurm: the folder of the jobs, {str(folder)!r}, cannot stand in a job's script; expected a path "
+            "without line breaks or control characters"
+        )
 
 
 def with_gpu(parameters: Mapping[str, str]) -> bool:

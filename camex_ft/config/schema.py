@@ -29,6 +29,7 @@ from camex_ft.config.values import (
     Interval,
     Layers,
     NonNegative,
+    Place,
     Positive,
     Rank,
     Share,
@@ -90,7 +91,7 @@ class DataConfig(Section):
         description="`hub`: Hugging Face hub or its cache; `disk`: the folder `dir`; `embedded`: corpora that the "
         "package makes; `auto`: `disk` where `dir` is given, else the profile's own.",
     )
-    dir: Text | None = Field(
+    dir: Place | None = Field(
         default=None,
         description="Folder with train, validation and test files (parquet, jsonl, csv or tsv; texts also as txt, or "
         "as folders of txt files); relative to the working folder.",
@@ -335,7 +336,7 @@ OWN_KEYS = ("router_learning_rate", "curvature_learning_rate", "resume", "global
 class OutputConfig(Section):
     """Where results go."""
 
-    dir: Text = Field(
+    dir: Place = Field(
         default="results", description="Folder of results, from the working folder; runs are in its `runs`."
     )
     model: Bool = Field(

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from camex_ft.errors import UserError, nearest
+from camex_ft.folders import writing
 
 ROOT = (Path(__file__).resolve().parent.parent / "configs").resolve()
 SUFFIX = ".yaml"
@@ -79,13 +80,13 @@ def copy_config(name: str, destination: str | Path) -> Path:
     source, target = _shipped(name), expand(destination)
     if source is None:
         raise UserError(f"there is no configuration '{name}'.{suggest(name)} See `camex-ft ls configs`.")
-    target = target / source.name if target.is_dir() else target
-    if target.exists():
+    target = (
+        target / source.name if os.path.isdir(target) else target
+    )  # not Path's own: it raises for long names
+    if os.path.lexists(target):
         raise UserError(f"{target} exists already and is not overwritten: choose another name")
-    try:
+    with writing(target):
         shutil.copyfile(source, target)
-    except OSError as error:
-        raise UserError(f"{target} cannot be written: {error.strerror}") from error
     return target
 
 

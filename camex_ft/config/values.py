@@ -24,6 +24,15 @@ def _as_layers(value: Any) -> Any:
     return tuple(value)
 
 
+def _as_place(value: Any) -> Any:
+    if isinstance(value, str) and any(
+        ord(char) < 32 or ord(char) == 127 or "\ud800" <= char <= "\udfff" for char in value
+    ):
+        # no file system has the last ones; a line break would begin a line of a job's script
+        raise PydanticCustomError("place", "expected a path without control characters")
+    return value
+
+
 Bool = Annotated[bool, BeforeValidator(_as_bool)]
 # What libraries hold in 32 bits; and beyond any model, where a slip of the keyboard would take all memory.
 MOST = 2**31 - 1
@@ -36,5 +45,6 @@ Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Text = Annotated[str, Field(min_length=1)]
+Place = Annotated[str, Field(min_length=1), BeforeValidator(_as_place)]
 Layers = Annotated[Any, BeforeValidator(_as_layers)]
 Interval = Literal["no", "steps", "epoch"]

@@ -7,6 +7,7 @@ import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from camex_ft.results.record import Record, load_record
 SECTIONS = ("merging", "routing", "upcycle")
 PROTOCOL = "merging.protocol"
 HISTORY = ".history.jsonl"
+LONGEST = 150  # characters of a kept record's name; a file system takes 255
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,11 +82,19 @@ def read_results(folder: Path | str) -> list[Result]:
 
 
 def keep_entries(entries: Sequence[Entry], folder: Path | str) -> int:
-    """Write the results of these cells into a folder, named by task, row and seed; return how many there are."""
+    """Write the results of these cells into a folder, named by task, row and seed; return how many there are.
+
+    Rows that would have the same name, or are cut to it, are numbered.
+    """
     done = [(entry, entry.result) for entry in entries if entry.result is not None]
+    taken: set[str] = set()
     for entry, result in done:
-        words = f"{entry.task.rpartition('/')[2]}-{entry.row}-seed{entry.seed}"
-        keep_result(result, folder, re.sub(r"[^\w.-]+", "-", words))
+        words = f"{entry.task.rpartition('/')[2]}-{entry.row}"
+        stem = re.sub(r"[^A-Za-z0-9_.-]+", "-", words)[:LONGEST].lstrip(".")
+        names = (f"{stem}{f'-{n}' if n > 1 else ''}-seed{entry.seed}" for n in count(1))
+        name = next(name for name in names if name.casefold() not in taken)
+        taken.add(name.casefold())  # file systems that do not tell upper from lower case
+        keep_result(result, folder, name)
     return len(done)
 
 

@@ -26,6 +26,7 @@ from camex_ft.results.record import Record, dumps, load_record
 
 LOCK, OWNER = ".lock", ".owner.json"  # held by the process that runs here; who that is, for people
 PATIENCE = 10.0  # seconds; data loaders look for their parent every 5
+LONGEST = 50  # characters of each of a name's four parts: a file system takes 255 in all
 CLOSING = "train_loss"  # what the line at the end of a training has
 
 
@@ -49,7 +50,7 @@ def run_name(*, suite: str, task: str, backbone: str, protocol: str, seed: int, 
 
 def _slug(text: str) -> str:
     text = re.sub(r"^(new:)?package:", r"\1", text)
-    return re.sub(r"-{2,}", "-", re.sub(r"[^A-Za-z0-9._-]+", "-", text)).strip("-.")
+    return re.sub(r"-{2,}", "-", re.sub(r"[^A-Za-z0-9._-]+", "-", text)).strip("-.")[:LONGEST]
 
 
 @dataclass(frozen=True)
