@@ -13,7 +13,7 @@ from datasets import ClassLabel, Dataset, Features, List, Value
 
 from camex_ft.errors import UserError, nearest
 from camex_ft.tasks.base import WITHHELD, Task
-from camex_ft.tasks.files import Columns
+from camex_ft.tasks.formats import Columns
 
 BITS = {"int32": 31, "int64": 63}  # of a whole number beside its sign
 _NO_LABEL = ("", "nan", "-1", "-1.0")  # how the formats write a label that is withheld

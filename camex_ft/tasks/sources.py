@@ -18,7 +18,8 @@ from camex_ft.config import hub
 from camex_ft.errors import UserError, nearest
 from camex_ft.tasks.base import Task
 from camex_ft.tasks.conform import conform
-from camex_ft.tasks.files import Columns, read_file, read_split, split_files, task_folder, with_names
+from camex_ft.tasks.files import read_split, split_files, task_folder
+from camex_ft.tasks.formats import Columns, read_file, with_names
 
 SOURCES = ("hub", "disk", "embedded")
 # what `datasets` says, in errors that have no type of their own
