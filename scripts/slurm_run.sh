@@ -5,11 +5,12 @@
 #   sbatch --nodes=2 --gpus-per-node=8 scripts/slurm_run.sh --engine fsdp configs/glue.yaml task.name=mnli
 #
 # One task a node: camex-ft starts a process a GPU itself, and reads from SLURM which node is the first. A process that
-# fails ends the run on its node, and --kill-on-bad-exit that on the others. When the time is up, or a node is taken
-# away, submit the same again: it goes on from the last checkpoint. Variables:
+# fails ends the run on its node, and --kill-on-bad-exit that on the others. Three minutes before the time is up the run is
+# warned, saves the step under way and ends. Submit the same again: it goes on. Variables:
 #   VENV=.venv    where camex_ft is installed, on a disk that all nodes see, as output.dir must be
 #SBATCH --job-name=camex-ft
 #SBATCH --ntasks-per-node=1
+#SBATCH --signal=USR1@180
 set -euo pipefail
 
 cd "${SLURM_SUBMIT_DIR:-$(dirname "${BASH_SOURCE[0]}")/..}"
