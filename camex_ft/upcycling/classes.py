@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import copy
 import threading
-from pathlib import Path
 from typing import Any, ClassVar, cast
 
 import transformers
@@ -25,6 +24,7 @@ from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING, TOKENI
 from camex_ft.backbones.base import PREFIX
 from camex_ft.errors import UserError
 from camex_ft.upcycling import entry
+from camex_ft.upcycling.granularities import CAUSAL
 from camex_ft.upcycling.restructuring import restructure
 
 NAME = "Camex"
@@ -58,6 +58,8 @@ class Upcycled:
                 f"expected one that camex_ft saved. To make a model with experts: camex_ft.upcycle(dense model)"
             )
         plan, plain = entry.plan(saved), _plain_kind(config)
+        if _was_causal(config) and not type(self).can_generate():  # type: ignore[attr-defined]
+            setattr(config, entry.KEY, {**saved, CAUSAL: True})
         config.__class__ = plain  # some heads make their body by its configuration's class: a dense one
         try:
             super().__init__(config, *args, **kwargs)  # type: ignore[call-arg]  # of the plain class
@@ -71,17 +73,16 @@ class Upcycled:
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
         """Return the saved model, as transformers does; of an adapter, on the backbone that it names.
 
-        Raises:
-            UserError: an adapter is to be loaded otherwise than `camex_ft.load` does, or its backbone is not there; the
-                entry in the config is of a newer version, or unknown.
-        """
-        from camex_ft.upcycling import adapters, loading
+        No expert and no router is ever drawn at random. Elsewhere weights are new only where they were meant to be: of
+        another head than the one that was saved, and of other sizes with ``ignore_mismatched_sizes=True``.
 
-        folder = Path(str(pretrained_model_name_or_path))
-        if adapters.is_adapter(folder):
-            return loading.adapter_as(cls, folder, kwargs)
-        kwargs.setdefault("use_safetensors", True)  # a pickle is never read
-        return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)  # type: ignore[misc]
+        Raises:
+            UserError: weights are missing, foreign or of other shapes; the entry in the config is of a newer version,
+                or unknown; an adapter is to be loaded otherwise than `camex_ft.load` does, or its backbone is gone.
+        """
+        from camex_ft.upcycling import loading
+
+        return loading.read_as(cls, super().from_pretrained, pretrained_model_name_or_path, args, kwargs)  # type: ignore[misc]
 
 
 def config_class(plain: type[PreTrainedConfig]) -> type[PreTrainedConfig]:
@@ -144,6 +145,12 @@ def adopt(model: PreTrainedModel) -> None:
     _adopt_configs(model)
     model.__class__ = model_class(type(model))
     _record_outputs(model)
+
+
+def _was_causal(config: PreTrainedConfig) -> bool:
+    """Return whether the upcycled model that was saved with a configuration was a language model that generates."""
+    kind = class_named(str((config.architectures or [""])[0]))
+    return kind is not None and issubclass(kind, Upcycled) and bool(cast(Any, kind).can_generate())
 
 
 def _adopt_configs(model: PreTrainedModel) -> None:

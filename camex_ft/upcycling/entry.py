@@ -2,6 +2,7 @@
 
 merging, routing, upcycle[, tuning]   sections of the configuration
 backbone                              of low-rank experts: see `adapters`
+causal                                of a language model under another head: it is routed as before
 format, versions                      added when it is saved
 """
 

@@ -12,16 +12,21 @@ from camex_ft.errors import UserError
 from camex_ft.moe.granularity import Granularity
 from camex_ft.protocols import Protocol
 
+CAUSAL = "causal"  # in a config's entry: routing is that of a language model, whatever the head
+
 
 def granularity_of(
     protocol: Protocol, routing: RoutingConfig, *, stack: str, model: PreTrainedModel
 ) -> Granularity:
     """Return the granularity of one stack's layers, with `auto` decided.
 
+    What was trained as a language model is routed as one under another head too, as its config's entry says then.
+
     Raises:
         UserError: the protocol does not allow it, or it would let a token that generates see its future.
     """
-    causal = stack == "decoder" and generates(model)
+    said = getattr(model.config, "camex", None) or {}
+    causal = stack == "decoder" and (generates(model) or bool(said.get(CAUSAL)))
     both = getattr(model.config, "is_encoder_decoder", False)
     _check_choice(protocol, routing, causal=causal, model=model)
     wanted: str = routing.granularity

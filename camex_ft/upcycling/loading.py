@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,8 @@ from camex_ft.errors import UserError
 from camex_ft.folders import unsafe
 from camex_ft.upcycling import adapters, classes, entry
 from camex_ft.upcycling.adapters import restore
+from camex_ft.upcycling.fetching import fetch, is_hub_id
+from camex_ft.upcycling.layers import expert_layers
 from camex_ft.upcycling.making import build
 from camex_ft.upcycling.restructuring import plan_of
 
@@ -24,18 +26,29 @@ HARMLESS = (
 )
 
 
-def load(path: str | Path, *, backbone: PreTrainedModel | str | None = None) -> PreTrainedModel:
+def load(
+    path: str | Path, *, backbone: PreTrainedModel | str | None = None, revision: str | None = None
+) -> PreTrainedModel:
     """Return the model of a checkpoint folder: upcycled where its config says so, else dense; in evaluation mode.
 
     Args:
-        path: the folder, a whole checkpoint or an adapter.
+        path: the folder, a whole checkpoint or an adapter; or its id on the hub, NAME/MODEL, where there is no folder
+            of that name: it is downloaded into the hub cache. A `Path` is always a folder.
         backbone: of an adapter, the dense model it belongs on or where that is; None: the one it names.
+        revision: of an id on the hub: a branch, tag or commit.
 
     Raises:
         UserError: the folder holds no checkpoint, or one that does not fit its own config, is of a newer version or not
-            safe to read, or an adapter whose backbone is not there or another one.
+            safe to read, or an adapter whose backbone is not there or another one; the hub has no such model, or cannot
+            be asked.
     """
     folder = Path(path)
+    if not folder.is_dir() and isinstance(path, str) and is_hub_id(path):
+        folder = fetch(path, revision=revision)
+    elif not folder.exists():
+        raise UserError(
+            f"there is no folder {path}: expected that of a model, or an id on the hub, NAME/MODEL"
+        )
     why = unsafe(folder) if folder.is_dir() else None
     if why:
         raise UserError(f"{folder}: {why}")
@@ -46,31 +59,115 @@ def load(path: str | Path, *, backbone: PreTrainedModel | str | None = None) -> 
     config, kind = _described(folder)
     saved = getattr(config, entry.KEY, None)
     by = f" (it was {entry.written_by(saved)})" if saved is not None else ""
+    dense: dict[str, Any] = (
+        {} if saved is not None else {"ignore_mismatched_sizes": True}
+    )  # they are reported below, by name
     try:
         loaded: Any = kind.from_pretrained(
-            folder,
-            config=config,
-            use_safetensors=True,
-            dtype="auto",
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,  # they are reported below, by name
+            folder, config=config, use_safetensors=True, dtype="auto", output_loading_info=True, **dense
         )
-    except UserError as error:
-        raise UserError(f"{folder}: {error}") from error
+    except UserError:
+        raise
     except Exception as error:  # safetensors, transformers and the file system each raise their own
         raise UserError(
             f"{folder}: its weights cannot be read: {_first_line(error)}{by}. Expected the files as they were written: "
             "copy the folder again, or take another checkpoint"
         ) from error
     model, info = loaded
-    wrong = [*info["missing_keys"], *info["unexpected_keys"], *(k[0] for k in info["mismatched_keys"])]
-    if wrong:
-        raise UserError(
-            f"{folder}: the checkpoint is incomplete or of another model: {len(wrong)} weights do not match, such as "
-            f"{sorted(wrong)[0]}{by}. Expected weights and config.json of one model: copy the folder again"
-        )
+    check_weights(folder, wrong_weights(model, info))
     made: PreTrainedModel = model.eval()
     return made
+
+
+def read_as(
+    kind: Any, read: Callable[..., Any], name: Any, args: Sequence[Any], given: dict[str, Any]
+) -> Any:
+    """Return what `from_pretrained` of a class of upcycled models returns; see `classes.Upcycled`.
+
+    Args:
+        kind: the class.
+        read: transformers' own `from_pretrained` of it.
+        name, args, given: what it was called with.
+    """
+    adapter = _adapter(name, given)
+    if adapter is not None:
+        return adapter_as(kind, adapter, given)
+    asked, resized = given.pop("output_loading_info", False), given.get("ignore_mismatched_sizes", False)
+    settings = {"use_safetensors": True, **given}  # a pickle is never read
+    try:
+        model, info = read(
+            name, *args, **{**settings, "output_loading_info": True, "ignore_mismatched_sizes": True}
+        )
+    except UserError as error:
+        raise UserError(f"{name}: {error}") from error
+    check_weights(name, wrong_weights(model, info, resized=resized), getattr(model.config, entry.KEY, None))
+    return (model, info) if asked else model
+
+
+def wrong_weights(
+    model: PreTrainedModel, info: Mapping[str, Any], *, resized: bool = False
+) -> dict[str, str]:
+    """Return the weights that loading did not find as it should have, by name, each with what is wrong.
+
+    What another head than the saved one has or lacks is right, and so are other sizes where they are `resized`; but
+    experts and routers have to be there, whatever is asked for.
+    """
+    missing, foreign = set(info["missing_keys"]), set(info["unexpected_keys"])
+    shaped = {key[0] for key in info["mismatched_keys"]}
+    layers = tuple(f"{path}." for path in expert_layers(model))
+    saved = classes.class_named(str((model.config.architectures or [""])[0]))
+    if (
+        saved is not None
+        and classes.plain_class(saved) is not classes.plain_class(type(model))
+        and missing | foreign
+    ):
+        start = f"{model.base_model_prefix}."
+        known = {name.removeprefix(start) for name in _names(classes.model_class(saved), model.config)}
+        missing = {n for n in missing if n.startswith(layers) or n.removeprefix(start) in known}
+        foreign = {n for n in foreign if n.removeprefix(start) not in known}
+    if resized:
+        shaped = {name for name in shaped if name.startswith(layers)}
+    return {
+        **dict.fromkeys(foreign, "is of another model"),
+        **dict.fromkeys(shaped, "has another shape"),
+        **dict.fromkeys(missing, "is missing"),
+    }
+
+
+def _names(kind: type[PreTrainedModel], config: PreTrainedConfig) -> list[str]:
+    """Return the names of the weights of a class's models, without making any."""
+    with torch.device("meta"):
+        return list(kind(copy.deepcopy(config)).state_dict())
+
+
+def check_weights(name: Any, wrong: Mapping[str, str], saved: Any = None) -> None:
+    """Raise `UserError` where weights are wrong (`wrong_weights`), with what wrote them."""
+    if not wrong:
+        return
+    first = min(wrong)
+    by = f" (it was {entry.written_by(saved)})" if saved is not None else ""
+    heads = "has another shape" in wrong.values()
+    raise UserError(
+        f"{name}: the checkpoint is incomplete or of another model: {len(wrong)} weights do not match, such as "
+        f"{first}, which {wrong[first]}{by}. Expected weights and config.json of one model: copy the folder again"
+        + (
+            ". Where other sizes are meant, as of a new head: from_pretrained(..., ignore_mismatched_sizes=True)"
+            if heads
+            else ""
+        )
+    )
+
+
+def _adapter(name: Any, given: Mapping[str, Any]) -> Path | None:
+    """Return the folder of an adapter, fetched from the hub where it is there, or None where it is none."""
+    if name is None or Path(str(name)).is_dir():
+        return Path(str(name)) if name is not None and adapters.is_adapter(Path(str(name))) else None
+    kept = getattr(given.get("config"), entry.KEY, None) or {}
+    if adapters.BACKBONE not in kept or not is_hub_id(str(name)):
+        return None
+    options = {key: given[key] for key in ("revision", "token", "cache_dir") if given.get(key) is not None}
+    folder = fetch(str(name), **options)
+    return folder if adapters.is_adapter(folder) else None
 
 
 def _described(folder: Path) -> tuple[PreTrainedConfig, type[PreTrainedModel]]:
@@ -111,6 +208,9 @@ def adapter_as(kind: type, folder: Path, arguments: Mapping[str, Any]) -> Any:
     Raises:
         UserError: the arguments ask for what only a whole checkpoint can be, or the model is of another class.
     """
+    why = unsafe(folder)
+    if why:
+        raise UserError(f"{folder}: {why}")
     given = {
         name: value for name, value in arguments.items() if value is not None and not name.startswith("_")
     }
