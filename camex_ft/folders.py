@@ -22,6 +22,7 @@ MAX_ENTRIES = 20_000  # below one folder; DeepSpeed's checkpoints of many proces
 MAX_DEPTH = 4  # folders in folders that are looked into; loaders go down two
 INDEX = ".index.json"
 SAFE = (".safetensors", ".gguf")
+WEIGHTS = ("model", "adapter")  # what files of weights are called, of those that loaders look for
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".h5", ".msgpack", ".npy", ".npz", ".joblib")
 NO_WEIGHTS = {"training_args.bin", "optimizer.bin", "optimizer.pt", "scheduler.pt", "scaler.pt"}
 CONFIGS = (
@@ -43,14 +44,15 @@ def unsafe(folder: Path | str, *, weights: bool = True) -> str | None:
 
     Args:
         folder: of the model; a link to it is followed, since the user has named it.
-        weights: whether its weights are to be read, and not its configuration and tokenizer alone.
+        weights: whether pickles in place of weights are a fault: not where its configuration and tokenizer alone are
+            read, or its reader has said what it expects.
     """
     try:
         root = Path(folder).resolve()
         if not root.is_dir():
             return None
-        fault = _entries_fault(root) or _config_fault(root)
-        return fault or ((_index_fault(root) or _pickle_fault(root)) if weights else None)
+        fault = _entries_fault(root) or _config_fault(root) or _index_fault(root)
+        return fault or (_pickle_fault(root) if weights else None)
     except OSError as error:
         return f"it cannot be read: {error.strerror or error} ({error.filename or folder})"
     except RuntimeError as error:  # a circle of links, before Python 3.13
@@ -198,8 +200,8 @@ def _keys(value: Any) -> Iterator[str]:
 
 def _pickle_fault(root: Path) -> str | None:
     names = sorted(path.name for path in root.iterdir() if path.is_file())
-    if any(name.endswith(SAFE) for name in names):
-        return None
+    if any(name.endswith(SAFE) and name.startswith(WEIGHTS) for name in names):
+        return None  # others beside them are not read
     pickles = [name for name in names if name.endswith(PICKLES) and not _no_weights(name)]
     if not pickles:
         return None

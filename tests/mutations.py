@@ -84,7 +84,8 @@ class Bad:
 def values() -> st.SearchStrategy[Any]:
     """Values that a key may be given, few of which it takes."""
     text = st.sampled_from(WORDS) | st.text(max_size=8)
-    return st.sampled_from(NUMBERS) | st.integers(-3, 9) | text | st.sampled_from(ODD)
+    odd = st.sampled_from(ODD).map(copy.deepcopy)  # later mutations put values into it
+    return st.sampled_from(NUMBERS) | st.integers(-3, 9) | text | odd
 
 
 def leaves(tree: Values, above: tuple[str, ...] = ()) -> list[tuple[str, ...]]:

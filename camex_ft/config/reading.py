@@ -8,6 +8,7 @@ refused, as are keys that occur twice in a mapping and aliases that expand witho
 from __future__ import annotations
 
 import re
+import stat
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -88,7 +89,10 @@ class _Refused(Exception):
 def read_file(path: Path) -> Document:
     """Read one YAML file that must hold a mapping. Whatever is wrong is in the document's `problems`."""
     try:
-        if path.stat().st_size > MAX_BYTES:
+        about = path.stat()
+        if not (stat.S_ISREG(about.st_mode) or stat.S_ISDIR(about.st_mode)):  # may never end, or never begin
+            return _failed("expected a YAML file, and this is a pipe or device", str(path))
+        if about.st_size > MAX_BYTES:
             return _failed(f"larger than {MAX_BYTES:,} bytes: this is not a configuration", str(path))
         text = path.read_bytes().decode("utf-8-sig")
     except FileNotFoundError:

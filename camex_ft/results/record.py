@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -175,6 +176,9 @@ def load_record(path: Path | str) -> Record:
     """Return the record in the file, or in the run folder, at `path`; `UserError` if there is none or it is broken."""
     path = Path(path)
     file = path / "record.json" if path.is_dir() else path
+    # not Path's own, which raise for a name that is too long; a pipe or device may never end, or never begin
+    if os.path.exists(file) and not os.path.isfile(file):
+        raise UserError(f"{file}: expected a file")
     try:
         return Record.model_validate_json(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
