@@ -211,7 +211,8 @@ def _call(name: str, line: str, folder: Path) -> Outcome:
 
 
 def _last_line(text: str) -> str:
-    lines = [line for line in text.splitlines() if line.strip()]
+    """Return the last line of what a command says; of a traceback its error, and not the request to report it."""
+    lines = [line for line in text.partition("\nThis is a fault of camex_ft")[0].splitlines() if line.strip()]
     return lines[-1].strip() if lines else "it says nothing"
 
 

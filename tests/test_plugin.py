@@ -75,6 +75,7 @@ def test_it_is_listed_validated_and_trained(environment: dict[str, str], tmp_pat
     assert json.loads(record.read_text())["protocol"] == "loudest-ca"
 
 
+@pytest.mark.slow
 def test_invariants_cover_it(environment: dict[str, str]) -> None:
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/invariants"]
     done = subprocess.run(
