@@ -176,8 +176,10 @@ def read_run(run_folder: Path | str) -> tuple[Config, Task]:
     """Return a finished run's configuration and task; `UserError` if there is none."""
     folder = RunFolder(Path(run_folder))
     if find_done(folder) is None:
+        above = Path(run_folder).parent
+        near = f": did you mean {above}?" if find_done(RunFolder(above)) is not None else ""
         raise UserError(
-            f"{run_folder} holds no finished run; runs are in results/runs, each with a record.json"
+            f"{run_folder} holds no finished run{near}; runs are in results/runs, each with a record.json"
         )
     settled = config.load_config(str(folder.config), [])
     return settled, TASKS.get(settled.task.id)
@@ -188,7 +190,7 @@ def load_trained(run_folder: Path | str) -> tuple[PreTrainedModel, PreTrainedTok
     folder = Path(run_folder) / MODEL
     if not folder.is_dir():
         raise UserError(
-            f"{run_folder} keeps no model, as output.model: false asks; `camex-ft run {run_folder}/config.yaml "
-            "output.model=true --force` runs it again and keeps it"
+            f"{run_folder} keeps no model: output.model was false, or it was removed; `camex-ft run "
+            f"{run_folder}/config.yaml output.model=true --force` runs it again and keeps it"
         )
     return upcycling.load(folder), AutoTokenizer.from_pretrained(folder, trust_remote_code=False)

@@ -24,12 +24,13 @@ from transformers import PreTrainedModel
 from camex_ft import upcycling
 from camex_ft.errors import UserError
 from camex_ft.exporting.dense import merged_maps
-from camex_ft.exporting.plain import KEY, fill, plain_model
+from camex_ft.exporting.plain import fill, plain_model
 from camex_ft.moe.context import Pass
 from camex_ft.moe.ffn import ExpertFFN, MergedFFN
 from camex_ft.protocols import Protocol
 from camex_ft.registry import PROTOCOLS
 from camex_ft.upcycling import adapters, expert_layers
+from camex_ft.upcycling.entry import KEY
 from camex_ft.upcycling.restructuring import plan_of
 
 SUMMED, STEPPED = "smear", "domain"

@@ -3,38 +3,16 @@
 from __future__ import annotations
 
 import copy
-import sys
 from collections.abc import Iterable, Mapping
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 from camex_ft.backbones import DenseFFN, family_of
-from camex_ft.upcycling import expert_layers
-
-T = TypeVar("T")
-KEY = "camex"  # of a model's config: what upcycling did
-# what a class or the one that saves it sets by itself
-OWN = (KEY, "model_type", "architectures", "transformers_version", "_name_or_path")
-
-
-def plain_class(kind: type[T]) -> type[T]:
-    """Return the class of transformers that an upcycled model's class, or its configuration's, was made from."""
-    for each in kind.__mro__:
-        module = each.__module__
-        if module.startswith("transformers.") and getattr(sys.modules[module], each.__name__, None) is each:
-            return each
-    raise TypeError(f"{kind.__name__} is no class of transformers")
-
-
-def plain_config(config: PreTrainedConfig) -> PreTrainedConfig:
-    """Return the configuration of the original architecture."""
-    values = {name: value for name, value in config.to_dict().items() if name not in OWN}
-    made: PreTrainedConfig = plain_class(type(config)).from_dict(values)
-    return made
+from camex_ft.upcycling import expert_layers, plain_class, plain_config
 
 
 @torch.no_grad()
@@ -50,6 +28,7 @@ def plain_model(model: PreTrainedModel, *, merge_lora: bool) -> tuple[PreTrained
     kind = plain_class(type(model))
     with torch.random.fork_rng(devices=[]):
         made: PreTrainedModel = kind._from_config(plain_config(model.config), dtype=model.dtype).eval()
+    made.name_or_path = made.config.name_or_path = ""  # it may be a folder here
     if model.can_generate():
         made.generation_config = copy.deepcopy(model.generation_config)
     layers = expert_layers(model)

@@ -11,11 +11,13 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalToken
 from huggingface_hub.utils import validate_repo_id
 
 from camex_ft import folders
+from camex_ft.config.backbones import NEW, is_gguf
 from camex_ft.errors import UserError
 from camex_ft.pipeline import MODEL
 from camex_ft.registry import TASKS
 from camex_ft.results import find_done
 from camex_ft.results.card import NAME, card
+from camex_ft.upcycling import adapters
 
 # what transformers, camex_ft and `export` write; a folder with anything else in it is not sent
 WEIGHTS = ("model.safetensors", "model-*-of-*.safetensors", "adapter.safetensors")
@@ -78,7 +80,9 @@ def upload_of(source: Path | str, repo_id: str, *, license: str | None = None) -
     try:
         validate_repo_id(repo_id)
     except HFValidationError as error:
-        raise UserError(f"'{repo_id}' is no name on the hub: {error}. Expected NAME/MODEL") from error
+        raise UserError(
+            f"'{repo_id}' is no name on the hub: {str(error).rstrip('.')}. Expected NAME/MODEL"
+        ) from error
     given = Path(source)
     record = find_done(given) if given.is_dir() else None
     folder = given if record is None else given / MODEL
@@ -88,6 +92,7 @@ def upload_of(source: Path | str, repo_id: str, *, license: str | None = None) -
     if record is not None and NAME not in files:
         made = card(record, head=TASKS.get(record.task).head, license=license)
         files[NAME] = len(made.encode())
+    _check_backbone(folder)
     return Upload(folder=folder, repo_id=repo_id, files=tuple(sorted(files.items())), card=made)
 
 
@@ -144,7 +149,9 @@ def in_units(size: int) -> str:
 
 def _check(folder: Path, given: Path) -> None:
     if not folder.is_dir():
-        why = "keeps no model, as output.model: false asks" if folder != given else "is no folder"
+        why = (
+            "keeps no model: output.model was false, or it was removed" if folder != given else "is no folder"
+        )
         raise UserError(f"{given} {why}: expected a finished run with its model, or the folder of a model")
     if not (folder / "config.json").is_file():
         raise UserError(
@@ -163,6 +170,19 @@ def _check(folder: Path, given: Path) -> None:
         )
     if not any(fnmatch.fnmatchcase(name, known) for name in names for known in WEIGHTS):
         raise UserError(f"{folder} is not sent: it has no weights. Expected {WEIGHTS[0]}")
+
+
+def _check_backbone(folder: Path) -> None:
+    """Raise `UserError` where an adapter names its backbone by a path of this machine."""
+    if not adapters.is_adapter(folder):
+        return
+    name = adapters.read(folder).name.removeprefix(NEW)
+    if name.startswith((".", "/", "~")) or is_gguf(name) or (name and Path(name).exists()):
+        raise UserError(
+            f"{folder} is not sent: it is an adapter of the backbone {name}, which is a path of this machine: nobody "
+            f"else finds it. Expected the backbone's id on the hub as `name` in {adapters.ABOUT} and in config.json, "
+            "both under `backbone`"
+        )
 
 
 def _refused(error: HfHubHTTPError, repo_id: str) -> str:

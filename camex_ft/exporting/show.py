@@ -19,20 +19,20 @@ TITLES = {"dense": "What merging once has cost", "folded": "What folding has cha
 def lines(made: Exported) -> list[str]:
     """Return what the terminal shows: metrics before and after, and what was lost."""
     width = max(map(len, made.after))
-    table = [f"{'':{width}}  {'merged':>10}  {made.form:>10}  {'change':>10}"]
+    table = [f"{'':{width}}  {'run':>10}  {made.form:>10}  {'change':>10}"]
     for name, after in made.after.items():
         before = made.before[name]
-        table.append(f"{name:{width}}  {before:10.4f}  {after:10.4f}  {after - before:+10.4f}")
+        table.append(f"{name:{width}}  {before:10.4f}  {after:10.4f}  {_change(before, after):>10}")
     return [*table, "", *_said(made)]
 
 
 def sections(made: Exported) -> list[tuple[str, str]]:
     """Return the card's section: the same in Markdown."""
     rows = [
-        f"| {name} | {made.before[name]:.4f} | {after:.4f} | {after - made.before[name]:+.4f} |"
+        f"| {name} | {made.before[name]:.4f} | {after:.4f} | {_change(made.before[name], after)} |"
         for name, after in made.after.items()
     ]
-    head = f"| metric | merged for every input | {made.form} | change |"
+    head = f"| metric | the run's model | {made.form} | change |"
     table = "\n".join([head, "|---|---|---|---|", *rows])
     return [(TITLES[made.form], "\n\n".join([table, *_said(made)]))]
 
@@ -92,6 +92,10 @@ def _routing(made: Exported, routing: MeanRouting) -> list[str]:
             "non-linearity within, is another function even where all inputs are routed alike."
         )
     return said
+
+
+def _change(before: float, after: float) -> str:
+    return f"{round(after - before, 4) + 0.0:+.4f}"  # never -0.0000
 
 
 def _range(values: list[float]) -> str:

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import os
-import shutil
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from camex_ft import upcycling
+from camex_ft.durable import whole_folder
 from camex_ft.errors import UserError
 from camex_ft.exporting.show import numbers, sections
 from camex_ft.results.card import NAME, card
@@ -23,7 +21,6 @@ if TYPE_CHECKING:
     from camex_ft.exporting.export import Exported
 
 NUMBERS = "export.json"
-MODE = 0o777
 
 
 def check_target(target: Path) -> Path:
@@ -67,29 +64,15 @@ def write(
         license=license,
         sections=sections(exported),
     )
-    with full_disk(str(target)), _made_whole(target) as folder:
+    with full_disk(str(target)), whole_folder(target) as folder:
         upcycling.save(model, folder)
         tokenizer.save_pretrained(folder)
         (folder / NUMBERS).write_text(dumps(numbers(exported), indent=2) + "\n", encoding="utf-8")
         (folder / NAME).write_text(text, encoding="utf-8")
+        check_target(target)  # again: it may have been filled meanwhile
 
 
 def primary_split(exported: Exported) -> str:
     """Return the name of the validation split that decides."""
     metric = exported.record.metrics.primary
     return next(name for name in exported.before if name.endswith(f"_{metric}")).removesuffix(f"_{metric}")
-
-
-@contextmanager
-def _made_whole(target: Path) -> Iterator[Path]:
-    """Yield a temporary folder beside `target` that becomes it at the end, or goes away."""
-    temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
-    try:
-        yield temporary
-        mask = os.umask(0)
-        os.umask(mask)
-        temporary.chmod(MODE & ~mask)  # mkdtemp makes folders that only their owner can read
-        os.replace(temporary, target)  # an empty folder is replaced
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise

@@ -68,7 +68,7 @@ def _opening(record: Record, form: Form) -> str:
     protocol = record.protocol
     said = {
         "plain": f"{base}, fine-tuned with camex_ft as the dense baseline: it has no experts.",
-        "upcycled": f"{base}, its feed-forward layers turned into experts whose weights are merged for every input "
+        "upcycled": f"{base}, its feed-forward layers turned into experts that are combined anew for every input "
         f"(protocol `{protocol}`), fine-tuned with camex_ft.",
         "adapter": f"An adapter for {base}: experts of low rank (protocol `{protocol}`) and LoRA, trained with "
         "camex_ft. The backbone's own weights are not in it.",
@@ -136,7 +136,7 @@ def _loading(form: Form, head: str) -> str:
         '`camex_ft.load("FOLDER")` does the same. Without camex_ft transformers does not know the experts.',
     )
     code = "\n".join(lines.get(form, own))
-    return f"```python\n{code}\n```\n\n`FOLDER` is this one. {told}"
+    return f"```python\n{code}\n```\n\n`FOLDER` is this one, or its id on the hub. {told}"
 
 
 def _made(record: Record) -> str:

@@ -20,7 +20,7 @@ from camex_ft.config import load_config
 from camex_ft.errors import UserError
 from camex_ft.exporting import writing
 from camex_ft.exporting.export import export
-from camex_ft.exporting.show import lines
+from camex_ft.exporting.show import _change, lines
 from camex_ft.upcycling import expert_layers, load
 
 SETTINGS = {
@@ -154,8 +154,10 @@ def test_nothing_is_written_over(run, tmp_path):
 
 
 def test_what_is_no_run(run, tmp_path):
-    with pytest.raises(UserError, match="no finished run"):
+    with pytest.raises(UserError, match="no finished run; runs are"):
         export(tmp_path, tmp_path / "out")
+    with pytest.raises(UserError, match=f"no finished run: did you mean {run}"):
+        export(run / "model", tmp_path / "out")
     bare = shutil.copytree(run, tmp_path / "bare", ignore=shutil.ignore_patterns("model"))
     with pytest.raises(UserError, match="keeps no model"):
         export(bare, tmp_path / "out")
@@ -169,6 +171,25 @@ def test_an_export_that_fails_leaves_nothing(run, tmp_path, monkeypatch):
     with pytest.raises(UserError, match="no room"):
         export(run, tmp_path / "out", rows=2)
     assert list(tmp_path.iterdir()) == []
+
+    def late(made: object) -> dict:
+        (tmp_path / "out").mkdir()
+        (tmp_path / "out" / "mine").write_text("of somebody else, written meanwhile")
+        return {}
+
+    monkeypatch.setattr(writing, "numbers", late)
+    with pytest.raises(UserError, match="is there already"):
+        export(run, tmp_path / "out", rows=2)
+    assert [path.name for path in tmp_path.rglob("*")] == ["out", "mine"]
+
+
+def test_changes_that_round_to_nothing_have_no_minus():
+    assert [_change(1.0, one) for one in (0.99999999, 1.0, 0.9999, 1.2)] == [
+        "+0.0000",
+        "+0.0000",
+        "-0.0001",
+        "+0.2000",
+    ]
 
 
 @pytest.mark.slow

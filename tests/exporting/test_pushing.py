@@ -184,3 +184,31 @@ def test_nobody_answers(tmp_path, monkeypatch):
     monkeypatch.setattr(pushing, "HfApi", partial(HfApi, endpoint="http://127.0.0.1:9", token="hf_x"))
     with pytest.raises(UserError, match="cannot be reached"):
         push(upload_of(folder(tmp_path / "m"), "me/model"))
+
+
+@pytest.mark.parametrize(
+    ("name", "sent"),
+    [
+        ("google-bert/bert-base-uncased", True),
+        ("embedded/t5", True),
+        ("/home/me/bert", False),
+        ("./bert", False),
+        ("new:~/bert", False),
+        ("bert.gguf", False),
+        ("my/bert", False),
+    ],
+)
+def test_an_adapter_names_its_backbone_by_what_others_find(name, sent, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my" / "bert").mkdir(parents=True)
+    backbone = {"name": name, "head": "causal-lm", "seed": 0, "dtype": "float32", "sha256": ""}
+    about = json.dumps({"format": 1, "backbone": backbone, "plan": {}})
+    made = folder(tmp_path / "m", **{"adapter.json": about})
+    (made / "model.safetensors").rename(made / "adapter.safetensors")
+    if sent:
+        assert upload_of(made, "me/model").files
+    else:
+        with pytest.raises(
+            UserError, match=r"is not sent: .*a path of this machine.*id on the hub as `name`"
+        ):
+            upload_of(made, "me/model")
