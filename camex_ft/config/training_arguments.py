@@ -6,6 +6,7 @@ Importing that class imports torch, so it happens only when a key is met that th
 from __future__ import annotations
 
 import dataclasses
+import json
 import types
 import typing
 from enum import Enum
@@ -53,6 +54,8 @@ MOST = {
     "eval_accumulation_steps": 1_000_000_000,
     "data_seed": 2**32 - 1,
 }
+MAPPINGS = ("lr_scheduler_kwargs", "gradient_checkpointing_kwargs")
+CHECKPOINTING = ("use_reentrant", "preserve_rng_state", "early_stop", "debug")
 LEAST = {
     "gradient_accumulation_steps": 1,
     "eval_accumulation_steps": 1,
@@ -128,6 +131,10 @@ def coerce(name: str, value: Any) -> Any:
         made = TypeAdapter(hint, config=STRICT).validate_python(value)
     except ValidationError:
         raise ValueError(f"expected {' or '.join(map(_kind, members))}") from None
+    if name in MAPPINGS and isinstance(made, str):  # a mapping in JSON, as on transformers' own command lines
+        made = _mapping(made)
+    if name == "gradient_checkpointing_kwargs":
+        _check_checkpointing(made or {})
     if name == "report_to":
         _check_reporters(made)
     if made is not None and name in LEAST and made < LEAST[name]:
@@ -135,6 +142,27 @@ def coerce(name: str, value: Any) -> Any:
     if made is not None and name in MOST and made > MOST[name]:
         raise ValueError(f"expected at most {MOST[name]:,}")
     return made
+
+
+def _mapping(text: str) -> dict[str, Any]:
+    try:
+        made = json.loads(text)
+    except (ValueError, RecursionError):
+        made = None
+    if not isinstance(made, dict):
+        raise ValueError("expected a mapping")
+    return made
+
+
+def _check_checkpointing(given: dict[str, Any]) -> None:
+    """Raise `ValueError` unless these are options of `torch.utils.checkpoint.checkpoint` with true or false."""
+    for key, value in given.items():
+        if key not in CHECKPOINTING:
+            raise ValueError(
+                f"unknown option '{key}'.{nearest(key, CHECKPOINTING)} Known: {', '.join(CHECKPOINTING)}"
+            )
+        if not isinstance(value, bool):
+            raise ValueError(f"{key}: expected true or false")
 
 
 def _check_reporters(named: str | list[str] | None) -> None:
