@@ -11,6 +11,7 @@ RATE = st.floats(1e-7, 1.0)
 # PyYAML writes the line break U+0085 in a way that it reads as a space
 LETTERS = st.characters(codec="utf-8", exclude_categories=("Cs",), exclude_characters="\x85")
 WORD = st.text(LETTERS, min_size=1, max_size=12)
+PLACE = st.text(st.characters(codec="utf-8", exclude_categories=("Cs", "Cc")), min_size=1, max_size=12)
 KEYS: dict[tuple[str, ...], st.SearchStrategy[Any]] = {
     ("profile",): st.sampled_from(["auto", "paper", "embedded"]),
     ("task", "name"): st.sampled_from(["sst2", "rte", "mnli", "stsb"]),
@@ -51,7 +52,7 @@ KEYS: dict[tuple[str, ...], st.SearchStrategy[Any]] = {
     ("training", "run_name"): WORD,  # a field of TrainingArguments, and free text
     ("training", "lr_scheduler_type"): st.sampled_from(["linear", "cosine", "constant"]),
     ("training", "bf16"): st.booleans(),
-    ("output", "dir"): WORD,
+    ("output", "dir"): PLACE,
 }
 Tree = dict[str, Any]
 Leaves = dict[tuple[str, ...], Any]

@@ -90,4 +90,7 @@ def show(value: Any) -> str:
 
 def expected(detail: ErrorDetails) -> str:
     """Return what pydantic expected, in this package's words."""
-    return EXPECTED.get(detail["type"], detail["msg"]).format(**detail.get("ctx", {}))
+    context = {
+        k: int(v) if isinstance(v, float) and v.is_integer() else v for k, v in detail.get("ctx", {}).items()
+    }
+    return EXPECTED.get(detail["type"], detail["msg"]).format(**context)

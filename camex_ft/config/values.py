@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Annotated, Any, Literal
+from unicodedata import category
 
 from pydantic import BeforeValidator, Field
 from pydantic_core import PydanticCustomError
@@ -25,10 +26,8 @@ def _as_layers(value: Any) -> Any:
 
 
 def _as_place(value: Any) -> Any:
-    if isinstance(value, str) and any(
-        ord(char) < 32 or ord(char) == 127 or "\ud800" <= char <= "\udfff" for char in value
-    ):
-        # no file system has the last ones; a line break would begin a line of a job's script
+    if isinstance(value, str) and any(category(char) in ("Cc", "Cs") for char in value):
+        # a line break would begin a line of a job's script; halves of surrogate pairs are in no file's name
         raise PydanticCustomError("place", "expected a path without control characters")
     return value
 
