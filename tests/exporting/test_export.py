@@ -19,7 +19,7 @@ from camex_ft import pipeline, trained
 from camex_ft.config import load_config
 from camex_ft.errors import UserError
 from camex_ft.exporting import writing
-from camex_ft.exporting.export import export
+from camex_ft.exporting.export import Exported, export
 from camex_ft.exporting.show import _change, lines
 from camex_ft.upcycling import expert_layers, load
 
@@ -64,10 +64,13 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def dense(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("exports") / "dense"
-    export(run, out, as_="dense", rows=20)
-    return out
+def exported(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Exported:
+    return export(run, tmp_path_factory.mktemp("exports") / "dense", as_="dense", rows=20)
+
+
+@pytest.fixture
+def dense(exported: Exported) -> Path:
+    return exported.folder
 
 
 def inputs(folder: Path) -> dict[str, torch.Tensor]:
@@ -163,13 +166,18 @@ def test_what_is_no_run(run, tmp_path):
         export(bare, tmp_path / "out")
 
 
-def test_an_export_that_fails_leaves_nothing(run, tmp_path, monkeypatch):
+def test_an_export_that_fails_leaves_nothing(exported, tmp_path, monkeypatch):
+    def write() -> None:
+        model, tokenizer = load(exported.folder), AutoTokenizer.from_pretrained(exported.folder)
+        head = "sequence-classification"
+        writing.write(model, tokenizer, tmp_path / "out", exported=exported, head=head, license=None)
+
     def full(*args: object, **kwargs: object) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(writing, "numbers", full)
     with pytest.raises(UserError, match="no room"):
-        export(run, tmp_path / "out", rows=2)
+        write()
     assert list(tmp_path.iterdir()) == []
 
     def late(made: object) -> dict:
@@ -179,8 +187,8 @@ def test_an_export_that_fails_leaves_nothing(run, tmp_path, monkeypatch):
 
     monkeypatch.setattr(writing, "numbers", late)
     with pytest.raises(UserError, match="is there already"):
-        export(run, tmp_path / "out", rows=2)
-    assert [path.name for path in tmp_path.rglob("*")] == ["out", "mine"]
+        write()
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["mine", "out"]
 
 
 def test_changes_that_round_to_nothing_have_no_minus():

@@ -318,6 +318,14 @@ print(type(Auto.from_pretrained(folder)).__name__)
 """
 
 
+def test_transformers_itself_knows_no_type_of_ours() -> None:
+    """So it refuses them all where camex_ft was not imported."""
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+
+    assert not [kind for kind in CONFIG_MAPPING_NAMES if kind.startswith("camex")]
+
+
+@pytest.mark.slow
 def test_transformers_alone_refuses_it_and_camex_ft_may_be_imported_later(saved: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT, str(saved)], capture_output=True, text=True, timeout=200, check=False

@@ -27,7 +27,16 @@ from camex_ft.upcycling import classes, expert_layers, load
 CLASSIFIER, LANGUAGE = "sequence-classification", ("seq2seq-lm", "causal-lm", "masked-lm")
 FIRST = {name: registry.BACKBONES.get(name).model_types[0] for name in registry.BACKBONES.names()}
 OTHER_FORMS = [(kind, protocol) for kind in ("bert", "gpt2", "t5") for protocol in ("smoe", "namex")]
-CASES = [(kind, "ties-ca") for kind in FIRST.values()] + OTHER_FORMS
+DEFAULT = [
+    ("bert", "smoe"),
+    ("gpt2", "namex"),
+    ("t5", "ties-ca"),
+    ("llama", "ties-ca"),
+]  # every form, both stacks
+CASES = [
+    pytest.param(*case, marks=[] if case in DEFAULT else pytest.mark.slow, id="-".join(case))
+    for case in [*((kind, "ties-ca") for kind in FIRST.values()), *OTHER_FORMS]
+]
 
 
 @cache
@@ -56,7 +65,11 @@ def shapes(value: Any) -> Any:
 
 
 @pytest.mark.parametrize(
-    ("kind", "protocol", "head"), [*((*case, "base") for case in CASES), ("gpt2", "ties-ca", CLASSIFIER)]
+    ("kind", "protocol", "head"),
+    [
+        *(pytest.param(*case.values, "base", marks=case.marks, id=case.id) for case in CASES),
+        ("gpt2", "ties-ca", CLASSIFIER),
+    ],
 )
 def test_hidden_states_and_attentions_are_those_of_the_dense_model(
     kind: str, protocol: str, head: str
@@ -93,7 +106,10 @@ def test_evaluation_is_deterministic_and_a_copy_is_a_model_of_its_own(kind: str,
 
 @pytest.mark.parametrize(
     ("kind", "protocol"),
-    [*((k, "ties-ca") for k in ("distilbert", "gpt2", "mistral", "qwen2")), ("t5", "smoe")],
+    [
+        *(("gpt2", "ties-ca"), ("t5", "smoe")),
+        *(pytest.param(k, "ties-ca", marks=pytest.mark.slow) for k in ("distilbert", "mistral", "qwen2")),
+    ],
 )
 def test_gradient_checkpointing_changes_no_gradient(kind: str, protocol: str) -> None:
     """The types and forms that tests of training do not have."""
@@ -149,7 +165,11 @@ def test_a_shard_that_is_cut_short_or_gone(tmp_path: Path) -> None:
         load(tmp_path)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(
+    "dtype",
+    [torch.bfloat16, pytest.param(torch.float16, marks=pytest.mark.slow)],
+    ids=["bfloat16", "float16"],
+)
 def test_a_model_s_precision_is_kept_and_can_be_chosen(dtype: torch.dtype, tmp_path: Path) -> None:
     made = copy.deepcopy(model_of("bert", "ties-ca")).to(dtype)
     made.save_pretrained(tmp_path)
