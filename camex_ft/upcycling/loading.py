@@ -43,6 +43,8 @@ def load(
             be asked.
     """
     folder = Path(path)
+    if not str(path):
+        raise UserError("there is no folder '': expected that of a model, or an id on the hub, NAME/MODEL")
     if not folder.is_dir() and isinstance(path, str) and is_hub_id(path):
         folder = fetch(path, revision=revision)
     elif not folder.exists():
@@ -115,14 +117,10 @@ def wrong_weights(
     missing, foreign = set(info["missing_keys"]), set(info["unexpected_keys"])
     shaped = {key[0] for key in info["mismatched_keys"]}
     layers = tuple(f"{path}." for path in expert_layers(model))
-    saved = classes.class_named(str((model.config.architectures or [""])[0]))
-    if (
-        saved is not None
-        and classes.plain_class(saved) is not classes.plain_class(type(model))
-        and missing | foreign
-    ):
+    saved = _saved_class(model.config)
+    if saved is not None and saved is not type(model) and missing | foreign:
         start = f"{model.base_model_prefix}."
-        known = {name.removeprefix(start) for name in _names(classes.model_class(saved), model.config)}
+        known = {name.removeprefix(start) for name in _names(saved, model.config)}
         missing = {n for n in missing if n.startswith(layers) or n.removeprefix(start) in known}
         foreign = {n for n in foreign if n.removeprefix(start) not in known}
     if resized:
@@ -132,6 +130,13 @@ def wrong_weights(
         **dict.fromkeys(shaped, "has another shape"),
         **dict.fromkeys(missing, "is missing"),
     }
+
+
+def _saved_class(config: PreTrainedConfig) -> type[PreTrainedModel] | None:
+    """Return the class of upcycled models that a configuration was saved with; None where it does not say one."""
+    named = classes.class_named(str((config.architectures or [""])[0]))
+    kind = None if named is None else classes.model_class(named)
+    return kind if kind is not None and kind.config_class is type(config) else None
 
 
 def _names(kind: type[PreTrainedModel], config: PreTrainedConfig) -> list[str]:

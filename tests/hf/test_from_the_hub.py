@@ -88,7 +88,7 @@ def test_by_its_id(hub: Hub, tmp_path: Path) -> None:
 def test_what_is_not_there_or_not_safe(hub: Hub, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no folder 'me/else'.*the hub has no model 'me/else'"):
         load("me/else")
-    for spec in ("./me/whole", "a/b/c", "whole", Path("me/whole")):  # folders, and no ids
+    for spec in ("./me/whole", "a/b/c", "whole", "", Path("me/whole")):  # folders, and no ids
         with pytest.raises(UserError, match=r"there is no folder .*NAME/MODEL"):
             load(spec)
     assert not hub.files

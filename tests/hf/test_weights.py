@@ -5,6 +5,7 @@ What the auto classes may make new is what was not saved because it belongs to a
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import torch
 from cases import Case, shake, upcycled
 from safetensors.torch import load_file, save_file
 from tiny import inputs_of
+from transformers import AutoConfig
 
 from camex_ft.embedded import HEADS
 from camex_ft.errors import UserError
@@ -91,6 +93,17 @@ def test_no_option_fills_experts_at_random(spoil: Any) -> None:
     folder = spoil(SPOILT["an expert of another shape"])
     with pytest.raises(UserError, match=rf"{LAYER}.up.experts, which has another shape"):
         kind.from_pretrained(folder, ignore_mismatched_sizes=True)
+
+
+@pytest.mark.parametrize("named", [None, ["CamexNothing"], ["CamexGPT2LMHeadModel"]])
+def test_without_the_saved_class_all_weights_have_to_be_there(named: Any, spoil: Any) -> None:
+    """What it does not say, or says of another type of model, excuses nothing."""
+    folder = spoil({})
+    config = AutoConfig.from_pretrained(folder)
+    config.architectures = named
+    assert HEADS[CLASSIFIER].from_pretrained(folder, config=copy.deepcopy(config))
+    with pytest.raises(UserError, match=r"2 weights .* such as classifier.bias, which is of another model"):
+        HEADS["base"].from_pretrained(folder, config=config)
 
 
 def test_a_missing_head_of_the_saved_class_is_a_fault(spoil: Any) -> None:
