@@ -113,7 +113,11 @@ def test_files_in_the_hub_cache_serve_without_the_hub(hub: Any, client: Any, tmp
 @pytest.mark.parametrize(
     "what", [("data", "glue/sst2", "datasets/nyu-mll/glue"), ("backbone", BERT, f"models/{BERT}")]
 )
-@pytest.mark.parametrize("fault", [broken, cut], ids=["500 in the middle", "cut short"])
+@pytest.mark.parametrize(
+    "fault",
+    [pytest.param(broken, marks=pytest.mark.slow), cut],
+    ids=["500 in the middle", "cut short"],
+)
 def test_a_fault_that_passes(fault: Any, what: Any, hub: Any, client: Any, tmp_path: Path) -> None:
     """Either the same command gets over it, or it ends with a message and the next one does; no half file is left."""
     hub.fault = once(WEIGHTS if what[0] == "backbone" else PARQUET, fault)

@@ -119,8 +119,19 @@ def folder(tmp_path: Path) -> Path:
     return made
 
 
-@pytest.mark.parametrize("name", REFUSED)
-@pytest.mark.parametrize("where", OPEN)
+# One of each sort at every place; all of them at two places, the others when slow.
+SORTS = ("link out", "weights elsewhere", "pipe", "pickle", "index up", "code")
+EVERYWHERE = ("source.check", "upcycling.load")
+PAIRS = [
+    (where, name)
+    if name in SORTS or where in EVERYWHERE
+    else pytest.param(where, name, marks=pytest.mark.slow)
+    for where in OPEN
+    for name in REFUSED
+]
+
+
+@pytest.mark.parametrize(("where", "name"), PAIRS)
 def test_a_hostile_folder_is_not_opened(where: str, name: str, folder: Path, capsys: Any) -> None:
     if where == "checkpoints" and name == "pickle beside other tensors":
         return  # the Trainer's loader reads it as tensors alone (weights_only), which runs nothing
