@@ -19,6 +19,7 @@ from transformers import (
 )
 
 from camex_ft import config, upcycling
+from camex_ft.backbones.load import VOCABULARIES
 from camex_ft.config import Config
 from camex_ft.errors import UserError
 from camex_ft.pipeline import MODEL, PREDICTIONS
@@ -193,4 +194,14 @@ def load_trained(run_folder: Path | str) -> tuple[PreTrainedModel, PreTrainedTok
             f"{run_folder} keeps no model: output.model was false, or it was removed; `camex-ft run "
             f"{run_folder}/config.yaml output.model=true --force` runs it again and keeps it"
         )
-    return upcycling.load(folder), AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    model = upcycling.load(folder)
+    try:  # without its vocabulary it may load all the same, and then know nothing but its special tokens
+        if not any((folder / name).is_file() for name in VOCABULARIES):
+            raise FileNotFoundError(f"none of {', '.join(VOCABULARIES)} is there")
+        return model, AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    except Exception as error:  # transformers raises many types here; each one is about the files
+        said = next(iter(str(error).splitlines()), "") or type(error).__name__
+        raise UserError(
+            f"{folder}: its tokenizer is not usable: {said}. Expected the files as the run wrote them: copy the folder "
+            "again"
+        ) from error

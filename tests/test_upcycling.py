@@ -301,8 +301,10 @@ def test_dense_checkpoints_load_too(tmp_path: Path) -> None:
 
 
 def test_no_folder(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"nowhere is not a checkpoint folder: it has no config.json"):
+    with pytest.raises(UserError, match=r"there is no folder .*nowhere: expected"):
         load(tmp_path / "nowhere")
+    with pytest.raises(UserError, match=r"is not a checkpoint folder: it has no config.json$"):
+        load(tmp_path)
 
 
 @pytest.mark.parametrize("text", ["{", "[]", "{}", '{"model_type": "nonsense"}'])

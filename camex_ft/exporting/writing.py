@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import os
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from camex_ft import upcycling
-from camex_ft.durable import whole_folder
+from camex_ft.durable import unfinished, whole_folder
 from camex_ft.errors import UserError
 from camex_ft.exporting.show import numbers, sections
+from camex_ft.folders import writing
 from camex_ft.results.card import NAME, card
 from camex_ft.results.disk import full_disk
 from camex_ft.results.record import dumps
@@ -25,19 +27,19 @@ NUMBERS = "export.json"
 
 def check_target(target: Path) -> Path:
     """Return a folder's path; `UserError` unless it is new or empty and what holds it can be written."""
-    target = target.expanduser()
-    if target.is_dir() and not any(target.iterdir()):
-        return target
-    if os.path.lexists(target):
+    with writing(target):  # also what its name alone keeps from being written
+        target = target.expanduser()
+        with suppress(FileNotFoundError):
+            unfinished(target).lstat()
+        empty = target.is_dir() and not any(target.iterdir())
+        if not empty and not os.path.lexists(target):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=target.parent):
+                return target
+    if not empty:
         raise UserError(
             f"{target} is there already: expected a new or empty folder, so that nothing is mixed"
         )
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=target.parent):
-            pass
-    except OSError as error:
-        raise UserError(f"{target.parent} cannot be written: {error.strerror or error}") from error
     return target
 
 

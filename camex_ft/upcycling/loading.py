@@ -57,7 +57,8 @@ def load(
     if adapters.is_adapter(folder):
         return with_adapter(folder, backbone)
     if not (folder / "config.json").is_file():
-        raise UserError(f"{folder} is not a checkpoint folder: it has no config.json")
+        near = f": did you mean {folder / 'model'}?" if (folder / "model" / "config.json").is_file() else ""
+        raise UserError(f"{folder} is not a checkpoint folder: it has no config.json{near}")
     config, kind = _described(folder)
     saved = getattr(config, entry.KEY, None)
     by = f" (it was {entry.written_by(saved)})" if saved is not None else ""

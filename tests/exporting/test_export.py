@@ -156,12 +156,26 @@ def test_nothing_is_written_over(run, tmp_path):
         export(run, tmp_path / "link")
 
 
+@pytest.mark.parametrize("name", ["a" * 300, "a" * 250, "a\0b", "notes/below", "notes"])
+def test_a_name_that_cannot_be_written(name, tmp_path):
+    """Before anything is measured; 250 letters fit, but not what it is called until it is whole."""
+    (tmp_path / "notes").write_text("a file")
+    with pytest.raises(UserError, match=r"cannot be written|is there already"):
+        writing.check_target(tmp_path / name)
+    assert [path.name for path in tmp_path.iterdir()] == ["notes"]
+
+
 def test_what_is_no_run(run, tmp_path):
     with pytest.raises(UserError, match="no finished run; runs are"):
         export(tmp_path, tmp_path / "out")
     with pytest.raises(UserError, match=f"no finished run: did you mean {run}"):
         export(run / "model", tmp_path / "out")
-    bare = shutil.copytree(run, tmp_path / "bare", ignore=shutil.ignore_patterns("model"))
+    with pytest.raises(UserError, match=f"is not a checkpoint folder.*did you mean {run / 'model'}"):
+        load(run)
+    bare = shutil.copytree(run, tmp_path / "bare", ignore=shutil.ignore_patterns("tokenizer*"))
+    with pytest.raises(UserError, match="its tokenizer is not usable"):
+        export(bare, tmp_path / "out")
+    shutil.rmtree(bare / "model")
     with pytest.raises(UserError, match="keeps no model"):
         export(bare, tmp_path / "out")
 
