@@ -8,6 +8,7 @@ import torch
 from transformers import AutoConfig, PreTrainedModel
 
 from camex_ft import embedded
+from camex_ft.backbones.base import plain_type
 from camex_ft.config.backbones import EMBEDDED
 from camex_ft.embedded import HEADS, has_head
 from camex_ft.errors import UserError, nearest
@@ -111,14 +112,14 @@ def inputs(model: PreTrainedModel, *, batch: int, length: int, seed: int = 0) ->
     if limit is not None and config.model_type == "roberta":
         limit -= config.pad_token_id + 1  # where its positions begin
     if limit is not None and length > limit:
-        raise UserError(f"--length is {length}: {config.model_type} has {limit} positions here")
+        raise UserError(f"--length is {length}: {plain_type(config.model_type)} has {limit} positions here")
     special = {
         getattr(config, f"{role}_token_id", None) for role in ("pad", "bos", "eos", "decoder_start")
     } - {None}
     words = torch.tensor([token for token in range(config.vocab_size) if token not in special])
     generator = torch.Generator().manual_seed(seed)
     ids = words[torch.randint(len(words), (batch, length), generator=generator)]
-    if config.model_type == "t5":
+    if plain_type(config.model_type) == "t5":
         ids[:, -1] = config.eos_token_id  # its classifier reads the end token
     labels = torch.randint(LABELS, (batch,), generator=generator)
     made = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels}

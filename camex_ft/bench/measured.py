@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, TrainerCallback, default_data_collator
 
+from camex_ft.backbones.base import plain_type
 from camex_ft.bench import memory
 from camex_ft.bench.child import in_child
 from camex_ft.config import Config
@@ -126,7 +127,7 @@ def made_up(model: PreTrainedModel, batch: Batch, *, seed: int) -> dict[str, Ten
     generator = torch.Generator().manual_seed(seed)
     ids = torch.randint(3, config.vocab_size, (batch.length,), generator=generator)
     row = {"attention_mask": torch.ones_like(ids)}
-    if config.model_type == "t5":
+    if plain_type(config.model_type) == "t5":
         ids[ids == config.eos_token_id] = 2  # its classifier reads the one end token
         ids[-1] = config.eos_token_id
     if model.get_output_embeddings() is None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from camex_ft.errors import UserError
-from camex_ft.results.folder import RunFolder, find_done
+from camex_ft.results.folder import RunFolder, find_done, read_lines
 from camex_ft.results.record import Record, load_record
 
 SECTIONS = ("merging", "routing", "upcycle")
@@ -74,7 +74,8 @@ def read_results(folder: Path | str) -> list[Result]:
         ]
     else:
         results = [
-            Result(record=load_record(file), history=_history(file)) for file in sorted(folder.glob("*.json"))
+            Result(record=load_record(file), history=tuple(read_lines(file.with_name(file.stem + HISTORY))))
+            for file in sorted(folder.glob("*.json"))
         ]
     if not results:
         raise UserError(f"{folder}: no records here; expected NAME.json files, or runs/NAME/record.json")
@@ -159,10 +160,3 @@ def leaves(tree: object, path: str = "") -> Iterator[tuple[str, object]]:
 
 def _short(value: object) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def _history(file: Path) -> tuple[Mapping[str, Any], ...]:
-    beside = file.with_name(file.stem + HISTORY)
-    if not beside.is_file():
-        return ()
-    return tuple(json.loads(line) for line in beside.read_text(encoding="utf-8").splitlines())

@@ -215,17 +215,20 @@ class RunFolder:
 
     def read_history(self) -> list[dict[str, Any]]:
         """Return the lines of history.jsonl, without one that a killed run cut short."""
-        entries = []
-        for line in self.history.read_text(encoding="utf-8").splitlines() if self.history.exists() else []:
-            try:
-                entries.append(json.loads(line))
-            except json.JSONDecodeError:
-                continue
-        return entries
+        return read_lines(self.history)
 
     def write_record(self, record: Record) -> None:
         """Write record.json, whole or not at all."""
         write_atomically(self.record, record.to_json())
+
+
+def read_lines(file: Path) -> list[dict[str, Any]]:
+    """Return the objects that a file of JSON lines holds; other lines are left out, and a missing file holds none."""
+    found = []
+    for line in file.read_text(encoding="utf-8", errors="replace").splitlines() if file.is_file() else []:
+        with contextlib.suppress(ValueError, RecursionError):
+            found.append(json.loads(line))
+    return [entry for entry in found if isinstance(entry, dict)]
 
 
 def find_done(folder: RunFolder | Path | str) -> Record | None:

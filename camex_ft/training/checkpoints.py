@@ -96,6 +96,8 @@ def fault(checkpoint: Path) -> str | None:
             return f"it has no {name}"
     if not any(checkpoint.glob("*.safetensors")):
         return "it has no weights (*.safetensors)"
+    if not of_deepspeed(checkpoint) and any(checkpoint.glob("*.bin")):
+        return "it holds weights as pickle, which no run writes and none reads"
     return None
 
 
@@ -104,8 +106,12 @@ def damage(checkpoint: Path) -> str | None:
     wrong = fault(checkpoint) or manifest.damage(checkpoint)
     if wrong is not None:
         return wrong
-    kept = state_of(checkpoint).best_model_checkpoint
-    best = checkpoint.parent / Path(kept).name if kept else checkpoint
+    try:
+        kept = state_of(checkpoint).best_model_checkpoint
+        best_name = Path(kept).name if kept else ""
+    except (OSError, ValueError, TypeError, RecursionError) as error:
+        return f"its {STATE} cannot be read: {type(error).__name__}: {error}"
+    best = checkpoint.parent / best_name if best_name else checkpoint
     if best == checkpoint or not best.is_dir():
         return None
     wrong = fault(best) or manifest.damage(best)

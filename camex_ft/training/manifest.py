@@ -9,6 +9,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from camex_ft.folders import read_json
+
 MANIFEST = "manifest.json"
 FORMAT = 1  # of a checkpoint's folder; higher where an older version would read it wrongly
 PACKAGES = ("camex_ft", "torch", "transformers")
@@ -52,13 +54,14 @@ def digest(path: Path) -> str:
 def read(folder: Path) -> dict[str, Any]:
     """Return the manifest of a checkpoint, or an empty one where there is none that can be read."""
     try:
-        made = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        made = read_json(folder / MANIFEST)
     except (OSError, ValueError):
         return {}
-    whole = (
-        isinstance(made, dict) and isinstance(made.get("files"), dict) and isinstance(made.get("format"), int)
-    )
-    return made if whole else {}
+    if not isinstance(made, dict) or not isinstance(made.get("format"), int):
+        return {}
+    files, by = made.get("files"), made.get("versions", {})
+    whole = isinstance(files, dict) and all(isinstance(entry, dict) for entry in files.values())
+    return made if whole and isinstance(by, dict) else {}
 
 
 def fault(folder: Path) -> str | None:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.utils.data import Sampler, SequentialSampler
 from transformers import PreTrainedModel
 from transformers.trainer_pt_utils import LengthGroupedSampler
+from transformers.trainer_utils import SchedulerType
 from transformers.training_args import OptimizerNames
 
 from camex_ft.backbones.base import generates
@@ -211,6 +212,16 @@ class CamexTrainer(ScoringTrainer):
             part for group in optimizer.param_groups for part in self._split(group, names)
         ]
         return optimizer
+
+    def create_scheduler(self, *args: Any, **kwargs: Any) -> Any:
+        """Make the schedule; `UserError` where it does not take its options."""
+        try:
+            return super().create_scheduler(*args, **kwargs)
+        except (ValueError, TypeError) as error:
+            raise UserError(
+                f"training.lr_scheduler_kwargs: {SchedulerType(self.args.lr_scheduler_type).value} cannot be made of "
+                f"them: {error}"
+            ) from error
 
     def _split(self, group: dict[str, Any], names: Mapping[int, str]) -> list[dict[str, Any]]:
         parts: dict[str, list[nn.Parameter]] = {"": [], TEMPERATURE: [], ROUTER: [], CURVATURE: []}

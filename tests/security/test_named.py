@@ -148,7 +148,7 @@ def test_what_reaches_the_script_of_a_job_is_one_line(text: str, key: str) -> No
 def test_a_folder_of_jobs_is_one_line() -> None:
     with pytest.raises(UserError, match="cannot stand in a job's script"):
         check_folder(Path("/a\nrm -rf ~\n/jobs"))
-    check_folder(Path("/home/someone's é/jobs"))
+    check_folder(Path("/data/someone's é/jobs"))
 
 
 @pytest.mark.parametrize("name", ["../x.yaml", "...yaml", "..yaml", "a b.yaml", "-x.yaml", "x\ny.yaml"])
