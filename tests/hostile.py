@@ -1,8 +1,33 @@
-"""Names that somebody may hope lead elsewhere."""
+"""Names that somebody may hope lead elsewhere, and an end to what hangs."""
 
 from __future__ import annotations
 
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from hypothesis import strategies as st
+
+
+class Hanging(BaseException):
+    """Nothing has come of it; no handler of errors takes this for one."""
+
+
+@contextmanager
+def within(seconds: float) -> Iterator[None]:
+    """End the body where it hangs, as on a pipe that nobody writes into."""
+
+    def stop(*_: object) -> None:
+        raise Hanging(f"nothing has come of it in {seconds} s")
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
 
 EVIL = [
     "../../x",

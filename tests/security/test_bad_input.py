@@ -7,16 +7,15 @@ import io
 import os
 import random
 import shutil
-import signal
 import tempfile
 import warnings
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from broken_folders import DATA, FORMATS, MODELS, write_data
+from hostile import Hanging, within
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from mutations import Bad, bad
 
@@ -30,31 +29,13 @@ SEED = int(os.environ.get("BAD_INPUT_SEED", "0"))  # of the long tests
 MADE: Counter[str] = Counter()
 
 
-class Hanging(BaseException):
-    """Nothing has come of a command."""
-
-
-@contextlib.contextmanager
-def watched() -> Iterator[None]:
-    def stop(*_: Any) -> None:
-        raise Hanging
-
-    before = signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, SECONDS)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
-
-
 def command(*words: str) -> tuple[int, str]:
     """Run the command line in this process; return its exit code and what it said."""
     said, value = io.StringIO(), []
     with (
         contextlib.redirect_stdout(said),
         contextlib.redirect_stderr(said),
-        watched(),
+        within(SECONDS),
         warnings.catch_warnings(),
     ):
         warnings.simplefilter("ignore")

@@ -6,12 +6,12 @@ import contextlib
 import json
 import os
 import shutil
-import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hostile import within
 from hostile_folders import REFUSED, config, link, loot, pickled
 from synthetic_results import result
 
@@ -26,22 +26,6 @@ from camex_ft.training import checkpoints, manifest
 
 STORED = Path(__file__).parents[1] / "stored" / "0.1.0"
 Open = Callable[[Path], object]
-
-
-@contextlib.contextmanager
-def within(seconds: float) -> Iterator[None]:
-    """End the body where it hangs, as on a pipe that nobody writes into."""
-
-    def stop(*_: Any) -> None:
-        raise AssertionError(f"nothing has come of it in {seconds} s")
-
-    before = signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
 
 
 def run_of(model: Path) -> Path:
