@@ -5,7 +5,7 @@
     load_config     a YAML file and overrides      -> Config              camex_ft.config
     train           Config                         -> Record              camex_ft.pipeline
     upcycle         a dense transformers model     -> one with experts    camex_ft.upcycling
-    load            a checkpoint folder            -> the model           camex_ft.upcycling
+    load            a folder, or an id on the hub  -> the model           camex_ft.upcycling
     export          a finished run                 -> a dense or folded one camex_ft.exporting
 
 `import camex_ft` also lets transformers' auto classes load upcycled models (`camex_ft.registration`).

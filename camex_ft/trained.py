@@ -22,6 +22,7 @@ from camex_ft import config, upcycling
 from camex_ft.backbones.load import VOCABULARIES
 from camex_ft.config import Config
 from camex_ft.errors import UserError
+from camex_ft.folders import writing
 from camex_ft.pipeline import MODEL, PREDICTIONS
 from camex_ft.registry import TASKS
 from camex_ft.results import RunFolder, find_done
@@ -108,7 +109,8 @@ def predict(run_folder: Path | str, file: Path | str, out: Path | str | None = N
     with tempfile.TemporaryDirectory() as scratch:
         trainer = make_trainer(settled, data, model, tokenizer, RunFolder(Path(scratch)))
         decided = data.predict(split, trainer.collect(data.encoded[split]))
-        task.submission(decided, data.rows[split], target)
+        with writing(target):
+            task.submission(decided, data.rows[split], target)
     return target
 
 

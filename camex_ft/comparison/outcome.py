@@ -8,9 +8,9 @@ from pathlib import Path
 
 from camex_ft.comparison.cells import Comparison
 from camex_ft.comparison.finished import entries
+from camex_ft.durable import write_atomically
 from camex_ft.errors import UserError
 from camex_ft.results.entries import Entry, Result, read_results
-from camex_ft.results.folder import write_atomically
 from camex_ft.results.plots import choose, save, source
 from camex_ft.results.render import render
 from camex_ft.results.report import Picture, Section, write_report

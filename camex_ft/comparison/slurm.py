@@ -23,8 +23,8 @@ from camex_ft.comparison.grid import conclude, look
 from camex_ft.comparison.job import Job
 from camex_ft.comparison.running import FAILED, WAITING, Process, Runner, Slot, State, request
 from camex_ft.comparison.slurm_parameters import check_folder, convert
+from camex_ft.durable import write_atomically
 from camex_ft.errors import UserError
-from camex_ft.results.folder import write_atomically
 
 if TYPE_CHECKING:
     from submitit import LocalJob

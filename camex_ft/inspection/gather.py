@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from camex_ft.durable import write_atomically
+from camex_ft.folders import writing
 from camex_ft.inspection.spectra import Spectrum, spectrum
 from camex_ft.moe.chain import Bases, gram_matrix
 from camex_ft.moe.context import Pass
@@ -19,7 +21,6 @@ from camex_ft.moe.ffn import ExpertFFN, MergedFFN
 from camex_ft.moe.low_rank_experts import LowRankLinear
 from camex_ft.results import RunFolder, load_record
 from camex_ft.results.entries import Result
-from camex_ft.results.folder import write_atomically
 from camex_ft.results.plots import layers as by_layer
 from camex_ft.results.plots import of_inspection, of_run, save
 from camex_ft.results.record import Record, all_finite, dumps
@@ -58,7 +59,8 @@ def inspect(run_folder: Path | str, out: Path | str | None = None) -> Path:
     folder = RunFolder(Path(run_folder))
     result = Result(record=load_record(folder.path), history=tuple(folder.read_history()))
     target = Path(out) if out else folder.path / FOLDER
-    target.mkdir(parents=True, exist_ok=True)
+    with writing(target):
+        target.mkdir(parents=True, exist_ok=True)
     model: nn.Module = load_trained(run_folder)[0]
     similar = {name: domain_vectors(layer) for name, layer in expert_layers(model).items()}
     learned = spectra(model)

@@ -17,8 +17,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from camex_ft.durable import write_atomically
 from camex_ft.results.entries import entries_of, read_results
-from camex_ft.results.folder import write_atomically
 from camex_ft.results.plots import choose, is_stale, of_inspection, save, source
 from camex_ft.results.plots.scenes import Choice
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from camex_ft.results.folder import write_atomically
+from camex_ft.durable import write_atomically
 
 STYLE = """
 :root { color-scheme: light dark; --ink: #1c1e21; --soft: #5b6168; --paper: #ffffff; --line: #d5d9de; --tint: #f3f5f7; }

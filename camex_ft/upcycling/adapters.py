@@ -28,11 +28,12 @@ from camex_ft.backbones.load import load as load_backbone
 from camex_ft.config.backbones import EMBEDDED
 from camex_ft.embedded import HEADS
 from camex_ft.errors import UserError
+from camex_ft.folders import read_json
 from camex_ft.upcycling import classes, entry
 from camex_ft.upcycling.entry import KEY
 
 BACKBONE = "backbone"  # in the entry of a model's config
-WEIGHTS, ABOUT, FORMAT = "adapter.safetensors", "adapter.json", 1
+WEIGHTS, ABOUT = "adapter.safetensors", "adapter.json"
 NOT_PLAN = (BACKBONE, "format", "versions")
 
 
@@ -183,7 +184,7 @@ def save(model: PreTrainedModel, folder: str | Path, *, state: Mapping[str, Tens
         model.generation_config.save_pretrained(target)
     kept = getattr(model.config, KEY)
     about = {
-        "format": FORMAT,
+        "format": entry.FORMAT,
         "backbone": kept[BACKBONE],
         "plan": {name: section for name, section in kept.items() if name not in NOT_PLAN},
         "versions": entry.versions(),
@@ -194,10 +195,12 @@ def save(model: PreTrainedModel, folder: str | Path, *, state: Mapping[str, Tens
 def read(folder: Path) -> About:
     """Return what an adapter says of itself; `UserError` where it cannot be read."""
     try:
-        said = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
+        said = read_json(folder / ABOUT)
         entry.check_format(said, what=f"{folder}: its {ABOUT}")
         backbone = said["backbone"]
         dtype = getattr(torch, backbone["dtype"])
+        if not isinstance(dtype, torch.dtype):
+            raise TypeError(f"{backbone['dtype']!r:.40} is no number format")
         rest = {key: backbone[key] for key in ("name", "head", "seed", "sha256")}
         return About(folder=folder, plan=dict(said["plan"]), dtype=dtype, **rest)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
