@@ -191,7 +191,7 @@ def test_nobody_answers(tmp_path, monkeypatch):
     [
         ("google-bert/bert-base-uncased", True),
         ("embedded/t5", True),
-        ("/home/me/bert", False),
+        ("/data/me/bert", False),
         ("./bert", False),
         ("new:~/bert", False),
         ("bert.gguf", False),
