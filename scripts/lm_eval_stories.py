@@ -1,6 +1,6 @@
 """Score causal models with lm-evaluation-harness on two tasks that are made here, of the package's own stories.
 
-    pip install 'camex_ft[lm-eval]'
+    .venv/bin/pip install -c constraints.txt -e '.[lm-eval]'
     python scripts/lm_eval_stories.py results/runs/RUN/model exported/dense
 
 Two tasks, defined by files in the folder `--work` as the harness wants them (one YAML and one JSON lines file each):

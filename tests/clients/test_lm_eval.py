@@ -21,7 +21,7 @@ ROWS = 12
 
 @pytest.fixture(scope="module")
 def stories():
-    pytest.importorskip("lm_eval", reason="needs lm-evaluation-harness: pip install 'camex_ft[lm-eval]'")
+    pytest.importorskip("lm_eval", reason="needs lm-evaluation-harness: pip install -e '.[lm-eval]'")
     spec = importlib.util.spec_from_file_location("lm_eval_stories", ROOT / "scripts" / "lm_eval_stories.py")
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
