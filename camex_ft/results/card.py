@@ -122,11 +122,11 @@ def _results(record: Record, metrics: Mapping[str, float | None]) -> str:
 def _loading(form: Form, head: str) -> str:
     auto = HEADS.get(head, ("", "AutoModel"))[1]
     lines = {
-        "adapter": ["import camex_ft", 'model = camex_ft.load("FOLDER")'],
-        "plain": [f"from transformers import {auto}", f'model = {auto}.from_pretrained("FOLDER")'],
+        "adapter": ["import camex_ft", "", 'model = camex_ft.load("FOLDER")'],
+        "plain": [f"from transformers import {auto}", "", f'model = {auto}.from_pretrained("FOLDER")'],
     }
     lines["dense"] = lines["plain"]
-    own = ["import camex_ft", f"from transformers import {auto}", lines["plain"][1]]
+    own = ["import camex_ft", *lines["plain"]]
     told = {
         "adapter": "It fetches the backbone, and checks that it is the one that the adapter was trained on.",
         "plain": "camex_ft is not needed.",
