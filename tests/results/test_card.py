@@ -115,7 +115,8 @@ def test_only_hub_ids_are_base_models(name, found, tmp_path, monkeypatch):
 @pytest.mark.parametrize("form", ["plain", "upcycled", "adapter", "dense", "folded"])
 def test_three_lines_load_it(head, form):
     made = card(published(), head=head, form=form)
-    code = re.search(r"```python\n(.*?)```", made, re.DOTALL).group(1).strip().splitlines()
+    block = re.search(r"```python\n(.*?)```", made, re.DOTALL).group(1)
+    code = [line for line in block.splitlines() if line]
     assert len(code) <= 3
     assert ("import camex_ft" in code) == (form not in ("plain", "dense"))
     compile("\n".join(code), "card", "exec")
