@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
-from huggingface_hub import constants
+from huggingface_hub import HfFileSystem, constants
 from huggingface_hub.utils import close_session
 
 from camex_ft.backbones.load import load
@@ -31,6 +31,9 @@ def use(home: Path) -> None:
     datasets.config.HF_DATASETS_CACHE = home / "datasets"
     datasets.config.HF_CACHE_HOME = str(home)
     environment.hub_answers.cache_clear()
+    for made in HfFileSystem._cache.values():  # lists of files that it has seen
+        made.invalidate_cache()
+    HfFileSystem.clear_instance_cache()
     hub.SECONDS = 1.0
     close_session()
 
