@@ -9,6 +9,7 @@ from pathlib import Path
 from huggingface_hub import CommitOperationAdd, HfApi
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
 from huggingface_hub.utils import validate_repo_id
+from rich.filesize import decimal
 
 from camex_ft import folders
 from camex_ft.config.backbones import NEW, is_gguf
@@ -35,11 +36,9 @@ TOKENIZER = (
 )
 TEXTS = (NAME, "LICENSE", "LICENSE.txt", "LICENSE.md", "NOTICE", "NOTICE.txt")
 ALLOWED = (*WEIGHTS, *ABOUT, *TOKENIZER, *TEXTS)
-UNITS = ("bytes", "kB", "MB", "GB", "TB")
 UNAUTHORISED, FORBIDDEN = 401, 403
-HTTP_ERROR: type[Exception] = HfHubHTTPError.__bases__[
-    0
-]  # of the library below, another one from version to version
+# of the library below, another one from version to version
+HTTP_ERROR: type[Exception] = HfHubHTTPError.__bases__[0]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,8 +61,8 @@ class Upload:
         """Return every file with its size, and the sum."""
         width = max(len(name) for name, _ in self.files)
         total = sum(size for _, size in self.files)
-        listed = [f"{name:{width}}  {in_units(size):>9}" for name, size in self.files]
-        return [f"{self.folder} -> {self.repo_id}", *listed, f"{'in all':{width}}  {in_units(total):>9}"]
+        listed = [f"{name:{width}}  {decimal(size):>9}" for name, size in self.files]
+        return [f"{self.folder} -> {self.repo_id}", *listed, f"{'in all':{width}}  {decimal(total):>9}"]
 
 
 def upload_of(source: Path | str, repo_id: str, *, license: str | None = None) -> Upload:
@@ -135,16 +134,6 @@ def push(upload: Upload, *, private: bool = False) -> str:
             "not set; --dry-run needs none"
         ) from error
     return str(sent.repo_url)
-
-
-def in_units(size: int) -> str:
-    """Return a number of bytes for people: "512 bytes", "1.4 MB"."""
-    value, unit = float(size), UNITS[0]
-    for unit in UNITS:
-        if value < 1000 or unit == UNITS[-1]:
-            break
-        value /= 1000
-    return f"{value:.0f} {unit}" if unit == UNITS[0] else f"{value:.1f} {unit}"
 
 
 def _check(folder: Path, given: Path) -> None:

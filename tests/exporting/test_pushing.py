@@ -82,7 +82,7 @@ def test_the_list_has_sizes_and_the_sum(tmp_path):
     assert upload.card is None
     assert "model.safetensors     1.5 kB" in text
     assert "in all                1.5 kB" in text
-    assert [pushing.in_units(n) for n in (999, 1000, 2_500_000)] == ["999 bytes", "1.0 kB", "2.5 MB"]
+    assert [pushing.decimal(n) for n in (999, 1000, 2_500_000)] == ["999 bytes", "1.0 kB", "2.5 MB"]
 
 
 @pytest.mark.parametrize(
