@@ -15,6 +15,8 @@ from accelerate.utils import broadcast_object_list
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, set_seed
 
 from camex_ft import config, upcycling
+from camex_ft.backbones import content as backbone_content
+from camex_ft.backbones.content import Content
 from camex_ft.config import Config, Environment
 from camex_ft.durable import whole_folder
 from camex_ft.errors import UserError
@@ -23,6 +25,7 @@ from camex_ft.reporting import Facts, make_record
 from camex_ft.results import Record, RunFolder, find_done, print_summary
 from camex_ft.results.card import NAME as CARD
 from camex_ft.results.card import card
+from camex_ft.results.experiment import changes, differs
 from camex_ft.steps import load_model, load_splits, made_tokenizer, make_trainer, name_of, quieten
 from camex_ft.tasks import sources
 from camex_ft.tasks.base import Task
@@ -60,16 +63,18 @@ def run(given: Config, *, force: bool = False, callbacks: Iterable[TrainerCallba
         say(line)
     task: Task = TASKS.get(settled.task.id)
     splits = load_splits(settled, task)
-    digest = sources.fingerprint(splits)
-    folder = RunFolder.create(settled.output.path, name_of(settled, digest))
+    content = backbone_content.read(settled.backbone)
+    start = Start(started, reason, sources.fingerprint(splits), content)
+    name = name_of(settled, start.digest, content.sha256)
+    folder = RunFolder.create(settled.output.path, name)
     done = None if force else find_done(folder)
     if done is None:
         with alone(folder):
             done = None if force else find_done(folder)  # another process may have come to its end meanwhile
             if done is None:
-                return perform(
-                    settled, task, splits, folder, Start(started, reason, digest), force, callbacks
-                )
+                for line in changes(settled, name, data=start.digest, backbone=content.sha256):
+                    say(line)
+                return perform(settled, task, splits, folder, start, force, callbacks)
     if is_first():
         folder.tidy()
     without = settled.output.model and not (folder.path / MODEL).is_dir()
@@ -80,11 +85,12 @@ def run(given: Config, *, force: bool = False, callbacks: Iterable[TrainerCallba
 
 
 class Start(NamedTuple):
-    """What a run knows of itself before it starts: when, which profile and why, the fingerprint of its data."""
+    """What a run knows of itself before it starts: when, which profile and why, fingerprint of its data, backbone."""
 
     time: float
     reason: str
     digest: str
+    backbone: Content
 
 
 def is_first() -> bool:
@@ -113,13 +119,17 @@ def perform(
 ) -> Record:
     """Train, evaluate, and keep what a run leaves, in its folder."""
     try:
-        trainer, data = prepare(settled, task, splits, folder)
+        trainer, data = prepare(settled, task, splits, folder, start.backbone.path)
     except UserError:
         if is_first():
             folder.remove_if_empty()  # nothing was done yet: leave nothing behind
         raise
     for callback in callbacks:
         trainer.add_callback(callback)
+    resume = settled.training.resume
+    given = Path(resume).expanduser()
+    if resume not in ("auto", "never") and differs(given, data=start.digest, backbone=start.backbone.sha256):
+        say(f"training.resume: {resume} is of a run on other data, or of another backbone, than this one")
     counted = describe(cast(PreTrainedModel, trainer.model))  # before an engine takes the parameters apart
     speed, resumed = train(trainer, settled, folder, anew=force)
     facts = Facts(
@@ -131,6 +141,7 @@ def perform(
         resumed=resumed,
         counted=counted,
         tokenizer=made_tokenizer(settled, task, trainer.processing_class),
+        backbone_sha256=start.backbone.sha256,
     )
     record = make_record(settled, data, trainer, facts)
     keep(trainer, data, folder, record, model=settled.output.model, predictions=settled.task.predict)
@@ -139,16 +150,23 @@ def perform(
 
 
 def prepare(
-    settled: Config, task: Task, splits: Mapping[str, datasets.Dataset], folder: RunFolder
+    settled: Config,
+    task: Task,
+    splits: Mapping[str, datasets.Dataset],
+    folder: RunFolder,
+    backbone: Path | None = None,
 ) -> tuple[CamexTrainer, Prepared]:
-    """Return the trainer and the data of a run, with all that can be wrong before training found."""
+    """Return the trainer and the data of a run, with all that can be wrong before training found.
+
+    `backbone` is where its files are; None: it is located here.
+    """
     if settled.task.predict and not task.files:
         raise task.no_predictions()
     if settled.task.predict and not any(split in splits for split in task.splits["test"]):
         raise UserError(f"task.predict: {task.id} has no test split here; expected one beside the others")
     training_arguments(settled.training, output=folder.checkpoints, best=None)  # its faults, before any work
     set_seed(settled.training.seed)
-    model, tokenizer = load_model(settled, task, splits)
+    model, tokenizer = load_model(settled, task, splits, backbone)
     made = made_tokenizer(settled, task, tokenizer)
     if made is not None:
         say(f"{settled.backbone} knows the words of the embedded corpora alone; here its tokenizer is {made}")

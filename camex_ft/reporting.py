@@ -37,6 +37,7 @@ class Facts:
         resumed: the step that an interrupted run went on from; None where it was not interrupted.
         counted: numbers of the model's parameters, as `describe` has them.
         tokenizer: what was made for this text; None where the backbone's own serves.
+        backbone_sha256: SHA-256 of the backbone's content; None for an embedded one.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Facts:
     counted: Mapping[str, int]
     resumed: int | None = None
     tokenizer: str | None = None
+    backbone_sha256: str | None = None
 
 
 def make_record(config: Config, data: Prepared, trainer: CamexTrainer, facts: Facts) -> Record:
@@ -89,7 +91,7 @@ def make_record(config: Config, data: Prepared, trainer: CamexTrainer, facts: Fa
         ),
         routing=routing,
         curvature={name: LayerCurvature.model_validate(entry) for name, entry in curvature.items()},
-        model=Model(**facts.counted, tokenizer=facts.tokenizer),
+        model=Model(**facts.counted, tokenizer=facts.tokenizer, backbone_sha256=facts.backbone_sha256),
         cost=Cost(
             samples_per_second=facts.speed.samples if facts.speed else None,
             tokens_per_second=facts.speed.tokens if facts.speed else None,

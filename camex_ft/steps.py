@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import datasets
@@ -14,7 +15,10 @@ from camex_ft import config, upcycling
 from camex_ft.backbones.load import load as load_backbone
 from camex_ft.config import Config
 from camex_ft.config.backbones import EMBEDDED
+from camex_ft.config.identity import hash_by_name
+from camex_ft.config.needs import local_backbone
 from camex_ft.results import RunFolder, run_name
+from camex_ft.results.experiment import find_folder, may_be_of
 from camex_ft.tasks import sources, stream
 from camex_ft.tasks.base import Task
 from camex_ft.tasks.prepared import Prepared
@@ -44,7 +48,10 @@ def load_splits(settled: Config, task: Task) -> dict[str, datasets.Dataset]:
 
 
 def load_model(
-    settled: Config, task: Task, splits: Mapping[str, datasets.Dataset] | None = None
+    settled: Config,
+    task: Task,
+    splits: Mapping[str, datasets.Dataset] | None = None,
+    path: Path | None = None,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Return the upcycled backbone under the task's head, with its tokenizer.
 
@@ -52,12 +59,18 @@ def load_model(
         settled: the resolved configuration.
         task: its task.
         splits: the examples, for an embedded backbone whose tokenizer must be made for them (`needs_tokenizer`).
+        path: of the backbone's files, where they have been located already.
     """
     texts = None
     if splits is not None and needs_tokenizer(settled, task):
         texts = map(stream.line, splits[task.splits["train"]]["text"][:])
     dense, tokenizer = load_backbone(
-        settled.backbone, head=task.head, seed=settled.training.seed, texts=texts, **task.backbone_options()
+        settled.backbone,
+        head=task.head,
+        seed=settled.training.seed,
+        texts=texts,
+        path=path,
+        **task.backbone_options(),
     )
     task.check_backbone(dense.config, settled.task)
     return upcycling.for_run(settled, dense, in_place=True), tokenizer
@@ -109,13 +122,27 @@ def make_trainer(
     return trainer
 
 
-def name_of(settled: Config, digest: str) -> str:
-    """Return the name of a run's folder, from its resolved configuration and the fingerprint of its data."""
-    return run_name(
-        suite=settled.task.suite,
-        task=settled.task.name,
-        backbone=settled.backbone,
-        protocol=settled.merging.protocol,
-        seed=settled.training.seed,
-        hash8=config.config_hash(settled, data=digest),
-    )
+def name_of(settled: Config, data: str, backbone: str | None) -> str:
+    """Return the name of a run's folder: of the one that is there, if any, else of a new one.
+
+    Args:
+        settled: the resolved configuration.
+        data, backbone: SHA-256 of the data, and of the backbone's content (None: embedded).
+    """
+
+    def named(hash8: str) -> str:
+        return run_name(
+            suite=settled.task.suite,
+            task=settled.task.name,
+            backbone=settled.backbone,
+            protocol=settled.merging.protocol,
+            seed=settled.training.seed,
+            hash8=hash8,
+        )
+
+    name = named(config.config_hash(settled, data=data, backbone=backbone or ""))
+    found = find_folder(settled.output.path, name)
+    if found is None and local_backbone(settled.backbone) is None:
+        by_name = named(hash_by_name(settled, data=data))
+        found = by_name if may_be_of(settled.output.path / "runs" / by_name, backbone) else None
+    return found or name

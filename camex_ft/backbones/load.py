@@ -46,6 +46,7 @@ def load(
     regression: bool = False,
     seed: int = 0,
     texts: Iterable[str] | None = None,
+    path: Path | None = None,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Return the backbone `spec` under `head`, in float32 on the CPU, in evaluation mode, and its tokenizer.
 
@@ -62,6 +63,7 @@ def load(
         regression: one output and a squared-error loss; excludes the two above.
         seed: of the new weights, and of all weights of an embedded or ``new:`` backbone.
         texts: what an embedded backbone's tokenizer is trained on; None: it knows the words of embedded corpora.
+        path: the folder or GGUF file of `spec`, where it has been located already; None: it is located here.
 
     Raises:
         UserError: `spec` or the checkpoint is at fault: unknown, incomplete, corrupt, of a family that is not
@@ -78,7 +80,7 @@ def load(
         family = spec.removeprefix(EMBEDDED)
         model, tokenizer = embedded.backbone(family, head=head, seed=seed, texts=texts, **labels)
     else:
-        path = source.locate(spec)
+        path = path or source.locate(spec)
         about = source.check_files(path, spec)
         config = read_config(path, spec, head, labels)
         tokenizer = _tokenizer(path, spec)

@@ -136,21 +136,32 @@ def check_folder(folder: Path, spec: str, *, weights: bool = True) -> dict[str, 
         )
     if not weights:
         return config
-    if (folder / WEIGHTS).is_file():  # as in transformers, before the index
-        shards = [WEIGHTS]
-    elif (folder / INDEX).is_file():
-        shards = sorted(set(_read_json(folder / INDEX, spec)["weight_map"].values()))
-        missing = [shard for shard in shards if not (folder / shard).is_file()]
-        if missing or not shards:
-            raise UserError(
-                f"backbone {spec}: the checkpoint is incomplete: of the {len(shards)} files that {INDEX} names, "
-                f"{len(missing)} are missing ({', '.join(missing[:3])}). Copy or download it again"
-            )
-    else:
-        raise UserError(f"backbone {spec}: the folder has no weights: neither {WEIGHTS} nor {INDEX}")
+    shards = weight_files(folder)
+    if not shards:
+        raise UserError(
+            f"backbone {spec}: the folder has no weights: neither {WEIGHTS} nor {INDEX} with names of files"
+        )
+    missing = [shard for shard in shards if not (folder / shard).is_file()]
+    if missing:
+        raise UserError(
+            f"backbone {spec}: the checkpoint is incomplete: of the {len(shards)} files that {INDEX} names, "
+            f"{len(missing)} are missing ({', '.join(missing[:3])}). Copy or download it again"
+        )
     for shard in shards:
         _check_header(folder / shard, spec)
     return config
+
+
+def weight_files(folder: Path) -> list[str]:
+    """Return the names of the files that weights are loaded from, as in transformers; none where there are none.
+
+    They need not be there: an index may name files that are missing.
+    """
+    if (folder / WEIGHTS).is_file():
+        return [WEIGHTS]
+    if not (folder / INDEX).is_file():
+        return []
+    return sorted(set(folders.read_json(folder / INDEX)["weight_map"].values()))
 
 
 def _named(find: Callable[[str], T], spec: str) -> T:

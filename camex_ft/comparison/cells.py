@@ -6,9 +6,11 @@ import re
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+from camex_ft.backbones.content import read_local
 from camex_ft.comparison.overrides import key_of, overrides_of
 from camex_ft.comparison.spec import Spec
 from camex_ft.config import Config, ConfigErrors, Environment, Problem, config_hash, load_config, resolve
@@ -111,6 +113,7 @@ def make_comparison(
     here = spec.under(first.profile)
     if seeds is not None:
         here = here.model_copy(update={"seeds": seeds})
+    contents = cache(read_local)
     cells: list[Cell] = []
     problems: list[Problem] = list(_idle(here, overrides))
     for task, changes in _tasks(here, first, overrides).items():
@@ -126,7 +129,9 @@ def make_comparison(
             except ConfigErrors as errors:
                 problems += map(here.placed, errors.problems)
                 continue
-            same = known.setdefault(config_hash(made[0].settled), label)
+            settled = made[0].settled
+            content = contents(settled.backbone) or ""
+            same = known.setdefault(config_hash(settled, backbone=content), label)
             if same != label:
                 message = (
                     f"rows '{same}' and '{label}' are the same experiment: what they differ in has no effect"

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Sequence
 
 from camex_ft import steps
+from camex_ft.backbones import content
 from camex_ft.comparison.cells import Cell
 from camex_ft.comparison.running import DONE, FAILED, State
 from camex_ft.config import resolve
@@ -20,6 +21,8 @@ def survey(
 ) -> list[State]:
     """Return the state of every cell before anything runs: done, waiting, or failed for want of what it needs.
 
+    Each data set and each backbone is read once; those of the hub that are not in its cache are downloaded.
+
     Args:
         cells: of one or several comparisons; what two of them share occurs once.
         force: take none for done.
@@ -29,19 +32,19 @@ def survey(
         UserError: no cell can run.
     """
     steps.quieten()
-    digests: dict[str, str | UserError] = {}
+    digests: dict[str, tuple[str, str | None] | UserError] = {}
     states: dict[str, State] = {}
     for cell in cells:
         key = json.dumps([cell.task, cell.settled.data.model_dump(mode="json"), cell.settled.backbone])
         if key not in digests:
             say(f"reading {cell.task}")
-            digests[key] = _digest(cell)
+            digests[key] = _digests(cell)
         digest = digests[key]
         if isinstance(digest, UserError):
             reason = " ".join(str(digest).split())
             states[f"{cell}: {cell.command}"] = State(cell=cell, status=FAILED, reason=reason)
             continue
-        name = steps.name_of(cell.settled, digest)
+        name = steps.name_of(cell.settled, *digest)
         state = State(cell=cell, name=name)
         if not force and find_done(cell.settled.output.path / "runs" / name) is not None:
             state.status, state.before = DONE, True
@@ -51,10 +54,11 @@ def survey(
     return list(states.values())
 
 
-def _digest(cell: Cell) -> str | UserError:
-    """Return the fingerprint of a cell's data, or why it cannot run here."""
+def _digests(cell: Cell) -> tuple[str, str | None] | UserError:
+    """Return the SHA-256 of a cell's data and of its backbone's content, or why it cannot run here."""
     try:
         resolve(cell.settled)
-        return sources.fingerprint(steps.load_splits(cell.settled, TASKS.get(cell.task)))
+        data = sources.fingerprint(steps.load_splits(cell.settled, TASKS.get(cell.task)))
+        return data, content.read(cell.settled.backbone).sha256
     except UserError as error:
         return error

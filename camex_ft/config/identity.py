@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -103,19 +104,20 @@ def to_yaml(config: Config) -> str:
     return yaml.dump(config.model_dump(mode="json"), Dumper=Dumper, sort_keys=False, allow_unicode=True)
 
 
-def config_hash(config: Config, *, data: str = "") -> str:
+def config_hash(config: Config, *, data: str = "", backbone: str = "") -> str:
     """Return 8 hexadecimal digits that are the same for the same experiment.
 
-    Left out are paths (of a local backbone and of a data folder the last name stays, of a run's model the run's hash)
-    and keys without effect on the result: curvature for a protocol that has none, everything about experts for `dense`,
-    logging, and the like.
+    Left out are keys without effect on the result: curvature for a protocol that has none, everything about experts for
+    `dense`, logging, and the like. Paths count as long as nothing takes their place: of a data folder its last name, of
+    a local backbone its real path.
 
     Args:
         config: a resolved configuration.
         data: a fingerprint of the data, such as their SHA-256; takes the place of the data folder's name.
+        backbone: the SHA-256 of the backbone's content; takes the place of its name, but for a leading ``new:``.
     """
     values = config.model_dump(mode="json")
-    _drop_paths(values, config, data)
+    _drop_paths(values, config, data, backbone)
     _drop_idle_keys(values, config)
     text = json.dumps(values, sort_keys=True, ensure_ascii=False)
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:8]
@@ -128,14 +130,21 @@ def folder_label(path: Path | str) -> str:
     return f"run-{run.group(1)}" if run and folder.name == "model" else folder.name
 
 
-def _drop_paths(values: dict[str, Any], config: Config, data: str) -> None:
+def hash_by_name(config: Config, *, data: str) -> str:
+    """Return the hash of runs whose record does not have the content of their backbone: its name counts, of a path the
+    last part."""
+    local = local_backbone(config.backbone)
+    return config_hash(config, data=data, backbone="" if local is None else folder_label(local))
+
+
+def _drop_paths(values: dict[str, Any], config: Config, data: str, content: str) -> None:
     del values["output"]
     folder = config.data.path if config.data.source == "disk" else None
     values["data"]["dir"] = data or (folder.name if folder is not None else None)
     backbone = local_backbone(config.backbone)
-    if backbone is not None:
+    if content or backbone is not None:
         new = NEW if config.backbone.startswith(NEW) else ""
-        values["backbone"] = new + folder_label(backbone)
+        values["backbone"] = new + (content or os.path.realpath(str(backbone)))
 
 
 def _drop_idle_keys(values: dict[str, Any], config: Config) -> None:

@@ -14,9 +14,11 @@ from camex_ft.results.record import Record
 MUST_AGREE: dict[str, Callable[[Record], object]] = {
     "profile": lambda r: r.run.profile,
     "backbone": lambda r: r.backbone,
+    "backbone (sha256)": lambda r: r.model.backbone_sha256 and r.model.backbone_sha256[:12],
     "primary metric": lambda r: r.metrics.primary,
     "data (sha256)": lambda r: r.data.sha256[:12],
 }
+BACKBONE = "backbone"  # a key that may make rows, within each of which it has to agree
 TO_BE_SAID: dict[str, Callable[[Record], object]] = {
     "commit": lambda r: (r.environment.commit or "unknown")[:8],
     "device": lambda r: r.cost.device,
@@ -53,13 +55,9 @@ def refuse_mixture(task: str, runs: Sequence[Run]) -> None:
         UserError: they differ in profile, backbone, primary metric or data, or a row has a seed twice.
     """
     for name, value in MUST_AGREE.items():
-        groups = _groups(runs, lambda run, of=value: of(run.record))  # type: ignore[misc]
-        if len(groups) > 1:
-            each = "; ".join(f"{value} ({who(some)})" for value, some in groups.items())
-            raise UserError(
-                f"{task}: these records differ in {name}, so one table can't hold them: {each}. "
-                "Make a table of each, or run them again alike"
-            )
+        by_row = name.startswith(BACKBONE) and all(BACKBONE in run.keys for run in runs)
+        for some in _groups(runs, lambda run: run.row).values() if by_row else [runs]:
+            _refuse_difference(task, name, some, value)
     cells: dict[tuple[str, int], list[Run]] = defaultdict(list)
     for run in runs:
         cells[run.row, run.seed].append(run)
@@ -70,6 +68,17 @@ def refuse_mixture(task: str, runs: Sequence[Run]) -> None:
                 f"{task}: row '{row}' has seed {seed} {len(some)} times ({names}); expected one run a seed. "
                 "Give the table a folder for each way to run it"
             )
+
+
+def _refuse_difference(task: str, name: str, runs: Sequence[Run], value: Callable[[Record], object]) -> None:
+    known = [run for run in runs if value(run.record) is not None]  # older records lack some
+    groups = _groups(known, lambda run: value(run.record))
+    if len(groups) > 1:
+        each = "; ".join(f"{value} ({who(some)})" for value, some in groups.items())
+        raise UserError(
+            f"{task}: these records differ in {name}, so one table can't hold them: {each}. "
+            "Make a table of each, or run them again alike"
+        )
 
 
 def cautions(runs: Sequence[Run]) -> list[str]:

@@ -161,6 +161,7 @@ def _made(record: Record) -> str:
         "parameters": f"{record.model.parameters:,}",
         "profile": record.run.profile,
         "data": f"{record.data.source}: {record.data.id}",
+        "SHA-256 of the backbone": record.model.backbone_sha256,
         "SHA-256 of the data": record.data.sha256,
         "commit of camex_ft": _commit(record),
         "versions": ", ".join(f"{n} {v}" for n in TOLD if (v := record.environment.versions.get(n))),

@@ -102,13 +102,15 @@ class LayerCurvature(Section):
 
 class Model(Section):
     """Parameters: all, trained ones, those that one token meets; FLOPs of a forward pass a token; a tokenizer that was
-    made for the text."""
+    made for the text; SHA-256 of the backbone's content (`camex_ft.backbones.content`), None for an embedded one and in
+    records of versions that did not have it."""
 
     parameters: int
     trainable: int
     active: int
     flops_per_token: Number = None
     tokenizer: str | None = None
+    backbone_sha256: str | None = None
 
 
 class Cost(Section):

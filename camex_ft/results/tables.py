@@ -182,7 +182,7 @@ def _panel(
         greater_is_better=greater,
         scale=scale,
         profile=first.run.profile if first else "",
-        backbone=first.backbone if first else "",
+        backbone=", ".join(dict.fromkeys(run.record.backbone for run in runs)),
         rows=tuple(rows),
         notes=tuple(notes),
     )

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from camex_ft.config import Config, ConfigErrors, config_hash, resolve
+from camex_ft.config.identity import hash_by_name
 
 PACKAGE = "package:weights_of_mine"
 
@@ -111,13 +112,36 @@ def test_new_needs_no_weights_in_the_cache(machine, folder):
     assert said(name, machine(configured=(name,))) != []
 
 
-def test_the_hash_drops_paths_and_keeps_new():
-    def digest(backbone: str) -> str:
-        return config_hash(Config.model_validate({"profile": "embedded", "backbone": backbone}))
+def digest(backbone: str, content: str = "") -> str:
+    config = Config.model_validate({"profile": "embedded", "backbone": backbone})
+    return config_hash(config, backbone=content)
+
+
+SPECS = ("/a/model", "../b/model", "./model.gguf", "org/model", "package:a/model")
+
+
+def test_the_content_takes_the_place_of_the_name_and_new_stays():
+    assert len({digest(spec, "0f") for spec in SPECS}) == 1
+    assert len({digest(f"new:{spec}", "0f") for spec in SPECS}) == 1
+    assert len({digest(f"{new}/a/model", sha) for new in ("", "new:") for sha in ("0f", "1f")}) == 4
+
+
+def test_without_its_content_a_local_backbone_goes_by_its_real_path(files):
+    (files / "link").symlink_to("models")
+    for new in ("", "new:"):
+        names = [digest(f"{new}{name}") for name in ("models", "./models", f"{files}/models", "link/../link")]
+        assert len(set(names)) == 1
+        assert digest(f"{new}a/b/model") != digest(f"{new}a/c/model")
+    assert len({digest(spec) for spec in ("package:a/model", "package:b/model", "new:package:a/model")}) == 3
+
+
+def test_a_record_without_the_content_is_found_by_the_name():
+    def by_name(backbone: str) -> str:
+        return hash_by_name(Config.model_validate({"profile": "embedded", "backbone": backbone}), data="0f")
 
     for name in ("model", "model.gguf"):
-        here = digest(f"/a/{name}")
-        assert here == digest(f"../b/{name}") != digest(f"/a/other{name}")
-        assert digest(f"new:/a/{name}") == digest(f"new:./b/{name}") != here
-    assert digest("model.gguf") == digest("/a/model.gguf")
-    assert len({digest(spec) for spec in ("package:a/model", "package:b/model", "new:package:a/model")}) == 3
+        here = by_name(f"/a/{name}")
+        assert here == by_name(f"../b/{name}") != by_name(f"/a/other{name}")
+        assert by_name(f"new:/a/{name}") == by_name(f"new:./b/{name}") != here
+    # as such records have them: a change of these values makes all of them look like other experiments
+    assert (by_name("/a/model"), by_name("org/model")) == ("f5852f70", "06d5009a")

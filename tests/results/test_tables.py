@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -204,6 +205,25 @@ def test_decision_is_the_simulated_one() -> None:
 def test_different_experiments_do_not_share_a_table(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         make_table([entry("dense", 0), entry("ties", 0, **changes)])
+
+
+def test_rows_may_be_backbones_each_the_same_in_its_row() -> None:
+    def of(row: str, seed: int, name: str, sha: str | None) -> Entry:
+        made = entry(row, seed, model={"backbone_sha256": sha})
+        result = Result(record=made.result.record.model_copy(update={"backbone": name}))
+        return replace(made, keys={"backbone": name}, result=result)
+
+    grid = [of("dense", 0, "x/hf", "a" * 64), of("dense", 1, "x/hf", None), of("ties", 0, "y/hf", "b" * 64)]
+    assert panel(make_table(grid)).backbone == "x/hf, y/hf"
+    with pytest.raises(UserError, match=r"differ in backbone \(sha256\).*aaaaaaaaaaaa.*cccccccccccc"):
+        make_table([*grid, of("dense", 2, "x/hf", "c" * 64)])
+
+
+def test_records_that_lack_the_content_of_their_backbone_stand_beside_those_that_have_it() -> None:
+    known, other = {"backbone_sha256": "a" * 64}, {"backbone_sha256": "b" * 64}
+    make_table([entry("dense", 0), entry("dense", 1, model=known), entry("ties", 0, model=known)])
+    with pytest.raises(UserError, match=r"differ in backbone \(sha256\)"):
+        make_table([entry("dense", 0, model=known), entry("ties", 0, model=other)])
 
 
 def test_tasks_may_differ_in_data() -> None:
