@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,7 +26,8 @@ from camex_ft.errors import UserError
 from camex_ft.folders import writing
 from camex_ft.pipeline import MODEL, PREDICTIONS
 from camex_ft.registry import TASKS
-from camex_ft.results import RunFolder, find_done
+from camex_ft.results import Record, RunFolder, find_done, load_record
+from camex_ft.results.experiment import SHOWN
 from camex_ft.steps import load_splits, make_trainer, quieten
 from camex_ft.tasks import sources
 from camex_ft.tasks.base import Task
@@ -39,12 +41,19 @@ GENERATING = ("causal-lm", "seq2seq-lm")
 
 @dataclass(frozen=True, kw_only=True)
 class Trained:
-    """A finished run as it can be measured again: its resolved configuration, data, model and tokenizer."""
+    """A finished run as it can be measured again.
+
+    Attributes:
+        settled: its resolved configuration.
+        data, model, tokenizer: as they are now.
+        note: what is to be said where the data are not those of the record, else "".
+    """
 
     settled: Config
     data: Prepared
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
+    note: str = ""
 
     @contextmanager
     def trainer(self, model: PreTrainedModel | None = None) -> Iterator[CamexTrainer]:
@@ -71,18 +80,46 @@ def read_trained(run_folder: Path | str) -> Trained:
     """Return a finished run, to be measured; `UserError` if there is none, or its model or data is gone."""
     settled, task = read_run(run_folder)
     model, tokenizer = load_trained(run_folder)
-    data = Prepared.make(task, load_splits(settled, task), tokenizer, settled.task)
-    return Trained(settled=settled, data=data, model=model, tokenizer=tokenizer)
+    splits = load_splits(settled, task)
+    data = Prepared.make(task, splits, tokenizer, settled.task)
+    note = changed_data(load_record(run_folder), sources.fingerprint(splits), data)
+    return Trained(settled=settled, data=data, model=model, tokenizer=tokenizer, note=note)
+
+
+def changed_data(record: Record, digest: str, data: Prepared) -> str:
+    """Say that the data are not those of a record, and which rows are measured in their place; "" where they are.
+
+    Args:
+        record: of the run.
+        digest: SHA-256 of the data as they are now.
+        data: the same, prepared.
+    """
+    if digest == record.data.sha256:
+        return ""
+    rows = ", ".join(
+        f"{split} ({len(data.rows[split]):,} rows, {record.data.rows.get(split, 0):,} then)"
+        for split in data.validation
+    )
+    before, now = record.data.sha256[:SHOWN], digest[:SHOWN]
+    return (
+        f"the data differ from those of the run: their SHA-256 is {now} now, and {before} in its record. Measured on "
+        f"the data as they are now: {rows}"
+    )
 
 
 def evaluate(run_folder: Path | str) -> dict[str, float]:
     """Return the metrics of a finished run's model on its validation splits, measured again.
 
+    Where the data have changed since, a line on standard error says so.
+
     Raises:
         UserError: there is no finished run there, or its data is gone.
     """
     quieten()
-    return read_trained(run_folder).measure()
+    run = read_trained(run_folder)
+    if run.note:
+        print(run.note, file=sys.stderr)
+    return run.measure()
 
 
 def predict(run_folder: Path | str, file: Path | str, out: Path | str | None = None) -> Path:

@@ -164,3 +164,21 @@ def test_namesakes_are_rows_of_their_own(data: Path) -> None:
     shutil.rmtree("y/hf")
     save(2, data / "y" / "hf")  # replaced: its run is to be done again
     assert [entry.result is None for entry in entries(cells, read_results("r"))] == [False, True]
+
+
+def test_measuring_a_run_on_other_data_is_said(data: Path) -> None:
+    """By `evaluate` and `export`, which read the data again; with what was measured in their place."""
+    save(0, data / "hf")
+    record, _ = run("hf", "output.model=true")
+    place = Path("r/runs") / record.run.name
+    same = CliRunner().invoke(cli.app, ["evaluate", str(place)])
+    assert same.exit_code == 0 and same.stderr == ""
+    write_data(data / "d", rows=6)
+    other = CliRunner().invoke(cli.app, ["evaluate", str(place)])
+    assert "validation_accuracy: " in other.stdout and "SHA-256" not in other.stdout
+    measured = "Measured on the data as they are now: validation (6 rows, 8 then)"
+    said = f"and {record.data.sha256[:12]} in its record. {measured}"
+    assert said in other.stderr and "the data differ from those of the run: their SHA-256 is " in other.stderr
+    exported = CliRunner().invoke(cli.app, ["export", str(place), "out"])
+    assert exported.exit_code == 0 and said in exported.stdout
+    assert said in Path("out/README.md").read_text()

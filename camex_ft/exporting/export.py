@@ -42,6 +42,7 @@ class Exported:
         routing: over the calibration rows; None without experts.
         difference: of the logits.
         seconds: of a forward pass.
+        note: what is to be said where the data are not those of the run, else "".
     """
 
     folder: Path
@@ -55,6 +56,7 @@ class Exported:
     routing: MeanRouting | None
     difference: Difference
     seconds: Seconds
+    note: str = ""
 
 
 def export(
@@ -121,6 +123,7 @@ def _make(
         routing=routing,
         difference=far,
         seconds=spent,
+        note=done.note,
     )
     return exported, model.cpu(), done
 

@@ -72,6 +72,8 @@ def _said(made: Exported) -> list[str]:
         f"{after:,} parameters in place of {before:,}. A forward pass takes {spent.after * 1e3:.3g} ms in place of "
         f"{spent.before * 1e3:.3g} ms (x {spent.ratio:.2f}; medians, in turns)."
     ]
+    if made.note:
+        said.append(f"{made.note[0].upper()}{made.note[1:]}.")
     if made.routing is None:
         return [*said, "The run has no experts: this is its model, under the plain class."]
     return [*said, *_routing(made, made.routing)] if made.form == "dense" else said
