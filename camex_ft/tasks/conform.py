@@ -6,6 +6,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Callable
+from decimal import Decimal
 from functools import partial
 from typing import Any
 
@@ -16,6 +17,7 @@ from camex_ft.tasks.base import WITHHELD, Task
 from camex_ft.tasks.formats import Columns
 
 BITS = {"int32": 31, "int64": 63}  # of a whole number beside its sign
+MAX_REAL = 3.4e38  # what float32, the type of a regression's labels, holds
 _NO_LABEL = ("", "nan", "-1", "-1.0")  # how the formats write a label that is withheld
 
 
@@ -127,10 +129,7 @@ def _typed(value: Any, feature: Any) -> Any:
             raise _Unfit("a text in Unicode, and it has half of a surrogate pair") from None
         return value
     if isinstance(feature, Value):
-        number = _whole(value)
-        if not -(2 ** (bits := BITS[feature.dtype])) <= number < 2**bits:
-            raise _Unfit(f"a whole number that {feature.dtype} holds")
-        return number
+        return _whole(value, BITS[feature.dtype])
     if isinstance(value, str):  # csv and tsv files hold lists and objects as JSON
         try:
             value = json.loads(value)
@@ -145,45 +144,64 @@ def _typed(value: Any, feature: Any) -> Any:
     return {key: _typed(value[key], feature[key]) for key in feature}
 
 
-def _whole(value: Any) -> int:
+def _number(value: Any) -> Decimal:
+    """Return the number that a value is or, as in the text formats, spells; a boolean is none."""
     try:
-        number = float(value)
-    except (TypeError, ValueError, OverflowError):
+        if isinstance(value, bool) or not isinstance(value, (int, float, str, Decimal)) or "_" in str(value):
+            raise _Unfit("a number")
+        number = Decimal(value)
+    except (ValueError, ArithmeticError):
+        raise _Unfit("a number") from None
+    if not number.is_finite():
+        raise _Unfit("a finite number")
+    return number
+
+
+def _whole(value: Any, bits: int = 63) -> int:
+    """Return the whole number that a value is or spells, such as 1, 1.0 and "1"."""
+    try:
+        number = _number(value)
+    except _Unfit:
         raise _Unfit("a whole number") from None
-    if isinstance(value, bool) or not number.is_integer():
+    if not -(2**bits) <= number < 2**bits:  # before anything is done with 1e999999999
+        raise _Unfit(f"a whole number that int{bits + 1} holds")
+    if number % 1:
         raise _Unfit("a whole number")
     return int(number)
 
 
 def _label(value: Any, task: Task, *, withheld: bool) -> int | float:
-    """Return the class id, or for regression the number; -1 where it is withheld, if it may be."""
+    """Return the class id, or for regression the number; -1 where it is withheld, if it may be.
+
+    A class is given by its name or else by its id. The boolean True is the name "True" and no id.
+    """
     if withheld and (value is None or str(value) in _NO_LABEL):
         return WITHHELD
     feature = task.features["label"]
     if not isinstance(feature, ClassLabel):
-        return _real(value, task.label_range or (-math.inf, math.inf))
-    if type(value) is int and 0 <= value < len(feature.names):
-        return value
+        return _real(value, task.label_range)
     by_name = {name.lower(): number for number, name in enumerate(feature.names)}
     if str(value).lower() in by_name:
         return by_name[str(value).lower()]
     try:
-        number = int(value) if isinstance(value, bool) else _whole(value)
+        number = _whole(value)
     except _Unfit:
         number = len(feature.names)
+    number = by_name.get(str(number), number)  # 1.0 is the class "1", where one has that name
     if not 0 <= number < len(feature.names):
         known = ", ".join(f"{number} ({name})" for number, name in enumerate(feature.names))
         raise _Unfit(f"{known}, or one of these names")
     return number
 
 
-def _real(value: Any, limits: tuple[float, float]) -> float:
+def _real(value: Any, limits: tuple[float, float] | None) -> float:
+    low, high = limits or (-MAX_REAL, MAX_REAL)
     try:
-        number = float(value)
-    except (TypeError, ValueError, OverflowError):
+        number = float(_number(value))
+    except _Unfit:
         number = math.nan
-    if not limits[0] <= number <= limits[1]:
-        raise _Unfit(f"a number from {limits[0]:g} to {limits[1]:g}")
+    if not low <= number <= high:
+        raise _Unfit(f"a number from {low:g} to {high:g}" if limits else "a finite number")
     return number
 
 

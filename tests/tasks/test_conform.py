@@ -1,12 +1,19 @@
 """Labels in every spelling, and one message for every column, label or value that does not fit."""
 
+from dataclasses import replace
+from decimal import Decimal
+
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from datasets import ClassLabel, Dataset, Features, Value
-from task_files import ROWS, complaint, load, write
+from task_files import ROWS, SST2, complaint, load, write
+from task_kinds import of_kind
 
 from camex_ft import registry
+from camex_ft.errors import UserError
+from camex_ft.tasks.base import Task
+from camex_ft.tasks.conform import conform
 
 
 def test_label_ids_follow_the_files_own_names(tmp_path):
@@ -34,6 +41,98 @@ def test_test_labels_may_be_missing_empty_or_minus_one(tmp_path):
         {"sentence": "a", "label": -1, "idx": 0},
         {"sentence": "b", "label": -1, "idx": 1},
     ]
+
+
+LABELLED = [name for name in of_kind(Task) if "label" in registry.TASKS.get(name).features]
+FALSE_AND_TRUE = ["superglue/boolq", "superglue/multirc", "superglue/wic", "superglue/wsc"]
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+@pytest.mark.parametrize("name", LABELLED)
+def test_a_boolean_is_a_label_only_where_the_classes_are_false_and_true(name, split, examples):
+    task = registry.TASKS.get(name)
+    texts = ["question_id", "question", "document_title", "answer"]
+    rows = [dict.fromkeys(texts, "a") | {"label": 0}] * 2 if name == "qa/wikiqa" else examples(name)
+    columns = {column: [row[column] for row in rows] for column in rows[0]} | {"label": [0, True]}
+    split = {"train": task.splits["train"], "test": task.splits["test"][0]}[split]
+    if name in FALSE_AND_TRUE:
+        assert conform(columns, task, split, "here")["label"][:] == [0, 1]
+        return
+    with pytest.raises(UserError, match="here: row 2: column 'label' is True; expected"):
+        conform(columns, task, split, "here")
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "json", "parquet", "csv", "tsv"])
+@pytest.mark.parametrize("name", ["glue/rte", "glue/stsb", "superglue/rte"])
+def test_a_boolean_label_is_refused_in_every_format(name, suffix, tmp_path, examples):
+    rows = [{**row, "label": True} for row in examples(name)]
+    write(tmp_path / f"train.{suffix}", rows)
+    assert f"train.{suffix}: row 1: column 'label' is" in complaint(
+        tmp_path, registry.TASKS.get(name), splits=["train"]
+    )
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "json", "parquet", "csv", "tsv"])
+def test_booleans_are_the_classes_false_and_true_in_every_format(suffix, tmp_path, examples):
+    rows = [
+        {**row, "label": label} for row, label in zip(examples("superglue/boolq"), (True, False), strict=True)
+    ]
+    write(tmp_path / f"train.{suffix}", rows)
+    loaded = load(tmp_path, registry.TASKS.get("superglue/boolq"), splits=["train"])
+    assert loaded["train"]["label"][:] == [1, 0]
+
+
+@pytest.mark.parametrize("label", [1, 1.0, "1", "1.0", " 1 ", Decimal(1), "Positive"])
+def test_every_way_to_write_a_class(label):
+    columns = {"sentence": ["a"], "label": [label]}
+    assert conform(columns, SST2, "train", "here")["label"][:] == [1]
+
+
+@pytest.mark.parametrize("label", ["1_0", "0_1", b"1", 2**63, -(2**63) - 1, 2**70, "1e999999999", [1], "٢"])
+def test_what_python_would_take_for_a_class_is_refused(label):
+    with pytest.raises(UserError, match="here: row 1: column 'label' is"):
+        conform({"sentence": ["a"], "label": [label]}, SST2, "train", "here")
+
+
+@pytest.mark.parametrize("label", [3, 3.0, "3", "3.0"])
+def test_classes_named_by_numbers_go_by_their_names(label):
+    stars = ClassLabel(names=["1", "2", "3"])
+    task = replace(SST2, features=Features({**SST2.features, "label": stars}))
+    assert conform({"sentence": ["a"], "label": [label]}, task, "train", "here")["label"][:] == [2]
+
+
+@pytest.mark.parametrize("label", [float("inf"), "nan", 1e39, False, "-Infinity"])
+def test_a_regression_without_limits_takes_finite_numbers_alone(label):
+    task = replace(SST2, features=Features({**SST2.features, "label": Value("float32")}))
+    with pytest.raises(UserError, match=r"row 1: column .label. is .*; expected a finite number"):
+        conform({"sentence": ["a"], "label": [label]}, task, "train", "here")
+
+
+@pytest.mark.parametrize(
+    ("idx", "expected"),
+    [
+        (True, "a whole number"),
+        ("1_0", "a whole number"),
+        (0.5, "a whole number"),
+        (float("nan"), "a whole number"),
+        (None, "a whole number"),
+        (2**31, "a whole number that int32 holds"),
+        (2**70, "a whole number that int32 holds"),
+    ],
+)
+def test_a_number_of_a_row_is_a_whole_number(idx, expected):
+    with pytest.raises(UserError, match=f"row 1: column 'idx' is .*; expected {expected}$"):
+        conform({"sentence": ["a"], "label": [1], "idx": [idx]}, SST2, "train", "here")
+
+
+def test_where_an_answer_starts_is_no_boolean(tmp_path):
+    answers = {"text": ["a"], "answer_start": [False]}
+    write(
+        tmp_path / "train.jsonl",
+        [{"id": "1", "title": "", "context": "a", "question": "b", "answers": answers}],
+    )
+    message = complaint(tmp_path, registry.TASKS.get("qa/squad"), splits=["train"])
+    assert "row 1: column 'answers' is" in message and "expected a whole number" in message
 
 
 def test_first_rows(folder):
@@ -65,15 +164,12 @@ def test_multirc_needs_its_question_numbers(tmp_path, examples):
 @pytest.mark.parametrize("label", [2, -1, 7.0, "good", "", None, 0.5, True])
 def test_label_out_of_range(folder, label):
     write(folder / "train.jsonl", [ROWS[0], {**ROWS[1], "label": label}])
-    if label is True:
-        assert load(folder)["train"]["label"][:] == [1, 1]
-        return
     message = complaint(folder)
     assert "train.jsonl: row 2: column 'label' is" in message
     assert "expected 0 (negative), 1 (positive), or one of these names" in message
 
 
-@pytest.mark.parametrize("label", [5.1, -0.5, float("nan"), "high", None])
+@pytest.mark.parametrize("label", [5.1, -0.5, float("nan"), float("inf"), "high", "1_0", None, True])
 def test_regression_label_out_of_range(tmp_path, examples, label):
     rows = examples("glue/stsb")
     rows[1]["label"] = label

@@ -57,6 +57,15 @@ def test_cached_data_is_validated_too(cache, tmp_path):
         sources.load(SST2, source="hub")
 
 
+@pytest.mark.parametrize("source", ["hub", "embedded"])
+def test_a_boolean_is_no_label_of_the_hub_or_of_a_corpus(cache, source, monkeypatch):
+    data = Dataset.from_list([{**row, "label": bool(row["label"]), "domain": 0} for row in ROWS])
+    monkeypatch.setattr(sources, "_from_cache", lambda task, name: data)
+    monkeypatch.setattr(sources, "_corpus", lambda name, seed: dict.fromkeys(SST2.all_splits(), data))
+    with pytest.raises(UserError, match=r"sst2\W+train\W+row 1: column 'label' is False; expected 0"):
+        sources.load(SST2, source=source)
+
+
 @pytest.mark.parametrize("name", registry.TASKS.names())
 def test_without_network_the_message_names_three_ways(cache, name):
     task = registry.TASKS.get(name)
