@@ -12,4 +12,9 @@ def of_kind(kind: type[Task]) -> list[str]:
     return [name for name in TASKS.names() if isinstance(TASKS.get(name), kind)]
 
 
+def of_suite(suite: str) -> list[str]:
+    """Names of the registered tasks of one suite, without it."""
+    return [name.removeprefix(f"{suite}/") for name in TASKS.names() if name.startswith(f"{suite}/")]
+
+
 CLASSIFICATION = of_kind(Classification)

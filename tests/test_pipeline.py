@@ -178,12 +178,15 @@ def test_predict_predicts_the_same(whole: Run, tmp_path: Path) -> None:
     assert lines[0] == "index\tprediction" and len(lines) == len(examples) + 1
 
 
-def test_predictions_go_into_the_run_s_folder(done: Run, tmp_path: Path) -> None:
+def test_predictions_go_into_the_run_s_folder_and_have_the_files_numbers(done: Run, tmp_path: Path) -> None:
     settled, task = trained.read_run(done.folder)
-    row = pipeline.load_splits(settled, task)["test"][0]
-    file = tmp_path / "mine.jsonl"
-    file.write_text(json.dumps({c: row[c] for c in task.columns}) + "\n")
-    assert trained.predict(done.folder, file) == done.folder / "predictions" / "mine.tsv"
+    rows = pipeline.load_splits(settled, task)["test"].select([0, 1])
+    file = tmp_path / "mine.tsv"
+    lines = [["index", *task.columns], *([100 + i, *map(row.get, task.columns)] for i, row in enumerate(rows))]
+    file.write_text("".join("\t".join(map(str, line)) + "\n" for line in lines))
+    target = done.folder / "predictions" / "mine.tsv"
+    assert trained.predict(done.folder, file) == target
+    assert [line.split("\t")[0] for line in target.read_text().splitlines()] == ["index", "100", "101"]
 
 
 @pytest.mark.parametrize("call", [trained.evaluate, lambda folder: trained.predict(folder, "x.jsonl")])

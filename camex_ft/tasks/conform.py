@@ -24,8 +24,8 @@ _NO_LABEL = ("", "nan", "-1", "-1.0")  # how the formats write a label that is w
 def conform(columns: Columns, task: Task, split: str, origin: str, *, domain: bool = False) -> Dataset:
     """Return the data set of one split, its columns those of ``task.features``.
 
-    Label names become ids; a missing ``idx`` is numbered; labels may be missing, empty or -1 in test splits only. Other
-    columns are dropped, save ``domain`` where it is asked for.
+    Label names become ids; a missing ``idx`` is numbered; labels may be missing, empty or -1 in test splits only, and
+    an ``idx`` may not occur twice there. Other columns are dropped, save ``domain`` where it is asked for.
 
     Args:
         columns: lists of equal length.
@@ -80,8 +80,9 @@ def _check_examples(columns: Columns, task: Task, origin: str, *, answers: bool)
     if task.grouped and len({str(idx) for idx in columns["idx"]}) < len(columns["idx"]):
         twice = next(idx for idx, count in Counter(map(str, columns["idx"])).items() if count > 1)
         raise UserError(f"{origin}: idx {twice} occurs twice; rows of {task.id} belong together by their idx")
-    if task.unique is not None:
-        _check_unique(columns[task.unique], task.unique, origin)
+    unique = task.unique or ("idx" if "idx" in columns and not (answers or task.grouped) else None)
+    if unique is not None:  # predictions are told apart by it
+        _check_unique(columns[unique], unique, origin)
     names = list(task.features)
     for row, values in enumerate(zip(*(columns[name] for name in names), strict=True), start=1):
         example = dict(zip(names, values, strict=True))

@@ -52,7 +52,7 @@ def read_file(path: Path, task: Task) -> Columns:
         if path.suffix == ".parquet":
             return read_parquet([path], task)
         if path.suffix in (".jsonl", ".json"):
-            return _by_column(_read_json(path, task))
+            return _hub_names(_by_column(_read_json(path, task)), task)
         return _read_delimited(path, task)
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: {_undecodable(path)}; expected text in UTF-8") from error

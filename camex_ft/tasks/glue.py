@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -61,9 +61,10 @@ def glue(
     metric: type[TaskMetric],
     primary: str,
     labels: tuple[str, ...] | None,
+    aliases: Mapping[str, str] | None = None,
     **attributes: Any,
 ) -> None:
-    """Register a GLUE task whose texts are `columns`."""
+    """Register a GLUE task whose texts are `columns`. GLUE's own files call the column ``idx`` ``index``."""
     label = ClassLabel(names=list(labels)) if labels else Value("float32")
     features = {**{c: Value("string") for c in columns}, "label": label, "idx": Value("int32")}
     defaults = {"lines": tsv, "files": {"test": f"{benchmark_name}.tsv"}}
@@ -77,6 +78,7 @@ def glue(
         label_names=labels,
         primary=primary,
         score=by_label(metric),
+        aliases={"idx": "index", **(aliases or {})},
         **{**defaults, **attributes},
     )
     register(sentences(*columns))
@@ -119,7 +121,7 @@ glue(
     labels=("not_duplicate", "duplicate"),
     metric=AccuracyF1,
     primary="f1",
-    aliases={"label": "is_duplicate"},
+    aliases={"label": "is_duplicate", "idx": "id"},
 )
 glue(
     "stsb",

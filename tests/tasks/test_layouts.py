@@ -1,9 +1,11 @@
 """The benchmarks' own files: GLUE's tsv and SuperGLUE's jsonl, as their archives hold them."""
 
 import pytest
-from task_files import load, write
+from task_files import complaint, load, write
+from task_kinds import of_suite
 
 from camex_ft import registry
+from camex_ft.tasks import sources
 
 # GLUE's own files: header and a row each of train and of test, and what the hub makes of the train row.
 ZIP = {
@@ -64,15 +66,73 @@ ZIP = {
 def test_glue_zip_layout(tmp_path, name):
     folder, header, row, expected, test_header = ZIP[name]
     (tmp_path / folder).mkdir()
-    train = f"{header}\n{row}\n{row}\n" if header else f"{row}\n{row}\n"
+    first, _, rest = row.partition("\t")
+    numbered = header is not None and header.startswith(("index", "id"))
+    second = f"{int(first) + 7}\t{rest}" if numbered else row
+    train = "".join(f"{line}\n" for line in (header, row, second) if line)
     for file in ("train.tsv", "dev.tsv"):
         (tmp_path / folder / file).write_text(train, encoding="utf-8")
     cells = ["0"] * len(test_header.split("\t"))
     (tmp_path / folder / "test.tsv").write_text(f"{test_header}\n" + "\t".join(cells) + "\n")
     loaded = load(tmp_path, registry.TASKS.get(f"glue/{name}"))
-    assert loaded["train"].to_list() == [{**expected, "idx": 0}, {**expected, "idx": 1}]
+    numbers = [int(first), int(first) + 7] if numbered else [0, 1]
+    assert loaded["train"].to_list() == [{**expected, "idx": number} for number in numbers]
     assert loaded["validation"].num_rows == 2
     assert loaded["test"]["label"][:] == [-1]
+
+
+@pytest.mark.parametrize("name", of_suite("glue"))
+@pytest.mark.parametrize("suffix", ["tsv", "csv", "jsonl", "parquet"])
+def test_predictions_have_the_numbers_of_their_rows(tmp_path, name, suffix, examples):
+    task = registry.TASKS.get(f"glue/{name}")
+    header = "id" if name == "qqp" else "index"
+    texts = [column for column in task.columns if column != "idx"]
+    rows = [
+        {header: i, **{c: row[c] for c in texts}}
+        for i, row in zip((101, 100), examples(task.id), strict=True)
+    ]
+    write(tmp_path / f"test.{suffix}", rows)
+    split = task.splits["test"][0]
+    made = task.rows(sources.load_file(task, tmp_path / f"test.{suffix}"), split)
+    task.submission([0, 1], made, tmp_path / "out.tsv")
+    lines = (tmp_path / "out.tsv").read_text().splitlines()
+    assert [line.split("\t")[0] for line in lines] == ["index", "101", "100"]
+
+
+@pytest.mark.parametrize(
+    ("columns", "numbers"),
+    [
+        ({"idx": [7, 5]}, [7, 5]),
+        ({"idx": [7, 5], "index": [1, 2]}, [7, 5]),
+        ({"index": ["7", "5.0"]}, [7, 5]),
+        ({"pairID": ["31193n", "101457e"]}, [0, 1]),
+        ({"id": ["a", "b"]}, [0, 1]),
+        ({}, [0, 1]),
+    ],
+)
+def test_which_column_numbers_the_rows(tmp_path, columns, numbers):
+    texts = {"sentence1": ["a", "b"], "sentence2": ["c", "d"]}
+    names = [*texts, *columns]
+    rows = [dict(zip(names, row, strict=True)) for row in zip(*(texts | columns).values(), strict=True)]
+    write(tmp_path / "mine.jsonl", rows)
+    assert sources.load_file(registry.TASKS.get("glue/mnli"), tmp_path / "mine.jsonl")["idx"][:] == numbers
+
+
+@pytest.mark.parametrize(
+    ("name", "column"), [("glue/sst2", "index"), ("glue/qqp", "id"), ("superglue/boolq", "idx")]
+)
+def test_two_rows_of_one_number_cannot_be_predicted(tmp_path, name, column, examples):
+    rows = [{**row, column: 4} for row in examples(name)]
+    for row in rows:
+        row.pop("idx") if column != "idx" else None
+    write(tmp_path / "test.jsonl", rows)
+    task = registry.TASKS.get(name)
+    message = complaint(tmp_path, task, splits=["test"])
+    assert (
+        "test.jsonl: row 2: column 'idx' is 4, as in row 1; expected a different idx for each row" in message
+    )
+    write(tmp_path / "train.jsonl", rows)  # nothing is predicted of these
+    assert load(tmp_path, task, splits=["train"])["train"]["idx"][:] == [4, 4]
 
 
 def test_glue_zip_layout_of_mnli_and_its_diagnostics(tmp_path):
