@@ -182,7 +182,10 @@ def test_predictions_go_into_the_run_s_folder_and_have_the_files_numbers(done: R
     settled, task = trained.read_run(done.folder)
     rows = pipeline.load_splits(settled, task)["test"].select([0, 1])
     file = tmp_path / "mine.tsv"
-    lines = [["index", *task.columns], *([100 + i, *map(row.get, task.columns)] for i, row in enumerate(rows))]
+    lines = [
+        ["index", *task.columns],
+        *([100 + i, *map(row.get, task.columns)] for i, row in enumerate(rows)),
+    ]
     file.write_text("".join("\t".join(map(str, line)) + "\n" for line in lines))
     target = done.folder / "predictions" / "mine.tsv"
     assert trained.predict(done.folder, file) == target

@@ -14,8 +14,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from camex_ft.tasks.metrics import normalise
-
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -105,8 +103,8 @@ def as_texts(rows: np.ndarray) -> list[str]:
 
 
 def spoken(text: str) -> str:
-    """Return an answer as it is written, without blanks around it, or nothing where it says that there is none."""
-    return "" if normalise(text) in ("", NO_ANSWER) else text.strip()
+    """Return an answer as it is written, without blanks around it; the empty text where it is `NO_ANSWER`."""
+    return "" if " ".join(text.split()) == NO_ANSWER else text.strip()
 
 
 def choose(

@@ -182,10 +182,26 @@ def collected(*windows, optional=False):
 
 def test_decisions_are_by_example_over_its_windows():
     both = rows(example(), example(1, text="baker"))
-    outputs = collected(("No answer", -0.1), ("the guest", -1.0), ("cook", -2.0), ("baker", -3.0))
+    outputs = collected(("no answer", -0.1), ("the guest", -1.0), ("cook", -2.0), ("baker", -3.0))
     origin = np.array([0, 0, 0, 1])
     assert SQUAD.predict(outputs, both, origin) == ["the guest", "baker"]
     assert SQUAD.metrics(outputs, both, origin) == {"exact_match": 1.0, "f1": 1.0}
+
+
+@pytest.mark.parametrize("text", ["A", "$", "the", "..."])
+@pytest.mark.parametrize("task", [SQUAD, SQUAD2], ids=lambda task: task.name)
+def test_an_answer_of_articles_or_punctuation_wins_over_worse_ones(task, text, tmp_path):
+    one = task.rows(
+        Dataset.from_list([example(context=f"It is {text} .", text=text)], features=task.features),
+        "validation",
+    )
+    none = [-5.0] * task.optional
+    outputs = collected((text, -0.1, *none), ("far worse", -3.0, *none), ("no answer", -0.01, *none))
+    predicted = task.predict(outputs, one, np.array([0, 0, 0]))
+    assert predicted == [text]
+    assert task.metrics(outputs, one, np.array([0, 0, 0]))["exact_match"] == 1.0
+    task.submission(predicted, one, tmp_path / "said.json")
+    assert json.loads((tmp_path / "said.json").read_text()) == {one["id"][0]: text}
 
 
 def test_no_answer_is_decided_by_its_score():
