@@ -4,20 +4,23 @@ Texts are never read as special tokens, so a text that holds ``</s>`` adds no en
 same number of them, which `T5ForSequenceClassification` asks for. Tokenizers that put nothing between the texts of a
 pair (GPT-2, Qwen) get a line feed there.
 
-Causal backbones without a padding token pad with their end token (`backbones.load`): the attention mask hides padding,
-and classification heads read the last token that is not padding, which is found by ``config.pad_token_id``.
+Rows are padded and cut on the right, whatever sides the tokenizer was saved with: heads read the first token (BERT) or
+the last one that is not padding (GPT-2), and absolute positions count from the left. Causal backbones without a padding
+token pad with their end token (`backbones.load`): the attention mask hides padding, and classification heads find it by
+``config.pad_token_id``. A begin, end or padding token stands for a row whose tokenizer leaves nothing of its texts.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from datasets import Dataset, Features, List, Value
 
 from camex_ft.errors import UserError
-from camex_ft.tasks.base import labelled
+from camex_ft.tasks.base import Collator, labelled
 from camex_ft.tasks.shorten import Span, keep_spans
 
 if TYPE_CHECKING:
@@ -38,7 +41,8 @@ def encode(rows: Dataset, tokenizer: PreTrainedTokenizerBase, *, max_length: int
         max_length: greatest number of tokens of a row, special tokens included.
 
     Raises:
-        UserError: `max_length` leaves no room for text.
+        UserError: `max_length` leaves no room for text, or the tokenizer leaves nothing of a row and has no token to
+            stand for it.
     """
     pair = any(text is not None for text in rows["text_pair"][:1])
     room = max_length - tokenizer.num_special_tokens_to_add(pair=pair)
@@ -55,6 +59,7 @@ def encode(rows: Dataset, tokenizer: PreTrainedTokenizerBase, *, max_length: int
     return rows.map(
         partial(_encode_batch, tokenizer, max_length, room, between, withheld),
         batched=True,
+        with_indices=True,
         remove_columns=rows.column_names,
         features=Features(features),
         load_from_cache_file=False,  # the cache's key does not see a change of the code
@@ -62,8 +67,8 @@ def encode(rows: Dataset, tokenizer: PreTrainedTokenizerBase, *, max_length: int
     )
 
 
-def collator(tokenizer: PreTrainedTokenizerBase) -> DataCollatorWithPadding:
-    """Return the collator that pads a batch to its longest row.
+def collator(tokenizer: PreTrainedTokenizerBase) -> Collator:
+    """Return the collator that pads a batch on the right, to its longest row.
 
     Raises:
         UserError: the tokenizer has no padding token; `backbones.load` gives it one.
@@ -74,7 +79,23 @@ def collator(tokenizer: PreTrainedTokenizerBase) -> DataCollatorWithPadding:
         raise UserError(
             "the tokenizer has no padding token; load it with camex_ft.backbones.load, or set its pad_token"
         )
-    return DataCollatorWithPadding(tokenizer)
+    return partial(_collate, DataCollatorWithPadding(tokenizer))
+
+
+def _collate(pad: DataCollatorWithPadding, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    with right_sided(pad.tokenizer):
+        return pad(rows)
+
+
+@contextmanager
+def right_sided(tokenizer: PreTrainedTokenizerBase) -> Iterator[None]:
+    """Let the tokenizer pad and cut on the right in the body, and restore its own sides."""
+    sides = tokenizer.padding_side, tokenizer.truncation_side
+    tokenizer.padding_side = tokenizer.truncation_side = "right"
+    try:
+        yield
+    finally:
+        tokenizer.padding_side, tokenizer.truncation_side = sides
 
 
 def separates(tokenizer: PreTrainedTokenizerBase) -> bool:
@@ -93,6 +114,7 @@ def _encode_batch(
     between: str,
     withheld: bool,
     batch: Mapping[str, list[Any]],
+    indices: Sequence[int],
 ) -> dict[str, list[Any]]:
     texts, pairs = list(batch["text"]), list(batch["text_pair"])
     if "marked" in batch:
@@ -100,9 +122,26 @@ def _encode_batch(
         short = [_shorten(tokenizer, room, *row) for row in zip(texts, pairs, ranges, strict=True)]
         texts, pairs = [text for text, _ in short], [pair for _, pair in short]
     seconds = None if pairs[0] is None else [between + pair for pair in pairs]
-    encoded = tokenizer(texts, seconds, truncation=True, max_length=max_length, split_special_tokens=True)
+    with right_sided(tokenizer):
+        encoded = tokenizer(texts, seconds, truncation=True, max_length=max_length, split_special_tokens=True)
     made = {name: encoded[name] for name in encoded}
+    for place, row in enumerate(indices):
+        if not made["input_ids"][place]:
+            token = {"input_ids": _stand_in(tokenizer, row), "attention_mask": 1}
+            for name, values in made.items():
+                values[place] = [token.get(name, 0)]
     return made if withheld else {**made, "labels": list(batch["label"])}
+
+
+def _stand_in(tokenizer: PreTrainedTokenizerBase, row: int) -> int:
+    """Return the token that stands for the texts of a row of which the tokenizer leaves nothing."""
+    for token in (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id):
+        if token is not None:
+            return int(token)
+    raise UserError(
+        f"row {row + 1} has no tokens, and the tokenizer has no begin, end or padding token to stand for them; "
+        "expected a text, or a tokenizer with one of these tokens"
+    )
 
 
 def _shorten(

@@ -29,6 +29,7 @@ from camex_ft.registry import TASKS
 from camex_ft.tasks import answers
 from camex_ft.tasks.answer_metrics import SquadAnswers, SquadAnswersOrNone
 from camex_ft.tasks.base import Collator, Example, Predictions, Row, Task
+from camex_ft.tasks.encode import right_sided
 from camex_ft.tasks.metrics import Scores
 from camex_ft.tasks.spans import fault, place
 from camex_ft.tasks.windows import Windows
@@ -52,7 +53,7 @@ class TextToText(Task):
     head: ClassVar[str] = "seq2seq-lm"
 
     def collator(self, tokenizer: PreTrainedTokenizerBase) -> Collator:
-        """Return the collator that pads inputs with the padding token and labels with -100."""
+        """Return the collator that pads on the right, inputs with the padding token and labels with -100."""
         return partial(_collate, tokenizer)
 
 
@@ -240,7 +241,8 @@ def _encode(
 def _collate(tokenizer: PreTrainedTokenizerBase, features: list[dict[str, Any]]) -> dict[str, Any]:
     from transformers import DataCollatorForSeq2Seq
 
-    batch = DataCollatorForSeq2Seq(tokenizer, label_pad_token_id=answers.IGNORED)(features)
+    with right_sided(tokenizer):
+        batch = DataCollatorForSeq2Seq(tokenizer, label_pad_token_id=answers.IGNORED)(features)
     return {name: values for name, values in batch.items() if values is not None}
 
 

@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
+import camex_ft
 from camex_ft import embedded, registry
 from camex_ft.backbones.load import agree_on_padding
 from camex_ft.errors import UserError
@@ -111,6 +112,109 @@ def test_max_length_without_room_for_text(pair_rows):
         UserError, match=r"task.max_length is 9, which leaves 6 tokens for text; expected at least 11"
     ):
         encode(pair_rows("a"), tokenizer_of("bert"), max_length=9)
+
+
+# Sides, and rows without tokens
+
+MERGING = {"protocol": "smear", "experts": 2}
+TEXTS = [
+    "the soup was not sharp because the soup was dark",
+    "the cook",
+    "",
+    "rain",
+    "the guest thanked the cook",
+]
+
+
+def left_sided(family, **options):
+    """Return an upcycled backbone, and its tokenizer with both sides on the left."""
+    model, tokenizer = embedded.backbone(family, seed=1, **options)
+    tokenizer.padding_side = tokenizer.truncation_side = "left"
+    return camex_ft.upcycle(model, merging=MERGING).eval(), tokenizer
+
+
+def outputs_by(size, model, tokenizer, data):
+    """Return the logits of all rows and the mean loss, in batches of `size`."""
+    batches = [list(data.select(range(i, min(i + size, len(data))))) for i in range(0, len(data), size)]
+    with torch.no_grad():
+        made = [model(**collator(tokenizer)(batch)) for batch in batches]
+    losses = [out.loss * len(batch) for out, batch in zip(made, batches, strict=True)]
+    logits = [out.logits for out in made]
+    return torch.cat(logits), sum(losses) / len(data)
+
+
+def examples_of(name, texts=TEXTS):
+    task = registry.TASKS.get(name)
+    columns = [column for column in task.columns if column != "idx"]
+    return task.rows(
+        Dataset.from_list(
+            [{**dict.fromkeys(columns, text), "label": i % 2, "idx": i} for i, text in enumerate(texts)],
+            features=task.features,
+        ),
+        "train",
+    )
+
+
+@pytest.mark.parametrize("family", registry.EMBEDDED.names())
+def test_logits_and_loss_do_not_depend_on_the_batch_with_a_left_sided_tokenizer(family):
+    model, tokenizer = left_sided(family, num_labels=2)
+    data = encode(examples_of("glue/sst2"), tokenizer, max_length=24)
+    alone, loss = outputs_by(1, model, tokenizer, data)
+    for size in (3, 32):
+        logits, mean = outputs_by(size, model, tokenizer, data)
+        torch.testing.assert_close(logits, alone, atol=1e-5, rtol=0)  # float32, two layers
+        torch.testing.assert_close(mean, loss, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("family", registry.EMBEDDED.names())
+def test_a_batch_is_the_same_whatever_the_side_of_the_tokenizer(family):
+    tokenizer, made = tokenizer_of(family), []
+    for side in ("left", "right"):
+        tokenizer.padding_side = tokenizer.truncation_side = side
+        data = encode(examples_of("glue/rte"), tokenizer, max_length=16)
+        made.append(collator(tokenizer)(list(data)))
+        assert tokenizer.padding_side == tokenizer.truncation_side == side  # as it is saved
+    assert list(made[0]) == list(made[1])
+    assert all(torch.equal(made[0][name], made[1][name]) for name in made[0])
+
+
+def test_a_row_loses_its_last_tokens_whatever_the_side_of_the_tokenizer(pair_rows):
+    tokenizer = tokenizer_of("bert")
+    right = encode(pair_rows("cook " + LONG, "c d e"), tokenizer, max_length=20)[0]
+    tokenizer.truncation_side = "left"
+    assert encode(pair_rows("cook " + LONG, "c d e"), tokenizer, max_length=20)[0] == right
+    assert tokenizer.decode(right["input_ids"]).startswith("[CLS] cook r")
+
+
+@pytest.mark.parametrize("special", [{"bos_token": "<end>"}, {"eos_token": "<end>"}, {"pad_token": "<end>"}])
+@pytest.mark.parametrize("text", ["", " ", "  \t "])
+def test_one_token_stands_for_a_text_without_any(special, text, rows):
+    bare = bare_tokenizer(**special, model_input_names=["input_ids", "token_type_ids", "attention_mask"])
+    bare.backend_tokenizer.normalizer = normalizers.Strip()
+    data = encode(rows("glue/sst2", sentence=text), bare, max_length=16)
+    assert data[0] == {"input_ids": [1], "token_type_ids": [0], "attention_mask": [1], "labels": 0}
+
+
+def test_without_any_token_to_stand_for_it_an_empty_text_is_refused(rows):
+    with pytest.raises(UserError, match=r"row 1 has no tokens.*expected a text"):
+        encode(rows("glue/sst2", sentence=""), bare_tokenizer(), max_length=16)
+
+
+@pytest.mark.parametrize("name", ["glue/sst2", "glue/rte"])
+@pytest.mark.parametrize("family", ["gpt2", "llama", "bert", "roberta"])
+def test_a_tokenizer_without_special_tokens_reads_empty_texts_alone_and_in_batches(family, name):
+    """As GPT-2's, which puts nothing around a text and pads with its end token."""
+    model, tokenizer = left_sided(family, num_labels=2)
+    tokenizer.backend_tokenizer.post_processor = processors.Sequence([])
+    tokenizer.pad_token = tokenizer.eos_token or tokenizer.pad_token
+    model.config.pad_token_id = tokenizer.pad_token_id
+    data = encode(examples_of(name, [" ", "the cook", "", "the soup was dark"]), tokenizer, max_length=24)
+    assert len(data[2]["input_ids"]) <= 1 + (name == "glue/rte")
+    alone, loss = outputs_by(1, model, tokenizer, data)
+    logits, mean = outputs_by(4, model, tokenizer, data)
+    assert torch.isfinite(alone).all() and torch.isfinite(loss)
+    torch.testing.assert_close(logits, alone, atol=1e-5, rtol=0)  # float32, two layers
+    torch.testing.assert_close(mean, loss, atol=1e-5, rtol=0)
 
 
 # Marked spans

@@ -122,6 +122,30 @@ def test_a_batch_pads_labels_with_what_the_loss_leaves_out():
     assert set(without) == {"input_ids", "attention_mask"}
 
 
+def test_a_batch_is_padded_on_the_right_whatever_the_side_of_the_tokenizer(monkeypatch):
+    encoded = SQUAD.encode(rows(example(), example(1, text="The guest")), "validation", TOKENIZER, settings())
+    batch = [{k: row[k] for k in row if k != "row"} for row in encoded]
+    right = SQUAD.collator(TOKENIZER)(batch)
+    for side in ("padding_side", "truncation_side"):
+        monkeypatch.setattr(TOKENIZER, side, "left")
+    left = SQUAD.collator(TOKENIZER)(batch)
+    assert list(left) == list(right) and all(torch.equal(left[name], right[name]) for name in left)
+    assert bool((left["labels"][:, 0] != -100).all()) and bool((left["attention_mask"][:, 0] == 1).all())
+    assert (
+        SQUAD.encode(rows(example()), "train", TOKENIZER, settings())["input_ids"][0] == batch[0]["input_ids"]
+    )
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("question", ["", "  "])
+def test_a_question_may_be_empty_and_a_context_may_not(question, tmp_path):
+    encoded = SQUAD.encode(rows(example(question=question)), "validation", TOKENIZER, settings())
+    batch = SQUAD.collator(TOKENIZER)([{k: row[k] for k in row if k != "row"} for row in encoded])
+    assert torch.isfinite(SQUAD.outputs(MODEL, batch, TOKENIZER, settings())[0])
+    write(tmp_path / "train.jsonl", [{**example(), "context": question}])
+    assert "row 1: column 'context' is blank" in complaint(tmp_path, SQUAD, splits=["train"])
+
+
 # -- outputs and decisions --------------------------------------------------------------------------------------------
 
 
