@@ -15,6 +15,7 @@ import typer
 from camex_ft.bench.commands import app as bench
 from camex_ft.comparison import commands as comparison
 from camex_ft.errors import guard
+from camex_ft.escaping import one_line, printable
 from camex_ft.exporting import commands as exporting
 from camex_ft.launching import rank
 
@@ -114,7 +115,7 @@ def validate(config: ConfigArgument, overrides: Overrides = None) -> None:
     resolved, reason = resolve(written)
     changed = changes(resolved.merging, resolved.routing, resolved.upcycle)
     for line in (reason, *changed, *notes(written)):
-        typer.echo(f"# {line}")
+        typer.echo(f"# {one_line(line)}")
     typer.echo(to_yaml(resolved), nl=False)
 
 
@@ -230,7 +231,7 @@ def generate(
     """Go on from a text with the best checkpoint of a run, and print what comes."""
     from camex_ft import trained
 
-    typer.echo(trained.generate(run, prompt, tokens=tokens, beams=beams, sample=sample, seed=seed))
+    typer.echo(printable(trained.generate(run, prompt, tokens=tokens, beams=beams, sample=sample, seed=seed)))
 
 
 @app.command()

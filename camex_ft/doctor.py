@@ -15,7 +15,9 @@ from typing import Literal
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
+from camex_ft.escaping import one_line, say
 from camex_ft.results.provenance import PACKAGES, SOURCES, host_kind
 
 State = Literal["ok", "note", "wrong"]
@@ -177,11 +179,9 @@ def print_diagnosis(findings: Iterable[Finding], *, console: Console | None = No
     console = console or Console()
     if not console.is_terminal:
         for f in findings:
-            console.print(
-                f"{f.subject}: [{f.state}] {f.detail}", markup=False, highlight=False, soft_wrap=True
-            )
+            say(console, f"{f.subject}: [{f.state}] {f.detail}")
         return
     table = Table("", "", "")
     for f in findings:
-        table.add_row(f.subject, f"[{COLOURS[f.state]}]{f.state}[/]", f.detail)
+        table.add_row(f.subject, f"[{COLOURS[f.state]}]{f.state}[/]", Text(one_line(f.detail)))
     console.print(table)

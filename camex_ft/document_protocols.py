@@ -8,6 +8,7 @@ from collections.abc import Mapping
 
 from camex_ft.config.document import type_words
 from camex_ft.config.problems import show
+from camex_ft.escaping import markdown_cell
 from camex_ft.protocols import CURVED, Protocol
 from camex_ft.registry import PROTOCOLS
 
@@ -55,7 +56,9 @@ def _overview(every: list[Protocol]) -> str:
     rows = ["| protocol | what it does | form | base expert | curvature |", "|---|---|---|---|---|"]
     for p in every:
         link = f"[`{p.name}`](#{_anchor(p.name.removesuffix(CURVED))})"
-        rows.append(f"| {link} | {p.summary} | {FORMS[p.form]} | {_yes(p.base)} | {_yes(p.curvature)} |")
+        rows.append(
+            f"| {link} | {markdown_cell(p.summary)} | {FORMS[p.form]} | {_yes(p.base)} | {_yes(p.curvature)} |"
+        )
     return "\n".join(rows) + "\n"
 
 
@@ -86,8 +89,8 @@ def _options(options: Mapping[str, inspect.Parameter], meanings: Mapping[str, st
     for name, option in options.items():
         required = option.default is inspect.Parameter.empty
         default = "none: it must be given" if required else f"`{show(option.default)}`"
-        meaning = _sentence(meanings.get(name, "")).replace("|", "\\|")
-        rows.append(f"| `{name}` | {type_words(option.annotation)} | {default} | {meaning} |")
+        cells = (type_words(option.annotation), default, _sentence(meanings.get(name, "")))
+        rows.append(f"| `{name}` | {' | '.join(map(markdown_cell, cells))} |")
     return "\n".join(rows)
 
 

@@ -7,6 +7,8 @@ import sys
 import traceback
 from collections.abc import Callable, Iterable
 
+from camex_ft.escaping import printable
+
 
 class UserError(Exception):
     """The user's input is wrong: printed as it is, without a traceback, and the exit code is 2."""
@@ -27,7 +29,7 @@ def guard(command: Callable[[], object]) -> int:
     try:
         command()
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(str(error))}", file=sys.stderr)
         return 2
     except Exception:
         traceback.print_exc()

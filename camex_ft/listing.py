@@ -7,11 +7,13 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from camex_ft import registry
 from camex_ft.config import list_configs
 from camex_ft.config.shipped import list_specifications
 from camex_ft.errors import UserError, nearest
+from camex_ft.escaping import one_line, say
 
 Rows = list[tuple[str, ...]]
 
@@ -74,13 +76,14 @@ def print_rows(headings: tuple[str, ...], rows: Rows, *, console: Console) -> No
     if console.is_terminal:
         table = Table(*headings)
         for row in rows:
-            table.add_row(*row)
-        console.print(table, markup=False)
+            table.add_row(*(Text(one_line(cell)) for cell in row))
+        console.print(table)
         return
+    rows = [tuple(map(one_line, row)) for row in rows]
     widths = [max(len(row[i]) for row in [headings, *rows]) for i in range(len(headings))]
     for row in [headings, *rows]:
         line = "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+        say(console, line)
     console.print()
 
 

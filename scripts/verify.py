@@ -28,6 +28,7 @@ from typer.core import TyperGroup
 
 from camex_ft.cli import app
 from camex_ft.doctor import diagnose
+from camex_ft.escaping import markdown_notes
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMANDS = "commands"
@@ -224,15 +225,24 @@ def page(outcomes: Sequence[Outcome], machine: Sequence[tuple[str, str]], day: s
     lines += ["| | claim | | checks | not run | seconds |", "|---|---|---|---|---|---|"]
     for each in outcomes:
         lines.append(
-            f"| {each.name} | {_cell(each.says)} | {each.word} | {each.passed + len(each.failed)} | "
+            f"| {each.name} | {markdown_notes(each.says)} | {each.word} | {each.passed + len(each.failed)} | "
             f"{len(each.skipped) or ''} | {each.seconds:.0f} |"
         )
     for title, part in (("What does not hold", "failed"), ("What was not run, and why", "skipped")):
         found = {each.name: getattr(each, part) for each in outcomes if getattr(each, part)}
         if found:
             lines += ["", f"## {title}", ""]
-            lines += [f"- {name}: {_cell(text)}" for name, texts in found.items() for text in _counted(texts)]
-    lines += ["", "## The machine", "", *(f"- {subject}: {detail}" for subject, detail in machine)]
+            lines += [
+                f"- {name}: {markdown_notes(text)}"
+                for name, texts in found.items()
+                for text in _counted(texts)
+            ]
+    lines += [
+        "",
+        "## The machine",
+        "",
+        *(f"- {subject}: {markdown_notes(detail)}" for subject, detail in machine),
+    ]
     return "\n".join(lines) + "\n"
 
 
@@ -241,10 +251,6 @@ def _counted(texts: Sequence[str]) -> list[str]:
         text + (f" ({texts.count(text)} times)" if texts.count(text) > 1 else "")
         for text in dict.fromkeys(texts)
     ]
-
-
-def _cell(text: str) -> str:
-    return text.replace("|", "\\|")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -24,6 +24,7 @@ from camex_ft.comparison.finished import entries
 from camex_ft.config import Config
 from camex_ft.embedded import CORPORA
 from camex_ft.errors import UserError
+from camex_ft.escaping import say
 from camex_ft.planning import Column, plan
 from camex_ft.planning.duration import TFLOPS
 from camex_ft.results.entries import Entry, Result, read_results
@@ -108,7 +109,7 @@ def print_estimate(
         table.add_row(each.cell.task, Text(each.cell.row), str(each.cell.seed), state, hours, *sizes)
     console.print(table, markup=False, highlight=False, soft_wrap=True)
     for line in summary(made, tflops):
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+        say(console, line)
 
 
 def summary(made: Sequence[Estimate], tflops: float = TFLOPS) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 
 from rich.console import Console
 
@@ -14,6 +15,7 @@ from camex_ft.comparison.running import DONE, FAILED, Runner, State, slots
 from camex_ft.comparison.survey import survey
 from camex_ft.config.backbones import EMBEDDED
 from camex_ft.errors import UserError
+from camex_ft.escaping import say
 from camex_ft.results import command_line
 from camex_ft.results.entries import Result, read_results
 from camex_ft.results.render import render
@@ -41,7 +43,7 @@ def run_grid(
     states = look(comparisons, force=force, console=console)
     tiny = all(state.cell.settled.backbone.startswith(EMBEDDED) for state in states)
     places = slots(jobs, tiny=tiny)[: max(sum(s.status != DONE for s in states), 1)]
-    console.print(headline(states, len(places)), highlight=False)
+    say(console, headline(states, len(places)))
     with view(states, len(places), console=console) as shown:
         logs = comparisons[0].folder.parent / "logs"
         runner(states, places, logs, force=force, changed=shown.changed).run(shown.tick)
@@ -57,10 +59,10 @@ def look(comparisons: Sequence[Comparison], *, force: bool, console: Console) ->
             f"one report needs one output folder, and there are {', '.join(map(str, sorted(outputs)))}"
         )
     cells = [cell for comparison in comparisons for cell in comparison.cells]
-    states = survey(cells, force=force, say=console.print)
+    states = survey(cells, force=force, say=partial(say, console))
     for state in states:
         if state.status == FAILED:
-            console.print(line(state, states), markup=False, highlight=False, soft_wrap=True)
+            say(console, line(state, states))
     return states
 
 
@@ -68,7 +70,7 @@ def report_failed(states: Sequence[State], console: Console) -> int:
     """Print the cells that failed, each with its reason; return how many there are."""
     failed = [state for state in states if state.status == FAILED]
     for state in failed:
-        console.print(f"failed: {state.cell}: {state.reason}", markup=False, highlight=False, soft_wrap=True)
+        say(console, f"failed: {state.cell}: {state.reason}")
     return len(failed)
 
 
@@ -82,12 +84,10 @@ def conclude(comparisons: Sequence[Comparison], console: Console) -> None:
         try:
             made.append(outcome(comparison, results))
         except UserError as error:
-            console.print(str(error), markup=False, highlight=False, soft_wrap=True)
+            say(console, str(error))
     if not made:
         return
-    console.print(
-        render([each.table for each in made], "text"), markup=False, highlight=False, soft_wrap=True
-    )
-    console.print(f"wrote {write_all(made, command_line())}", markup=False, highlight=False, soft_wrap=True)
+    say(console, render([each.table for each in made], "text"))
+    say(console, f"wrote {write_all(made, command_line())}")
     for each in made:
-        console.print(f"wrote {each.comparison.folder}", markup=False, highlight=False, soft_wrap=True)
+        say(console, f"wrote {each.comparison.folder}")

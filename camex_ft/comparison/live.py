@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from camex_ft.comparison.running import DONE, FAILED, RUNNING, WAITING, State
+from camex_ft.escaping import one_line, say
 from camex_ft.results.summary import duration
 
 STYLES = {DONE: "green", RUNNING: "cyan", WAITING: "dim", FAILED: "red"}
@@ -41,7 +42,7 @@ def view(states: Sequence[State], slots: int, *, console: Console | None = None)
     if not console.is_terminal:
 
         def changed(state: State) -> None:
-            console.print(line(state, states), markup=False, highlight=False, soft_wrap=True)
+            say(console, line(state, states))
 
         yield View(changed, lambda: None)
         return
@@ -71,13 +72,19 @@ def picture(states: Sequence[State], slots: int) -> RenderableType:
     table = Table()
     table.add_column("", no_wrap=True)
     for task in tasks:
-        table.add_column(task)
+        table.add_column(Text(one_line(task)))
     for row in rows:
         some = [[s for s in states if s.cell.task == task and s.cell.row == row] for task in tasks]
-        table.add_row(Text(row), *(cell(each) for each in some))
-    lines = [Text(f"running: {s.cell}, {_left(s)}", STYLES[RUNNING]) for s in states if s.status == RUNNING]
+        table.add_row(Text(one_line(row)), *(cell(each) for each in some))
+    lines = [
+        Text(one_line(f"running: {s.cell}, {_left(s)}"), STYLES[RUNNING])
+        for s in states
+        if s.status == RUNNING
+    ]
     lines += [
-        Text(f"failed: {s.cell}: {s.reason[:LONGEST]}", STYLES[FAILED]) for s in states if s.status == FAILED
+        Text(one_line(f"failed: {s.cell}: {s.reason[:LONGEST]}"), STYLES[FAILED])
+        for s in states
+        if s.status == FAILED
     ]
     return Group(Text(headline(states, slots), "bold"), table, *lines)
 

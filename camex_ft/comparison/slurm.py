@@ -25,6 +25,7 @@ from camex_ft.comparison.running import FAILED, WAITING, Process, Runner, Slot, 
 from camex_ft.comparison.slurm_parameters import check_folder, convert
 from camex_ft.durable import write_atomically
 from camex_ft.errors import UserError
+from camex_ft.escaping import say
 
 if TYPE_CHECKING:
     from submitit import LocalJob
@@ -180,6 +181,6 @@ def _queued(console: Console) -> set[str]:
         shown = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
     except (OSError, subprocess.SubprocessError):
         line = f"{shlex.join(command)} fails: what waits in the queue is not known, and is submitted again"
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+        say(console, line)
         return set()
     return set(shown.stdout.split())

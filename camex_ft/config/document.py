@@ -17,6 +17,7 @@ from camex_ft.config.shipped import ROOT
 from camex_ft.config.training_arguments import OWNED
 from camex_ft.config.validation import section_keys
 from camex_ft.config.values import MOST
+from camex_ft.escaping import markdown_cell
 
 HEAD = """\
 # Configuration
@@ -104,7 +105,7 @@ def _table(title: str, section: type[Section], above: tuple[str, ...]) -> str:
     for name, field in section.model_fields.items():
         kind = field.annotation
         if not (isinstance(kind, type) and issubclass(kind, Section)):
-            meaning = (field.description or "").replace("|", "\\|")
+            meaning = markdown_cell(field.description or "")
             key = ".".join((*above, name))
             words = type_words(kind, field.metadata)
             lines.append(f"| `{key}` | {words} | `{_default(field)}` | {meaning} |")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
+from camex_ft.escaping import markdown, markdown_notes, quoted
 from camex_ft.registry import PROTOCOLS
 from camex_ft.results.provenance import versions
 
@@ -29,12 +30,12 @@ def lines(made: Exported) -> list[str]:
 def sections(made: Exported) -> list[tuple[str, str]]:
     """Return the card's section: the same in Markdown."""
     rows = [
-        f"| {name} | {made.before[name]:.4f} | {after:.4f} | {_change(made.before[name], after)} |"
+        f"| {markdown(name)} | {made.before[name]:.4f} | {after:.4f} | {_change(made.before[name], after)} |"
         for name, after in made.after.items()
     ]
     head = f"| metric | the run's model | {made.form} | change |"
     table = "\n".join([head, "|---|---|---|---|", *rows])
-    return [(TITLES[made.form], "\n\n".join([table, *_said(made)]))]
+    return [(TITLES[made.form], "\n\n".join([table, *map(markdown_notes, _said(made))]))]
 
 
 def numbers(made: Exported) -> dict[str, Any]:
@@ -90,8 +91,8 @@ def _routing(made: Exported, routing: MeanRouting) -> list[str]:
     ]
     if PROTOCOLS.get(made.record.protocol).form == "outputs":
         said.append(
-            f"`{made.record.protocol}` mixes the outputs of experts, and not their weights: the mean expert, with a "
-            "non-linearity within, is another function even where all inputs are routed alike."
+            f"{quoted(made.record.protocol)} mixes the outputs of experts, and not their weights: the mean expert, "
+            "with a non-linearity within, is another function even where all inputs are routed alike."
         )
     return said
 

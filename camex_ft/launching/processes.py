@@ -26,6 +26,7 @@ from typing import IO, Any, BinaryIO
 
 from camex_ft.config import Config, resolve
 from camex_ft.errors import UserError
+from camex_ft.escaping import printable
 from camex_ft.launching import devices, rank
 from camex_ft.launching.command import command_line, environment
 from camex_ft.launching.failures import describe, find_failures
@@ -137,7 +138,7 @@ def run(placed: Placement, arguments: Sequence[str], *, logs: Path) -> int:
     told = describe(failures, placed=placed, logs=logs, code=code, printed=printed)
     if failures and failures[0].user_error:
         raise UserError(told)
-    print(f"error: {told}", file=sys.stderr)
+    print(f"error: {printable(told)}", file=sys.stderr)
     return 1
 
 

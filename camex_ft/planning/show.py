@@ -9,6 +9,7 @@ from pathlib import Path
 from rich.console import Console
 
 from camex_ft.errors import UserError
+from camex_ft.escaping import say
 from camex_ft.listing import print_rows
 from camex_ft.planning import Column, Plan
 from camex_ft.planning.duration import BANDWIDTH
@@ -140,18 +141,15 @@ def print_plan(plan: Plan, *, console: Console | None = None) -> None:
     """Print the plan to `console` (standard output by default)."""
     console = console or Console()
 
-    def say(line: str) -> None:
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
-
     for line in headline(plan):
-        say(line)
+        say(console, line)
     for headings, rows in tables(plan):
         print_rows(headings, rows, console=console)
     for column in plan.columns:
         for chain in column.chains:
-            say(f"{column.protocol}, chain in the {chain}")
+            say(console, f"{column.protocol}, chain in the {chain}")
     for line in (*LEGEND, *verdict(plan)):
-        say(line)
+        say(console, line)
 
 
 def write_json(plan: Plan, path: Path) -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from camex_ft.config.identity import WITHOUT_EFFECT
 from camex_ft.errors import UserError
+from camex_ft.escaping import quoted
 from camex_ft.results.entries import SECTIONS, Entry, leaves
 from camex_ft.results.record import Record
 
@@ -96,7 +97,7 @@ def who(runs: Iterable[Run]) -> str:
     rows: dict[str, list[int]] = defaultdict(list)
     for run in runs:
         rows[run.row].append(run.seed)
-    return "; ".join(f"`{row}` {', '.join(map(str, sorted(seeds)))}" for row, seeds in rows.items())
+    return "; ".join(f"{quoted(row)} {', '.join(map(str, sorted(seeds)))}" for row, seeds in rows.items())
 
 
 def _who_of(some: Sequence[Run], runs: Sequence[Run]) -> str:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from camex_ft.durable import write_atomically
+from camex_ft.escaping import markdown
 from camex_ft.results.entries import entries_of, read_results
 from camex_ft.results.plots import choose, is_stale, of_inspection, save, source
 from camex_ft.results.plots.scenes import Choice
@@ -90,7 +91,7 @@ def sources(folder: Path) -> Iterator[Source]:
 
 def shown(file: Path, caption: str) -> str:
     """Return Markdown that shows a picture with its caption."""
-    text = caption.replace("[", "(").replace("]", ")")
+    text = markdown(caption)
     return f"![{text}]({file.as_posix()})\n\n*{text}*\n\n"
 
 

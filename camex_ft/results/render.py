@@ -6,9 +6,7 @@
 from __future__ import annotations
 
 import csv
-import html
 import io
-import re
 import shutil
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -20,21 +18,12 @@ from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
 
+from camex_ft import escaping
 from camex_ft.errors import UserError, nearest
+from camex_ft.escaping import latex, markdown, one_line
 from camex_ft.results.cells import Cell, Grid, legend, overview, scores, tests
 from camex_ft.results.entries import entries_of, read_results
 from camex_ft.results.tables import Panel, Row, Table, make_table
-
-LATEX = {
-    **{sign: rf"\{sign}" for sign in "&%$#_{}"},
-    "\\": r"\textbackslash{}",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "<": "$<$",
-    ">": "$>$",
-    "±": r"$\pm$",
-    "−": "$-$",
-}
 
 
 def render(tables: Sequence[Table], format: str = "md", *, explained: bool = True) -> str:
@@ -86,93 +75,98 @@ def _table(table: Table, write: _Markdown | _Latex | _Html | _Plain) -> Iterator
 
 class _Markdown:
     def title(self, text: str) -> str:
-        return f"**{_md(text)}**\n"
+        return f"**{markdown(text)}**\n"
 
     def grid(self, grid: Grid) -> str:
         rule = ["---", *["---:"] * (len(grid.head) - 1)]
-        lines = [[_md(name) for name in grid.head], rule, *([self.cell(c) for c in row] for row in grid.rows)]
+        lines = [
+            [markdown(name) for name in grid.head],
+            rule,
+            *([self.cell(c) for c in row] for row in grid.rows),
+        ]
         body = "".join(f"| {' | '.join(line)} |\n" for line in lines)
-        return f"{_md(grid.caption)}:\n\n{body}"
+        return f"{markdown(grid.caption, begins=True)}:\n\n{body}"
 
     def cell(self, cell: Cell) -> str:
         if cell.code:
-            return "`" + cell.text.replace("|", r"\|") + "`"
-        return f"**{_md(cell.text)}**" if cell.strong and cell.text else _md(cell.text)
+            return escaping.markdown_code(cell.text)
+        return f"**{markdown(cell.text)}**" if cell.strong and cell.text else markdown(cell.text)
 
     def notes(self, lines: Sequence[str]) -> str:
-        return "".join(f"- {_md(line, keep='`')}\n" for line in lines)
+        return "".join(f"- {escaping.markdown_notes(line)}\n" for line in lines)
 
     def legend(self, lines: Sequence[str]) -> str:
-        return " ".join(_md(line, keep="`") for line in lines) + "\n"
+        return " ".join(map(escaping.markdown_notes, lines)) + "\n"
 
 
 class _Latex:
     def title(self, text: str) -> str:
-        return f"\\paragraph{{{_tex(text)}}}\n"
+        return f"\\paragraph{{{latex(text)}}}\n"
 
     def grid(self, grid: Grid) -> str:
-        head = " & ".join(_tex(name) for name in grid.head)
+        head = " & ".join(latex(name) for name in grid.head)
         rows = "".join(" & ".join(self.cell(c) for c in row) + " \\\\\n" for row in grid.rows)
         columns = "l" + "r" * (len(grid.head) - 1)
         return (
-            f"\\begin{{table}}\n\\centering\n\\caption{{{_tex(grid.caption)}}}\n\\begin{{tabular}}{{{columns}}}\n"
+            f"\\begin{{table}}\n\\centering\n\\caption{{{latex(grid.caption)}}}\n\\begin{{tabular}}{{{columns}}}\n"
             f"\\toprule\n{head} \\\\\n\\midrule\n{rows}\\bottomrule\n\\end{{tabular}}\n\\end{{table}}\n"
         )
 
     def cell(self, cell: Cell) -> str:
         if cell.code:
-            return rf"\texttt{{{_tex(cell.text)}}}"
-        return rf"\textbf{{{_tex(cell.text)}}}" if cell.strong and cell.text else _tex(cell.text)
+            return rf"\texttt{{{latex(cell.text)}}}"
+        return rf"\textbf{{{latex(cell.text)}}}" if cell.strong and cell.text else latex(cell.text)
 
     def notes(self, lines: Sequence[str]) -> str:
-        return "".join(f"{_tex(line)}\\par\n" for line in lines)
+        return "".join(f"{escaping.latex_notes(line)}\\par\n" for line in lines)
 
     legend = notes
 
 
 class _Html:
     def title(self, text: str) -> str:
-        return f"<h3>{html.escape(text)}</h3>\n"
+        return f"<h3>{escaping.html(text)}</h3>\n"
 
     def grid(self, grid: Grid) -> str:
-        head = "".join(f'<th scope="col">{html.escape(name)}</th>' for name in grid.head)
+        head = "".join(f'<th scope="col">{escaping.html(name)}</th>' for name in grid.head)
         rows = "".join(
             f'<tr><th scope="row">{self.cell(first)}</th>{"".join(f"<td>{self.cell(c)}</td>" for c in rest)}</tr>\n'
             for first, *rest in grid.rows
         )
-        caption = f"<caption>{html.escape(grid.caption)}</caption>"
+        caption = f"<caption>{escaping.html(grid.caption)}</caption>"
         return f"<table>\n{caption}\n<thead><tr>{head}</tr></thead>\n<tbody>\n{rows}</tbody>\n</table>\n"
 
     def cell(self, cell: Cell) -> str:
-        text = html.escape(cell.text)
+        text = escaping.html(cell.text)
         tag = "code" if cell.code else "strong" if cell.strong and text else ""
         return f"<{tag}>{text}</{tag}>" if tag else text
 
     def notes(self, lines: Sequence[str]) -> str:
-        items = (re.sub("`([^`]*)`", r"<code>\1</code>", html.escape(line)) for line in lines)
-        return '<ul class="notes">\n' + "".join(f"<li>{item}</li>\n" for item in items) + "</ul>\n"
+        items = "".join(f"<li>{escaping.html_notes(line)}</li>\n" for line in lines)
+        return f'<ul class="notes">\n{items}</ul>\n'
 
     def legend(self, lines: Sequence[str]) -> str:
-        return f'<p class="legend">{html.escape(" ".join(lines))}</p>\n'
+        return f'<p class="legend">{escaping.html(" ".join(lines))}</p>\n'
 
 
 class _Plain:
     def title(self, text: str) -> str:
-        return text + "\n"
+        return one_line(text) + "\n"
 
     def grid(self, grid: Grid) -> str:
-        table = RichTable(title=grid.caption, title_justify="left", title_style="", box=box.SIMPLE_HEAD)
+        caption = Text(one_line(grid.caption))
+        table = RichTable(title=caption, title_justify="left", title_style="", box=box.SIMPLE_HEAD)
         for i, name in enumerate(grid.head):
-            table.add_column(name, justify="right" if i else "left", overflow="fold")
+            table.add_column(Text(one_line(name)), justify="right" if i else "left", overflow="fold")
         for row in grid.rows:
-            table.add_row(*(Text(f"*{c.text}" if c.strong and c.text else c.text) for c in row))
+            table.add_row(*(Text(f"{'*' if c.strong and c.text else ''}{one_line(c.text)}") for c in row))
         width = max(shutil.get_terminal_size((160, 24)).columns, 80)  # in less, numbers would fall to pieces
         console = Console(file=io.StringIO(), no_color=True, width=width)
         console.print(table)
         return str(console.file.getvalue())  # type: ignore[attr-defined]
 
     def notes(self, lines: Sequence[str]) -> str:
-        return "".join(f"- {line}\n" for line in lines)
+        return "".join(f"- {one_line(line)}\n" for line in lines)
 
     def legend(self, lines: Sequence[str]) -> str:
         return self.notes([line.replace("Bold:", "*:").replace("bold below", "* below") for line in lines])
@@ -187,21 +181,13 @@ WRITERS: dict[str, _Markdown | _Latex | _Html | _Plain] = {
 FORMATS = (*WRITERS, "csv")
 
 
-def _md(text: str, *, keep: str = "") -> str:
-    return re.sub(r"([\\`*_|<])", lambda found: found[0] if found[0] in keep else "\\" + found[0], text)
-
-
-def _tex(text: str) -> str:
-    return "".join(LATEX.get(sign, sign) for sign in re.sub("`([^`]*)`", r"\1", text))
-
-
 def _csv(tables: Sequence[Table]) -> str:
     lines = [_line(table, panel, row) for table in tables for panel in table.panels for row in panel.rows]
     names = list(dict.fromkeys(name for line in lines for name in line))
     file = io.StringIO()
     writer = csv.DictWriter(file, names, lineterminator="\n", restval="")
     writer.writeheader()
-    writer.writerows(lines)
+    writer.writerows({name: escaping.csv_text(value) for name, value in line.items()} for line in lines)
     return file.getvalue()
 
 

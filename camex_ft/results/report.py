@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import base64
-import html
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from camex_ft.durable import write_atomically
+from camex_ft.escaping import html as escape
 
 STYLE = """
 :root { color-scheme: light dark; --ink: #1c1e21; --soft: #5b6168; --paper: #ffffff; --line: #d5d9de; --tint: #f3f5f7; }
@@ -112,9 +112,9 @@ def page(sections: Sequence[Section]) -> str:
     """
     if not sections:
         raise ValueError("a report needs at least one section: expected one with the title")
-    title = html.escape(sections[0].title)
+    title = escape(sections[0].title)
     links = "".join(
-        f'<li><a href="#part-{i}">{html.escape(s.title)}</a></li>\n' for i, s in enumerate(sections) if i > 0
+        f'<li><a href="#part-{i}">{escape(s.title)}</a></li>\n' for i, s in enumerate(sections) if i > 0
     )
     contents = f'<nav aria-label="Contents">\n<ul>\n{links}</ul>\n</nav>\n' if len(sections) > 2 else ""
     body = "\n".join(_section(i, s, after=contents if i == 0 else "") for i, s in enumerate(sections))
@@ -131,14 +131,14 @@ def page(sections: Sequence[Section]) -> str:
 
 def _section(number: int, section: Section, *, after: str) -> str:
     level = "h1" if number == 0 else "h2"
-    parts = [f"<{level}>{html.escape(section.title)}</{level}>"]
-    parts += [f"<p>{html.escape(text)}</p>" for text in section.text]
+    parts = [f"<{level}>{escape(section.title)}</{level}>"]
+    parts += [f"<p>{escape(text)}</p>" for text in section.text]
     if section.command:
-        parts.append(f"<pre><code>{html.escape(section.command)}</code></pre>")
+        parts.append(f"<pre><code>{escape(section.command)}</code></pre>")
     parts += [f'<div class="table" tabindex="0">\n{table}\n</div>' for table in section.tables]
     parts += [_picture(picture) for picture in section.pictures]
     if section.notes:
-        notes = "".join(f"<li>{html.escape(note)}</li>\n" for note in section.notes)
+        notes = "".join(f"<li>{escape(note)}</li>\n" for note in section.notes)
         parts.append(f'<ul class="notes">\n{notes}</ul>')
     return f'<section id="part-{number}">\n' + "\n".join(parts) + f"\n{after}</section>"
 
@@ -146,10 +146,10 @@ def _section(number: int, section: Section, *, after: str) -> str:
 def _picture(picture: Picture) -> str:
     data = base64.b64encode(picture.png).decode("ascii")
     width, height = _size(picture.png)
-    caption = f"<figcaption>{html.escape(picture.caption)}</figcaption>" if picture.caption else ""
+    caption = f"<figcaption>{escape(picture.caption)}</figcaption>" if picture.caption else ""
     return (
         f'<figure>\n<div class="picture" tabindex="0"><img src="data:image/png;base64,{data}" '
-        f'alt="{html.escape(picture.alt)}" width="{width}" height="{height}" '
+        f'alt="{escape(picture.alt)}" width="{width}" height="{height}" '
         # on a narrow screen a picture is moved sideways rather than made too small to read
         f'style="min-width: min({width}px, 36rem)"></div>\n{caption}\n</figure>'
     )

@@ -7,7 +7,9 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
+from camex_ft.escaping import one_line, say
 from camex_ft.results.record import Record
 
 
@@ -41,14 +43,16 @@ def print_summary(record: Record, folder: Path | str, *, console: Console | None
     rows = summary_rows(record, folder)
     if not console.is_terminal:
         for label, value in rows:
-            console.print(f"{label}: {value}", markup=False, highlight=False, soft_wrap=True)
+            say(console, one_line(f"{label}: {value}"))
         return
-    table = Table(show_header=False, title=f"{record.task}: {record.protocol}", title_justify="left")
+    table = Table(
+        show_header=False, title=Text(one_line(f"{record.task}: {record.protocol}")), title_justify="left"
+    )
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
     for label, value in rows:
-        table.add_row(label, value)
-    console.print(table, markup=False)
+        table.add_row(Text(one_line(label)), Text(one_line(value)))
+    console.print(table)
 
 
 def duration(seconds: float | None) -> str:

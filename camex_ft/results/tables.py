@@ -11,6 +11,7 @@ from typing import Any, Literal
 import numpy as np
 
 from camex_ft.errors import nearest
+from camex_ft.escaping import quoted
 from camex_ft.results import published as literature
 from camex_ft.results.agreement import Run, cautions, refuse_mixture, runs_of, who
 from camex_ft.results.correctness import unpack
@@ -260,8 +261,8 @@ def _notes(rows: Sequence[Row], runs: Sequence[Run], baseline: str) -> list[str]
     labels = [row.label for row in rows]
     if baseline not in labels:
         hint = nearest(baseline, labels)
-        notes.append(f"nothing is tested: no row is called `{baseline}`.{hint}")
-    missing = [f"`{row.label}` {', '.join(map(str, row.missing))}" for row in rows if row.missing]
+        notes.append(f"nothing is tested: no row is called {quoted(baseline)}.{hint}")
+    missing = [f"{quoted(row.label)} {', '.join(map(str, row.missing))}" for row in rows if row.missing]
     if missing:
         notes.append(f"seeds that are missing: {'; '.join(missing)}")
     without = [run for run in runs if not finite(run.record.metrics.best)]

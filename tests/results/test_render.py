@@ -9,7 +9,9 @@ from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
+from markdown_it import MarkdownIt
 
+from camex_ft import escaping
 from camex_ft.errors import UserError
 from camex_ft.results.cells import p_value, spread
 from camex_ft.results.published import Published
@@ -202,3 +204,49 @@ def test_spread() -> None:
         "1.00",
         "2.00 ± 1.41",
     ]
+
+
+HOSTILE = [
+    '=HYPERLINK("http://evil.example")',
+    "@SUM(1)",
+    "a`b|c",
+    "<script>alert(1)</script>",
+    "two\nlines | x |\r\n# head",
+    "[red]x[/red] \x1b[2J",
+]
+
+
+def hostile(text: str) -> Table:
+    """A table whose every text is this one."""
+    made = table(text, tasks=(text,), title=text, notes=(f"missing: {escaping.quoted(text)}",))
+    panel = replace(made.panels[0], metric=text, profile=text, backbone=text)
+    return replace(made, baseline=text, panels=(panel,))
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_hostile_names_are_text_in_markdown(text: str) -> None:
+    page = MarkdownIt("commonmark").enable("table").render(render([hostile(text)], "md"))
+    seen = Seen(page)
+    assert seen.open == [] and "<script" not in page and "<h1" not in page
+    assert page.count("<tr>") == 3 + 2  # head, dense, the row; head and the row's test
+    assert escaping.one_line(text) in "".join(seen.words).replace("\\|", "|")
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_hostile_names_are_no_formulas_in_csv(text: str) -> None:
+    lines = list(csv.DictReader(io.StringIO(render([hostile(text)], "csv"))))
+    assert len(lines) == 2
+    for line in lines:
+        for name, cell in line.items():
+            if cell and cell[0] in "=+-@\t\r":
+                float(cell)  # a number
+                assert name not in ("table", "task", "row", "metric", "profile", "backbone", "baseline")
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+@pytest.mark.parametrize("format", FORMATS)
+def test_no_format_has_control_characters(text: str, format: str) -> None:
+    made = render([hostile(text)], format)
+    assert not set(made) & {"\x1b", "\x07", "\r"}
+    if format == "text":
+        assert text.partition("\n")[0].partition(" ")[0] in made  # rich's markup is shown
