@@ -20,6 +20,7 @@ from camex_ft.backbones.content import Content
 from camex_ft.config import Config, Environment
 from camex_ft.durable import whole_folder
 from camex_ft.errors import UserError
+from camex_ft.escaping import printable
 from camex_ft.registry import TASKS
 from camex_ft.reporting import Facts, make_record
 from camex_ft.results import Record, RunFolder, find_done, print_summary
@@ -192,7 +193,7 @@ def keep(
         with whole_folder(folder.path / MODEL) as target:
             upcycling.save(cast(PreTrainedModel, trainer.model), target, state=state)
             cast(PreTrainedTokenizerBase, trainer.processing_class).save_pretrained(target)
-            (target / CARD).write_text(card(record, head=data.task.head), encoding="utf-8")
+            (target / CARD).write_text(card(record, head=data.task.head, task=data.task), encoding="utf-8")
     if made:
         with whole_folder(folder.path / PREDICTIONS) as target:
             for split, decided in made.items():
@@ -205,7 +206,7 @@ def keep(
 def say(text: str) -> None:
     """Print a line, in the main process alone."""
     if is_first():
-        print(text, flush=True)
+        print(printable(text), flush=True)
 
 
 def close(record: Record, folder: RunFolder) -> None:

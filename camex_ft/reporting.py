@@ -17,7 +17,7 @@ from camex_ft.results.correctness import pack
 from camex_ft.results.record import Cost, Data, LayerCurvature, LayerRouting, Metrics, Model, Run
 from camex_ft.results.routing import layer_routing
 from camex_ft.tasks.prepared import Prepared
-from camex_ft.training.cost import Speed, devices, peak_memory_mb
+from camex_ft.training.cost import Speed, devices, peak_memory_mb, rows_read
 from camex_ft.training.distributed import largest
 from camex_ft.training.history import best_and_last, epochs, only_metrics
 from camex_ft.training.monitor import curvature_statistics
@@ -102,6 +102,7 @@ def make_record(config: Config, data: Prepared, trainer: CamexTrainer, facts: Fa
             rows_a_step=trainer.args.train_batch_size
             * trainer.args.world_size
             * trainer.args.gradient_accumulation_steps,
+            **_trained(data, trainer),
         ),
         data=Data(
             source=cast(Any, config.data.source),
@@ -129,6 +130,15 @@ def _evaluate(
             found_right = data.correct(name, trainer.outcome)
             correct = None if found_right is None else pack(found_right)
     return metrics, routing, correct
+
+
+def _trained(data: Prepared, trainer: CamexTrainer) -> dict[str, Any]:
+    """Return what was trained on in all: `steps`, `epochs` and `rows`."""
+    epochs = float(trainer.state.epoch or 0.0)
+    batch = trainer.args.train_batch_size * trainer.args.world_size
+    rows = 0 if data.train is None else len(data.train)
+    read = rows_read(epochs, rows, batch, drop_last=trainer.args.dataloader_drop_last)
+    return {"steps": trainer.state.global_step, "epochs": epochs, "rows": read}
 
 
 def _test(data: Prepared, trainer: CamexTrainer) -> dict[str, Any] | None:

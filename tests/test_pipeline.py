@@ -106,6 +106,9 @@ def test_the_record_says_what_was_run(whole: Run) -> None:
     assert found.data.rows == {"train": 32, "validation": 24, "test": found.data.rows["test"]}
     assert len(found.data.sha256) == 64 and found.data.source == "embedded"
     assert found.cost.samples_per_second > 0 and found.cost.peak_memory_mb > 0
+    last = found.metrics.per_epoch[-1]
+    assert (found.cost.steps, found.cost.epochs) == (last["step"], last["epoch"])
+    assert found.cost.rows == found.cost.steps * found.cost.rows_a_step
     assert "torch" in found.environment.versions
 
 

@@ -94,7 +94,8 @@ def export(
         check_foldable(PROTOCOLS.get(record.protocol))
     made = _make(read_trained(run), record, cast(Form, form), where, rows, target)
     exported, model, done = made
-    write(model, done.tokenizer, target, exported=exported, head=done.data.task.head, license=license)
+    task = done.data.task
+    write(model, done.tokenizer, target, exported=exported, head=task.head, task=task, license=license)
     return exported
 
 

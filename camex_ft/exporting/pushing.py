@@ -18,6 +18,7 @@ from camex_ft.pipeline import MODEL
 from camex_ft.registry import TASKS
 from camex_ft.results import find_done
 from camex_ft.results.card import NAME, card
+from camex_ft.tasks.base import Task
 from camex_ft.upcycling import adapters
 
 # what transformers, camex_ft and `export` write; a folder with anything else in it is not sent
@@ -89,7 +90,8 @@ def upload_of(source: Path | str, repo_id: str, *, license: str | None = None) -
     files = {path.name: path.stat().st_size for path in folder.iterdir()}
     made = None
     if record is not None and NAME not in files:
-        made = card(record, head=TASKS.get(record.task).head, license=license)
+        task: Task = TASKS.get(record.task)
+        made = card(record, head=task.head, task=task, license=license)
         files[NAME] = len(made.encode())
     _check_backbone(folder)
     return Upload(folder=folder, repo_id=repo_id, files=tuple(sorted(files.items())), card=made)

@@ -18,6 +18,7 @@ from camex_ft.folders import writing
 from camex_ft.results.card import NAME, card
 from camex_ft.results.disk import full_disk
 from camex_ft.results.record import dumps
+from camex_ft.tasks.base import Task
 
 if TYPE_CHECKING:
     from camex_ft.exporting.export import Exported
@@ -51,6 +52,7 @@ def write(
     exported: Exported,
     head: str,
     license: str | None,
+    task: Task | None = None,
 ) -> None:
     """Write the folder.
 
@@ -61,6 +63,7 @@ def write(
     text = card(
         exported.record,
         head=head,
+        task=task,
         form="adapter" if upcycling.adapters.has_adapter(model) else exported.form,
         metrics={k.removeprefix(split): v for k, v in exported.after.items() if k.startswith(split)},
         license=license,

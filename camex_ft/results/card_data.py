@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -12,6 +11,7 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
 from camex_ft.config.backbones import EMBEDDED, NEW, PACKAGE, is_gguf
+from camex_ft.escaping import one_line
 from camex_ft.results.record import Record
 
 Form = Literal["plain", "upcycled", "adapter", "dense", "folded"]
@@ -86,5 +86,5 @@ def license_of(record: Record) -> str:
 
 
 def line(value: Any) -> str:
-    """Return text on one line that no table or heading takes for its own."""
-    return re.sub(r"\s+", " ", str(value)).replace("|", "/").strip()
+    """Return text on one line."""
+    return one_line(str(value))

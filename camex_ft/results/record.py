@@ -117,7 +117,8 @@ class Cost(Section):
     """What training cost, on which kind of device ("cpu", "NVIDIA H100 80GB HBM3 x 2"), in how many processes.
 
     Tokens are without padding; memory is that of the process that took most; `rows_a_step` are those of an optimizer
-    step over all processes.
+    step over all processes. `steps`, `epochs` and `rows` are of the whole training, interruptions included: optimizer
+    steps, epochs, and rows (windows and blocks where a task makes these), each as often as it was read.
     """
 
     samples_per_second: Number
@@ -127,6 +128,9 @@ class Cost(Section):
     processes: int = 1
     engine: str | None = None
     rows_a_step: int | None = None
+    steps: int | None = None
+    epochs: Number = None
+    rows: int | None = None
 
 
 class Data(Section):

@@ -46,6 +46,7 @@ class Task(ABC):
     Attributes:
         head: what the backbone gets; a key of `camex_ft.embedded.HEADS`.
         plain_text: whether its data may be text files, and folders of them.
+        words: the answers that a text-to-text model chooses among; empty where it generates one.
         suite: such as ``"glue"``; the registry's name is ``suite/name``.
         name: of the task, such as ``"sst2"``.
         benchmark_name: the benchmark's own name, of its folder and its submission file, such as ``"SST-2"``.
@@ -70,10 +71,12 @@ class Task(ABC):
         absent: column that the files of test splits may lack -> what stands there then.
         unpublished: splits that only the user's own files have.
         stems: split -> names, without ending, of the benchmark's own files.
+        texts: names of the texts that a row is made of, for the example on a model card.
     """
 
     head: ClassVar[str]
     plain_text: ClassVar[bool] = False
+    words: ClassVar[tuple[str, ...]] = ()
 
     suite: str
     name: str
@@ -99,11 +102,17 @@ class Task(ABC):
     absent: Mapping[str, Any] = field(default_factory=dict)
     unpublished: tuple[str, ...] = ()
     stems: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    texts: tuple[str, ...] = ("text",)
 
     @property
     def id(self) -> str:
         """The registry's name, ``suite/name``."""
         return f"{self.suite}/{self.name}"
+
+    @property
+    def regression(self) -> bool:
+        """Whether labels are real numbers."""
+        return False
 
     @property
     def kind_names(self) -> tuple[str, ...]:

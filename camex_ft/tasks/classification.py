@@ -43,6 +43,7 @@ class Classification(Task):
         lines: predictions and their rows -> the lines of the submission file.
         decide: logits [rows, classes] and their rows -> predictions in the task's own terms.
         extra: types of the columns that `format` adds.
+        texts: one, or the two of a pair.
     """
 
     head: ClassVar[str] = "sequence-classification"

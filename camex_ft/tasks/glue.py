@@ -79,6 +79,7 @@ def glue(
         primary=primary,
         score=by_label(metric),
         aliases={"idx": "index", **(aliases or {})},
+        texts=columns,
         **{**defaults, **attributes},
     )
     register(sentences(*columns))

@@ -256,6 +256,7 @@ def squad(name: str, benchmark_name: str, summary: str, **attributes: Any) -> No
         hub=f"rajpurkar/{name}",
         features=SQUAD,
         primary="exact_match",
+        texts=("question", "context"),
         check=fault,
         unpack=unpack,
         unique="id",

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from datasets import ClassLabel, Dataset, Features, List, Value
@@ -43,6 +43,8 @@ WIKIQA = Features(
 @dataclass(frozen=True, kw_only=True, eq=False)
 class SentenceSelection(TextToText):
     """A task that asks of each sentence whether it answers a question; sentences of one question are ranked."""
+
+    words: ClassVar[tuple[str, ...]] = WORDS
 
     def rows(self, dataset: Dataset, split: str) -> Dataset:
         """Return the examples as they are, in their order, labels as numbers: -1 where they are withheld."""
@@ -147,6 +149,7 @@ TASKS.add(
         hub_config="default",
         features=WIKIQA,
         primary="accuracy",
+        texts=tuple(word.rstrip(":") for word in PARTS.values()),
         aliases={
             "question_id": "QuestionID",
             "question": "Question",

@@ -50,7 +50,12 @@ def superglue(
     `labels` None is for data sets without a label column; `attributes` are those of `Classification`.
     """
     last = {"label": ClassLabel(names=list(labels))} if labels else {}
-    defaults = {"label_names": labels, "files": {"test": f"{benchmark_name}.jsonl"}}
+    words = tuple(column for column, kind in columns.items() if kind == Value("string"))
+    defaults = {
+        "label_names": labels,
+        "files": {"test": f"{benchmark_name}.jsonl"},
+        "texts": words if len(words) == 2 else ("first text", "second text"),
+    }
     return task(
         suite="superglue",
         name=name,

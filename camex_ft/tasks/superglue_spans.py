@@ -121,6 +121,7 @@ def unpack_wsc(record: Example) -> list[Row]:
     score=by_label(Accuracy),
     primary="accuracy",
     lines=jsonl_of(("False", "True")),
+    texts=("text",),
 )
 def wsc(example: Example) -> list[Row]:
     """Format the text with the noun phrase and the pronoun marked."""

@@ -124,6 +124,20 @@ def _statistics(layer: ExpertFFN) -> int:
     return sum(kept.numel() for m in whole for kept in (m.statistic, m.bias_statistic) if kept is not None)
 
 
+def rows_read(epochs: float, rows: int, batch: int, *, drop_last: bool = False) -> int:
+    """Return how many rows training has read, each as often as it was read.
+
+    Args:
+        epochs: done, as the Trainer counts them: by batches of the forward pass.
+        rows: of the train split.
+        batch: rows of such a batch, over all processes.
+        drop_last: a last batch that is not full is left out.
+    """
+    batches = max(rows // batch if drop_last else -(-rows // batch), 1)
+    whole, more = divmod(round(epochs * batches), batches)
+    return whole * min(batches * batch, rows) + min(more * batch, rows)
+
+
 def peak_memory_mb(device: str = "cpu") -> float:
     """Return the greatest memory so far, in MB: of the GPU where that is the type of device, else of the process."""
     if device == "cuda":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import re
 from typing import Any
 
@@ -10,8 +11,10 @@ import yaml
 from huggingface_hub import ModelCard
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from markdown_it import MarkdownIt
 from synthetic_results import result
 
+from camex_ft import escaping
 from camex_ft.results.card import card, form_of
 from camex_ft.results.card_data import HEADS, base_model
 from camex_ft.results.record import Record
@@ -146,6 +149,74 @@ def test_no_name_breaks_the_card(text):
     assert headings == [
         f"## {n}" for n in ("Results", "How to load it", "How it was made", "Licence", "Citation")
     ]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a`b`c",
+        "x|y",
+        "<script>alert(1)</script>",
+        "one\n\n## two\n",
+        "]: x [a](b)",
+        "---\nkey: 1",
+        "${x}\x1b[1m",
+    ],
+)
+def test_hostile_names_are_text_on_a_card(text):
+    """Every name of the record: the page has no tag, link or heading of theirs, and each is there to be read."""
+    given = published().model_dump()
+    named = given | {"task": text, "protocol": text, "backbone": text}
+    named["data"] = given["data"] | {"id": text, "rows": {text: 1, f"validation{text}": 2}, "sha256": text}
+    named["run"] = given["run"] | {"name": text, "command": text}
+    named["metrics"] = given["metrics"] | {"primary": text, "all": {text: 0.5}}
+    named["config"] = {"merging": {"options": {text: text}}, "routing": {"router": text}}
+    named["environment"] = given["environment"] | {
+        "commit": text,
+        "versions": {"torch": text, "camex_ft": text},
+    }
+    made = card(Record.model_validate(named), head=CLASSIFIER, license=text)
+    front, body = made.split("\n---\n", 1)
+    assert yaml.safe_load(front.removeprefix("---\n"))["model-index"][0]["name"] == text
+    page = MarkdownIt("commonmark").enable("table").render(body)
+    tags = set(re.findall(r"<(\w+)", page))
+    assert tags <= {
+        "h1",
+        "h2",
+        "p",
+        "code",
+        "pre",
+        "table",
+        "thead",
+        "tbody",
+        "tr",
+        "th",
+        "td",
+        "strong",
+        "a",
+    }
+    assert page.count("<h2>") == 5 and page.count("<a ") == 0 and "\x1b" not in page
+    cells = [html.unescape(re.sub("<[^>]*>", "", cell)) for cell in re.findall(r"<td>(.*?)</td>", page)]
+    assert cells.count(escaping.one_line(text)) >= 5
+
+
+@pytest.mark.parametrize(
+    ("cost", "said"),
+    [
+        ({"steps": 30, "epochs": 0.625, "rows": 960}, "30 steps, 0.62 epochs, 960 rows"),
+        ({"steps": 1, "epochs": 1.0, "rows": 1}, "1 step, 1 epoch, 1 row"),
+        (
+            {"steps": 12_345, "epochs": 1234.0, "rows": 3_456_789},
+            "12,345 steps, 1,234 epochs, 3,456,789 rows",
+        ),
+        ({}, "10 steps, 1 epoch"),  # of an older record the last evaluation
+    ],
+)
+def test_a_card_says_what_was_trained_and_not_what_was_planned(cost, said):
+    planned = {"training": {"num_train_epochs": 3.0, "max_steps": 30}}
+    made = card(record(run=PAPER, cost=cost, config=planned), head=CLASSIFIER)
+    assert f"| trained for | `{said}` |" in made
+    assert "| epochs |" not in made
 
 
 def test_more_sections_and_other_numbers():

@@ -8,7 +8,7 @@ import pytest
 from cases import dense
 from transformers import PreTrainedModel, TrainingArguments
 
-from camex_ft.training.cost import describe, devices, peak_memory_mb
+from camex_ft.training.cost import describe, devices, peak_memory_mb, rows_read
 from camex_ft.upcycling import freeze, upcycle
 
 LOOKED_UP = 40 * 8 + 32 * 8 + 2 * 8  # words, positions, types
@@ -81,6 +81,23 @@ def test_an_embedding_that_is_the_head_as_well_is_work() -> None:
     assert model.lm_head.weight is model.transformer.wte.weight
     found = describe(model)
     assert found["flops_per_token"] == 2 * (found["parameters"] - model.transformer.wpe.weight.numel())
+
+
+@pytest.mark.parametrize(
+    ("epochs", "rows", "batch", "drop_last", "read"),
+    [
+        (0.0, 10, 4, False, 0),
+        (1 / 3, 10, 4, False, 4),
+        (1.0, 10, 4, False, 10),  # batches of 4, 4 and 2
+        (4 / 3, 10, 4, False, 14),
+        (3.0, 10, 4, False, 30),
+        (1.5, 10, 4, True, 12),  # two batches an epoch
+        (2.0, 3, 8, False, 6),
+        (0.0, 0, 8, False, 0),
+    ],
+)
+def test_rows_are_counted_as_often_as_they_are_read(epochs, rows, batch, drop_last, read) -> None:
+    assert rows_read(epochs, rows, batch, drop_last=drop_last) == read
 
 
 def test_the_process_uses_memory_and_counts_devices() -> None:
