@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections import Counter
 from collections.abc import Callable
 from decimal import Decimal
@@ -69,11 +70,22 @@ def _check_columns(columns: Columns, task: Task, split: str, origin: str) -> Non
         needed += task.absent
     missing = [name for name in needed if name not in columns]
     if missing:
-        hints = "".join(nearest(name, columns) for name in missing[:1])
+        hints = "".join(nearest(name, columns) for name in missing[:1]) + _other_separator(columns)
         raise UserError(
             f"{origin}: {task.id} needs the column{'s' * (len(missing) > 1)} {', '.join(missing)}; "
             f"found {', '.join(columns) or 'none'}.{hints}"
         )
+
+
+def _other_separator(columns: Columns) -> str:
+    """Return a hint for a file whose whole header became the name of one column, or the empty text."""
+    found = re.search(r"[,;|\t]", next(iter(columns))) if len(columns) == 1 else None
+    if found is None:
+        return ""
+    return (
+        f" The file has one column: its fields seem to be separated by {found[0]!r}, where .csv has commas and .tsv "
+        "has tabs"
+    )
 
 
 def _check_examples(columns: Columns, task: Task, origin: str, *, answers: bool) -> None:

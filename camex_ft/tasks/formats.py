@@ -1,15 +1,18 @@
 """One file of examples as columns: parquet, jsonl, json, csv, tsv, and where a task is about plain text also txt.
 
-Tsv files have no quoting, as GLUE's own; a text may hold any number of quotation marks there. A line of txt is a row.
-Every fault is a `UserError` that names file and row.
+Csv files are read with quotes. Tsv files are where they follow the rule of `quoting`, and not where they hold quotation
+marks as GLUE's own files do. A line of txt is a row. Every fault is a `UserError` that names file and row.
 """
 
 from __future__ import annotations
 
 import csv
+import io
 import json
+import logging
 import stat
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +22,9 @@ from datasets import ClassLabel, Features
 
 from camex_ft.errors import UserError
 from camex_ft.tasks.base import Row, Task
+from camex_ft.tasks.quoting import doubtful, quoted
 
+log = logging.getLogger(__name__)
 Columns = dict[str, list[Any]]
 UNREADABLE = (ValueError, RecursionError)  # not JSON, a number of thousands of digits, or nested too deeply
 SUFFIXES = (".parquet", ".jsonl", ".json", ".csv", ".tsv")
@@ -118,28 +123,39 @@ def _read_delimited(path: Path, task: Task) -> Columns:
     csv.field_size_limit(MAX_FIELD)
     tab = path.suffix == ".tsv"
     with path.open(newline="", encoding="utf-8-sig") as stream:
-        if tab:
-            reader = csv.reader(stream, delimiter="\t", quoting=csv.QUOTE_NONE, strict=True)
-        else:
-            reader = csv.reader(stream, strict=True)
-        rows = _checked_rows(path, reader)
-        header = next(rows, [])
-        if tab and len(header) == len(task.headerless) and not set(task.columns) & set(header):
-            records: Iterable[list[str]] = [header, *rows]
-            header = list(task.headerless)
-        else:
-            records = rows
-        if len(set(header)) < len(header):
-            raise UserError(f"{path}: a column occurs twice in the header: {', '.join(header)}")
-        columns: Columns = {name: [] for name in header}
-        for number, row in enumerate(records, start=1):
-            if len(row) != len(header):
-                where = f"row {number} (line {reader.line_num})"
-                raise UserError(
-                    f"{path}: {where} has {len(row)} fields; expected {len(header)}: {', '.join(header)}"
-                )
-            for name, value in zip(header, row, strict=True):
-                columns[name].append(value)
+        text = stream.read()
+    lines = io.StringIO(text, newline="")
+    marks = not tab or quoted(text)
+    reader = csv.reader(
+        lines,
+        delimiter="\t" if tab else ",",
+        quoting=csv.QUOTE_MINIMAL if marks else csv.QUOTE_NONE,
+        strict=True,
+    )
+    rows = _checked_rows(path, reader)
+    header = next(rows, [])
+    records: Iterable[list[str]] = rows
+    if tab and len(header) == len(task.headerless) and not set(task.columns) & set(header):
+        records = chain([header], rows)
+        header = list(task.headerless)
+    if len(set(header)) < len(header):
+        raise UserError(f"{path}: a column occurs twice in the header: {', '.join(header)}")
+    columns: Columns = {name: [] for name in header}
+    for number, row in enumerate(records, start=1):
+        if len(row) != len(header):
+            where = f"row {number} (line {reader.line_num})"
+            raise UserError(
+                f"{path}: {where} has {len(row)} fields; expected {len(header)}: {', '.join(header)}"
+            )
+        for name, value in zip(header, row, strict=True):
+            columns[name].append(value)
+    doubt = None if marks else doubtful(text, zip(*columns.values(), strict=True))
+    if doubt is not None:
+        log.warning(
+            "%s: row %d: the field %.60s looks quoted. Its quotation marks are read as part of the text, since the "
+            "file as a whole is not quoted. If they are quotes, save it as .csv or .jsonl",
+            *(path, *doubt),
+        )
     return _hub_names(columns, task)
 
 

@@ -6,6 +6,7 @@ generated, its sign is the decision, and it orders the sentences of a question.
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -122,14 +123,19 @@ class SentenceSelection(TextToText):
         return labelled(rows)
 
     def submission(self, predictions: Predictions, rows: Dataset, path: str | Path) -> None:
-        """Write a line a sentence: question, its place among the question's sentences from 0, decision and score."""
+        """Write a line a sentence: question, its place among the question's sentences from 0, decision and score.
+
+        A question's id that holds a tab, line break or quotation mark is quoted.
+        """
         target = Path(path)
         target.parent.mkdir(parents=True, exist_ok=True)
-        lines, seen = ["question_id\tsentence\tlabel\tscore"], dict[str, int]()
-        for question, score in zip(rows["question_id"][:], predictions, strict=True):
-            seen[question] = place = seen.get(question, -1) + 1
-            lines.append(f"{question}\t{place}\t{int(score > 0)}\t{score:.6f}")
-        target.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+        seen: dict[str, int] = {}
+        with target.open("w", newline="", encoding="utf-8") as stream:
+            writer = csv.writer(stream, delimiter="\t", lineterminator="\n")
+            writer.writerow(["question_id", "sentence", "label", "score"])
+            for question, score in zip(rows["question_id"][:], predictions, strict=True):
+                seen[question] = place = seen.get(question, -1) + 1
+                writer.writerow([question, place, int(score > 0), f"{score:.6f}"])
 
 
 def _encode(layout: Layout, targets: list[list[int]] | None, row: Mapping[str, Any]) -> dict[str, Any]:
