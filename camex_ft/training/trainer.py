@@ -2,6 +2,8 @@
 
 training loss = the model's loss + sum over layers of the balance loss          (evaluation: the model's loss alone)
 
+With `label_smoothing_factor` the training loss has smoothed targets; that of an evaluation has the targets as they are.
+
 Of an optimizer step's micro-batches, heads for classification average the means of each, and language models average
 over all tokens that are predicted; the balance loss is always the mean over the micro-batches.
 """
@@ -15,10 +17,9 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import Sampler, SequentialSampler
+from torch.utils.data import DataLoader, Sampler, SequentialSampler
 from transformers import PreTrainedModel
-from transformers.trainer_pt_utils import LengthGroupedSampler
-from transformers.trainer_utils import SchedulerType
+from transformers.trainer_pt_utils import LengthGroupedSampler, find_batch_size
 from transformers.training_args import OptimizerNames
 
 from camex_ft.backbones.base import generates
@@ -72,7 +73,10 @@ class CamexTrainer(ScoringTrainer):
         self.weighs = self.model_accepts_loss_kwargs and trained.config.is_encoder_decoder
 
     def _count_from_zero(self) -> None:
-        self.tokens: Tensor | int = 0
+        self.tokens: Tensor | int = 0  # of inputs, without padding
+        self.rows = self._largest_step = 0
+        self._largest_before = 0  # in the steps before those that a run went on from
+        self._step_rows = -1, 0  # the step that is under way, and its rows so far
         self.evaluating = 0.0
         self._passes = 0, 0  # the step that is under way, and its forward passes so far
         self.guard = LossGuard()
@@ -97,6 +101,8 @@ class CamexTrainer(ScoringTrainer):
         """Return the model's loss, and in training the balance losses with it."""
         inputs = {**inputs, **self.without_cache}
         labels = inputs.get("labels")
+        if self.label_smoother is not None and labels is not None:
+            inputs = {**inputs, **self._decoder_inputs(labels)}
         loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
         scaled = self.model_accepts_loss_kwargs and num_items_in_batch is not None
         if scaled and self.weighs and labels is not None and self.label_smoother is None:
@@ -111,18 +117,33 @@ class CamexTrainer(ScoringTrainer):
                 loss = loss + balance.to(loss.device) / parts
         return (loss, outputs) if return_outputs else loss
 
+    def _decoder_inputs(self, labels: Tensor) -> dict[str, Tensor]:
+        """Return what a decoder reads, which it takes from the labels where they are not held back for smoothing."""
+        model: Any = self.accelerator.unwrap_model(self.model)
+        if not generates(model) or not model.config.is_encoder_decoder:
+            return {}
+        return {"decoder_input_ids": model.prepare_decoder_input_ids_from_labels(labels)}
+
     def training_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Tensor:
         """Take one forward and backward pass; a loss that is not finite ends the run (`UserError`)."""
-        if "attention_mask" in inputs:
-            self.tokens = (
-                inputs["attention_mask"].sum() + self.tokens
-            )  # read at the end: the device need not wait
+        self._count(inputs)
         with self._micro_batch(), self._seeded():
             loss = super().training_step(model, inputs, *args, **kwargs)
         self.guard.observe(loss, self.state.global_step + 1)
         if loss.device.type == "cpu":
             self.guard.check()
         return loss
+
+    def _count(self, inputs: dict[str, Any]) -> None:
+        rows = cast(int, find_batch_size(inputs))
+        step, before = self._step_rows
+        self._step_rows = self.state.global_step, rows + before * (step == self.state.global_step)
+        self.rows += rows
+        self._largest_step = max(self._largest_step, self._step_rows[1])
+        if "attention_mask" in inputs:
+            self.tokens = (
+                inputs["attention_mask"].sum() + self.tokens
+            )  # read at the end: the device need not wait
 
     def _micro_batch(self) -> AbstractContextManager[None]:
         """Share domain vectors over the micro-batches of a step, where no engine takes parameters apart."""
@@ -145,8 +166,20 @@ class CamexTrainer(ScoringTrainer):
         seed = (self.args.seed << 64) + (self._passes[0] << 16) + self._passes[1]
         return self.context.seeded(seed)
 
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """Train, counting rows, tokens and the time of evaluations from zero."""
+        self._count_from_zero()
+        return super().train(*args, **kwargs)
+
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """Add routing entropy, load and distance of the curvature from the identity to a training step's log."""
+        """Add routing entropy, load and distance of the curvature from the identity to a training step's log.
+
+        The closing line gets the rows a second that were counted; transformers' own are those of full batches.
+        """
+        if logs.get("train_runtime"):
+            logs["train_samples_per_second"] = round(
+                self._over_processes(self.rows) / logs["train_runtime"], 3
+            )
         if "loss" in logs:
             self.guard.check()
             logs = {**logs, **self.monitor.summary()}
@@ -158,11 +191,16 @@ class CamexTrainer(ScoringTrainer):
 
     def summed_up(self) -> dict[str, Any]:
         """Return what this process has summed up, with the routing since the last log line."""
-        return {**super().summed_up(), "routing": self.monitor.sums}
+        return {
+            **super().summed_up(),
+            "routing": self.monitor.sums,
+            "rows_a_step": self._over_processes(self._largest_step),
+        }
 
     def take_up(self, kept: list[dict[str, Any]], own: int | None) -> None:
         """Take up what every process had summed up."""
         super().take_up(kept, own)
+        self._largest_before = kept[0].get("rows_a_step", 0)  # earlier versions did not count
         routing = [each["routing"] for each in kept]
         if own is None:
             first = self.args.process_index == 0  # the others begin with nothing, of the same layers
@@ -183,17 +221,29 @@ class CamexTrainer(ScoringTrainer):
         best = self.state.best_model_checkpoint if self.args.load_best_model_at_end else None
         self._load_from_checkpoint(str(checkpoint.parent / Path(best).name if best else checkpoint))
 
+    @property
+    def keeps_best(self) -> bool:
+        """Whether the model is that of the best evaluation, and not that of the last step."""
+        return self.args.load_best_model_at_end and self.state.best_model_checkpoint is not None
+
     def speed(self, metrics: Mapping[str, float]) -> Speed | None:
         """Return the speed of the training that `metrics`, those of `train`, are of, without its evaluations."""
-        tokens = self.accelerator.reduce(
-            torch.as_tensor(self.tokens, device=self.args.device)
-        )  # in every process
-        seconds = metrics.get("train_runtime", 0.0)
-        rows = metrics.get("train_samples_per_second", 0.0) * seconds
-        if seconds <= self.evaluating or not rows:
-            return None
-        training = seconds - self.evaluating
-        return Speed(rows / training, float(cast(Tensor, tokens)) / training)
+        rows, tokens = self._over_processes(self.rows), self._over_processes(self.tokens)
+        training = metrics.get("train_runtime", 0.0) - self.evaluating
+        return Speed(rows / training, tokens / training) if training > 0 and rows else None
+
+    def rows_a_step(self) -> int | None:
+        """Return how many rows the largest optimizer step took, over all processes; every process has to ask for it.
+
+        None for a training that had come to its end before it went on, where its checkpoint does not tell.
+        """
+        return max(self._over_processes(self._largest_step), self._largest_before) or None
+
+    def _over_processes(self, count: Tensor | int) -> int:
+        """Return the sum of every process's count."""
+        if self.args.world_size <= 1:
+            return int(count)
+        return int(cast(Tensor, self.accelerator.reduce(torch.as_tensor(count, device=self.args.device))))
 
     # -- optimizer ----------------------------------------------------------------------------------------------------
 
@@ -213,16 +263,6 @@ class CamexTrainer(ScoringTrainer):
         ]
         return optimizer
 
-    def create_scheduler(self, *args: Any, **kwargs: Any) -> Any:
-        """Make the schedule; `UserError` where it does not take its options."""
-        try:
-            return super().create_scheduler(*args, **kwargs)
-        except (ValueError, TypeError) as error:
-            raise UserError(
-                f"training.lr_scheduler_kwargs: {SchedulerType(self.args.lr_scheduler_type).value} cannot be made of "
-                f"them: {error}"
-            ) from error
-
     def _split(self, group: dict[str, Any], names: Mapping[int, str]) -> list[dict[str, Any]]:
         parts: dict[str, list[nn.Parameter]] = {"": [], TEMPERATURE: [], ROUTER: [], CURVATURE: []}
         for parameter in group["params"]:
@@ -237,6 +277,17 @@ class CamexTrainer(ScoringTrainer):
         return made
 
     # -- order of the data --------------------------------------------------------------------------------------------
+
+    def get_train_dataloader(self) -> DataLoader:
+        """Return the batches of training; `UserError` where there is none."""
+        loader = super().get_train_dataloader()
+        if len(loader) == 0:
+            full = self.args.train_batch_size * self.args.world_size
+            raise UserError(
+                f"training.dataloader_drop_last: {len(cast(Any, self.train_dataset))} training rows do not fill a "
+                f"batch of {full}, so that none is left: expected false, or a smaller per_device_train_batch_size"
+            )
+        return loader
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int] | None:
         sampler = super()._get_train_sampler(train_dataset)
