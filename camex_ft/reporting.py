@@ -56,8 +56,13 @@ def make_record(config: Config, data: Prepared, trainer: CamexTrainer, facts: Fa
     split, primary = data.primary
     rows = epochs(trainer.state.log_history)
     greater = data.greater_is_better
-    outcome = best_and_last(rows, f"{split}_{primary}", greater_is_better=greater)
     final, routing, correct = _evaluate(data, trainer)
+    state = trainer.state
+    scored = list(rows)
+    if not trainer.keeps_best and (not rows or rows[-1]["step"] < state.global_step):
+        # no evaluation in training was of the model that is kept
+        scored.append({"step": state.global_step, "epoch": state.epoch or 0.0, **final})
+    outcome = best_and_last(scored, f"{split}_{primary}", greater_is_better=greater)
     model = cast(PreTrainedModel, trainer.model)
     curvature = curvature_statistics(model, condition=True)
     gpus = devices(trainer.args)
@@ -99,9 +104,7 @@ def make_record(config: Config, data: Prepared, trainer: CamexTrainer, facts: Fa
             device=" x ".join([gpus[0], str(len(gpus))]) if gpus else "cpu",
             processes=trainer.args.world_size,
             engine=trainer.engine,
-            rows_a_step=trainer.args.train_batch_size
-            * trainer.args.world_size
-            * trainer.args.gradient_accumulation_steps,
+            rows_a_step=trainer.rows_a_step(),
             **_trained(data, trainer),
         ),
         data=Data(

@@ -65,8 +65,10 @@ class Run(Section):
 
 
 class Metrics(Section):
-    """Validation metrics: `primary` names what `best` and `last` hold; `all` is everything at the best epoch.
+    """Validation metrics: `primary` names what `best` and `last` hold; `all` is everything of the model that is kept.
 
+    `per_epoch` holds the evaluations during training. The final evaluation counts as one more where the model of the
+    last step is kept and had none: without evaluations in training `best` and `last` are both of the final one.
     `correct` tells which rows of the deciding split the best model got right: see `camex_ft.results.correctness`.
     """
 
@@ -116,9 +118,10 @@ class Model(Section):
 class Cost(Section):
     """What training cost, on which kind of device ("cpu", "NVIDIA H100 80GB HBM3 x 2"), in how many processes.
 
-    Tokens are without padding; memory is that of the process that took most; `rows_a_step` are those of an optimizer
-    step over all processes. `steps`, `epochs` and `rows` are of the whole training, interruptions included: optimizer
-    steps, epochs, and rows (windows and blocks where a task makes these), each as often as it was read.
+    Rows and tokens are counted, tokens without padding; memory is that of the process that took most; `rows_a_step` are
+    those of the largest optimizer step, over all processes. `steps`, `epochs` and `rows` are of the whole training,
+    interruptions included: optimizer steps, epochs, and rows (windows and blocks where a task makes these), each as
+    often as it was read.
     """
 
     samples_per_second: Number

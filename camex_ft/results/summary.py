@@ -19,7 +19,7 @@ def summary_rows(record: Record, folder: Path | str) -> list[tuple[str, str]]:
     rows = [
         ("run", f"{record.task}, {record.backbone}, {record.protocol}, seed {record.seed}"),
         ("profile", f"{record.run.profile} ({_reason(record)})"),
-        (f"best {metrics.primary}", f"{_number(metrics.best)} (epoch {_number(metrics.best_epoch, 'g')})"),
+        (f"best {metrics.primary}", f"{_number(metrics.best)} ({_best_of(record)})"),
         (f"last {metrics.primary}", _number(metrics.last)),
     ]
     rows += [(name, _number(value)) for name, value in metrics.all.items() if name != metrics.primary]
@@ -63,6 +63,13 @@ def duration(seconds: float | None) -> str:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def _best_of(record: Record) -> str:
+    """Say which evaluation the best value is of."""
+    if record.metrics.best is not None and not record.metrics.per_epoch:
+        return "the final evaluation: training had none"
+    return f"epoch {_number(record.metrics.best_epoch, 'g')}"
 
 
 def _reason(record: Record) -> str:

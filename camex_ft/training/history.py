@@ -8,7 +8,11 @@ from typing import Any, NamedTuple
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 EVAL = "eval_"
-TIMING = ("runtime", "samples_per_second", "steps_per_second", "preparation_time")
+# How names of what an evaluation took end: time, and with `skip_memory_metrics: false` memory.
+COST = (
+    *("runtime", "samples_per_second", "steps_per_second", "preparation_time"),
+    *("alloc_delta", "peaked_delta"),
+)
 
 
 class HistoryCallback(TrainerCallback):
@@ -64,14 +68,14 @@ class Outcome(NamedTuple):
 
 
 def only_metrics(entry: Mapping[str, Any], *, prefix: str = EVAL) -> dict[str, float]:
-    """Return the metrics of an evaluation's log entry, without the prefix and without timings."""
+    """Return the metrics of an evaluation's log entry, without the prefix, time and memory."""
     return {
-        k.removeprefix(prefix): v for k, v in entry.items() if k.startswith(prefix) and not k.endswith(TIMING)
+        k.removeprefix(prefix): v for k, v in entry.items() if k.startswith(prefix) and not k.endswith(COST)
     }
 
 
 def epochs(log_history: Iterable[Mapping[str, Any]]) -> list[dict[str, float]]:
-    """Return one entry an evaluation: step, epoch and the metrics of all data sets, without `eval_` and timings."""
+    """Return one entry an evaluation: step, epoch and the metrics of all data sets, as `only_metrics` has them."""
     found: dict[int, dict[str, float]] = {}
     for entry in log_history:
         metrics = only_metrics(entry)

@@ -32,7 +32,7 @@ RECORD = Record.model_validate(
             "best": 0.912345,
             "best_epoch": 3.0,
             "last": None,
-            "per_epoch": [],
+            "per_epoch": [{"step": 30, "epoch": 3.0, "validation_f1": 0.912345}],
             "all": {"f1": 0.912345, "accuracy": 0.8},
         },
         "routing": {
@@ -108,3 +108,11 @@ def test_a_language_model_shows_its_tokens_a_second() -> None:
     rows = dict(summary_rows(record, "runs/n"))
     assert rows["tokens a second"] == "12,346"
     assert "tokens a second" not in dict(summary_rows(RECORD, "runs/n"))
+
+
+def test_without_evaluations_in_training_the_final_one_is_best_and_last():
+    scores = {"per_epoch": [], "last": 0.912345}
+    record = RECORD.model_copy(update={"metrics": RECORD.metrics.model_copy(update=scores)})
+    rows = dict(summary_rows(record, "runs/n"))
+    assert rows["best f1"] == "0.9123 (the final evaluation: training had none)"
+    assert rows["last f1"] == "0.9123"
