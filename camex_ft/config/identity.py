@@ -20,55 +20,30 @@ from camex_ft.config.rules import CHOICE
 from camex_ft.config.schema import Config, RoutingConfig, TrainingConfig
 from camex_ft.registry import PROTOCOLS
 
+# Keys of `training` that do not change a result; `tests/training/test_fields.py` tries each.
 WITHOUT_EFFECT = {
-    *(
-        "resume",
-        "logging_steps",
-        "logging_strategy",
-        "logging_first_step",
-        "logging_nan_inf_filter",
-        "log_level",
-    ),
-    *(
-        "log_level_replica",
-        "log_on_each_node",
-        "disable_tqdm",
-        "report_to",
-        "run_name",
-        "project",
-        "save_total_limit",
-    ),
-    *(
-        "save_on_each_node",
-        "save_only_model",
-        "push_to_hub",
-        "hub_model_id",
-        "hub_strategy",
-        "hub_private_repo",
-    ),
-    *("hub_always_push", "hub_revision", "trackio_space_id", "trackio_bucket_id", "trackio_static_space_id"),
-    *(
-        "dataloader_num_workers",
-        "dataloader_pin_memory",
-        "dataloader_persistent_workers",
-        "dataloader_prefetch_factor",
-    ),
-    *(
-        "dataloader_multiprocessing_context",
-        "skip_memory_metrics",
-        "per_device_eval_batch_size",
-        "ddp_timeout",
-    ),
-    *(
-        "eval_accumulation_steps",
-        "include_num_input_tokens_seen",
-        "enable_jit_checkpoint",
-        "torch_empty_cache_steps",
-    ),
+    # what is logged, and where
+    *("logging_steps", "logging_strategy", "logging_first_step", "logging_nan_inf_filter", "log_level"),
+    *("log_level_replica", "log_on_each_node", "disable_tqdm", "report_to", "run_name", "project"),
+    *("trackio_space_id", "trackio_bucket_id", "trackio_static_space_id", "skip_memory_metrics"),
+    *("include_num_input_tokens_seen", "include_for_metrics"),
+    # checkpoints
+    *("resume", "save_total_limit", "save_on_each_node", "save_only_model"),
+    *("restore_callback_states_from_checkpoint", "enable_jit_checkpoint"),
+    *("push_to_hub", "hub_model_id", "hub_strategy", "hub_private_repo", "hub_always_push", "hub_revision"),
+    # how rows are loaded and evaluated
+    *("dataloader_num_workers", "dataloader_pin_memory", "dataloader_persistent_workers"),
+    *("dataloader_prefetch_factor", "dataloader_multiprocessing_context"),
+    *("per_device_eval_batch_size", "eval_accumulation_steps", "eval_use_gather_object"),
+    # memory, and how processes talk to each other
+    *("activation_checkpointing", "gradient_checkpointing", "torch_empty_cache_steps"),
+    *("ddp_backend", "ddp_broadcast_buffers", "ddp_bucket_cap_mb", "ddp_find_unused_parameters"),
+    *("ddp_static_graph", "ddp_timeout"),
 }
 
 
 PLAIN = RoutingConfig()
+LOGGED = TrainingConfig().logging_steps
 
 # keys of `task` -> whether they have an effect in a suite; others have one in every suite
 SUITES: dict[str, Callable[[str], bool]] = {
@@ -196,6 +171,9 @@ def _training(values: dict[str, Any], training: TrainingConfig) -> dict[str, Any
             kept[name] = training.learning_rate
     if training.max_steps > 0:
         del kept["num_train_epochs"]
+    follows = training.eval_strategy == "steps" and extra.get("eval_steps") is None
+    if follows and training.logging_steps != LOGGED:  # at the default as before it counted
+        kept["eval_steps"] = training.logging_steps
     # as before there was such a key; where it is given, it decides
     del kept["global_batch_size" if training.global_batch_size is None else "per_device_train_batch_size"]
     return kept

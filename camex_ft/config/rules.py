@@ -215,6 +215,7 @@ def _training(config: Config) -> Iterator[Broken]:
             f"would give an optimizer step fewer rows than training.global_batch_size, {training.global_batch_size}: "
             "expected one of the two; for less memory with as many rows, raise training.gradient_accumulation_steps",
         )
+    yield from _options_of_training(config)
     if not training.load_best_model_at_end:
         return
     last = "or load_best_model_at_end: false, which keeps the last epoch"
@@ -233,3 +234,44 @@ def _training(config: Config) -> Iterator[Broken]:
             message = f"saving every {kept:g} steps can't keep the best of evaluations every {each:g} steps: "
             steps = (("training", "save_steps"), ("training", "eval_steps"), save)
             yield (*steps, evaluate, best), message + f"expected a multiple, {last}"
+
+
+def _options_of_training(config: Config) -> Iterator[Broken]:
+    """Check fields of `transformers.TrainingArguments` against each other and against the task."""
+    training, extra = config.training, config.training.model_extra or {}
+
+    def key(name: str) -> Key:
+        return ("training", name)
+
+    for one, other in (("fp16", "bf16"), ("fp16_full_eval", "bf16_full_eval")):
+        if extra.get(one) and extra.get(other):
+            yield (key(one), key(other)), f"expected one of {one} and {other}, not both"
+    schedule = extra.get("lr_scheduler_type")
+    if schedule in ("reduce_lr_on_plateau", "greedy") and training.eval_strategy == "no":
+        yield (
+            (key("eval_strategy"), key("lr_scheduler_type")),
+            f"the schedule {schedule} follows the evaluations: expected epoch or steps",
+        )
+    if training.save_strategy == "best" and training.eval_strategy == "no":
+        yield (
+            (key("save_strategy"), key("eval_strategy")),
+            "best needs evaluations to choose by: expected epoch, steps or no, or eval_strategy: epoch",
+        )
+    if not extra.get("dataloader_num_workers"):
+        for name in (
+            "dataloader_prefetch_factor",
+            "dataloader_persistent_workers",
+            "dataloader_multiprocessing_context",
+        ):
+            if extra.get(name):
+                yield (
+                    (key(name), key("dataloader_num_workers")),
+                    "is about the workers that load data, and there are none: expected "
+                    "training.dataloader_num_workers of at least 1 with it",
+                )
+    entry = registry.TASKS.get(config.task.id) if config.task.id in registry.TASKS.names() else None
+    if extra.get("label_smoothing_factor") and getattr(entry, "regression", False):
+        yield (
+            (key("label_smoothing_factor"), ("task", "name")),
+            f"labels of {config.task.id} are numbers, and smoothing is of classes: expected 0",
+        )

@@ -22,9 +22,9 @@ from pydantic import (
 
 from camex_ft.config.problems import Key, Origin
 from camex_ft.config.values import (
-    MOST,
     Bool,
     Count,
+    Every,
     Experts,
     Interval,
     Layers,
@@ -33,6 +33,7 @@ from camex_ft.config.values import (
     Positive,
     Rank,
     Share,
+    Steps,
     Text,
 )
 from camex_ft.errors import UserError
@@ -271,8 +272,8 @@ class TrainingConfig(Section):
     num_train_epochs: Positive = Field(
         default=5.0, description="Passes over the training rows; may be a fraction."
     )
-    max_steps: int = Field(
-        default=-1, ge=-1, le=MOST, description="Optimizer steps, in place of epochs; -1: epochs count."
+    max_steps: Steps = Field(
+        default=-1, description="Optimizer steps, 1 or more, in place of epochs; -1: epochs count."
     )
     per_device_train_batch_size: Count = Field(default=16, description="Sequences a device and step.")
     global_batch_size: Count | None = Field(
@@ -297,7 +298,7 @@ class TrainingConfig(Section):
     load_best_model_at_end: Bool = Field(
         default=True, description="Keep the best epoch on the validation split."
     )
-    logging_steps: Positive = Field(
+    logging_steps: Every = Field(
         default=50.0, description="Steps from one logged line to the next; below 1, a fraction."
     )
     train_sampling_strategy: Literal["random", "sequential", "group_by_length", "batch_rebalance"] = Field(
@@ -324,6 +325,12 @@ class TrainingConfig(Section):
                 f"{parts} micro-batches; expected a multiple of {processes * parts}"
             )
         return rows // (processes * parts)
+
+    @property
+    def trackers(self) -> list[str]:
+        """The trackers of `report_to`, ``all`` among them as it is; none where it is not given."""
+        named = (self.model_extra or {}).get("report_to") or []
+        return [each for each in ([named] if isinstance(named, str) else named) if each != "none"]
 
     def arguments(self) -> dict[str, Any]:
         """Return the keyword arguments for `transformers.TrainingArguments`: all keys but those of the toolkit."""

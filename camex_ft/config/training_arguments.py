@@ -7,15 +7,17 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import operator
 import types
 import typing
+from collections.abc import Mapping
 from enum import Enum
 from functools import lru_cache
 from typing import Any
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from camex_ft.config.values import WORDS
+from camex_ft.config.values import WORDS, every
 from camex_ft.errors import nearest
 
 OWNED = {
@@ -34,6 +36,9 @@ OWNED = {
     "eval_do_concat_batches": "metrics are of the whole split",
     "hub_token": "a secret would end up in the record; run `hf auth login`",
     "local_rank": "the launcher sets it",
+    "enable_jit_checkpoint": "a run that gets SIGTERM is saved, and goes on later",
+    "parallelism_config": "`--gpus`, `--nodes` and `--engine` say how processes share the work",
+    "debug": "a loss that is not finite ends a run, and says at which step",
     **dict.fromkeys(
         (
             "push_to_hub",
@@ -46,22 +51,38 @@ OWNED = {
         "nothing is uploaded by a run; `camex-ft push` does it",
     ),
 }
-# Beyond these a number is a mistake, and would take all memory or processes before it fails by itself.
-MOST = {
-    "dataloader_num_workers": 512,
-    "dataloader_prefetch_factor": 1_000_000,
-    "gradient_accumulation_steps": 1_000_000,
-    "eval_accumulation_steps": 1_000_000_000,
-    "data_seed": 2**32 - 1,
+# What a number may be, beyond its type. Above the upper ends it is a mistake, and would take all memory or processes
+# before it fails.
+ABOVE_0, SHARE, COUNT = {"gt": 0}, {"ge": 0, "lt": 1}, {"ge": 1}
+RANGES: Mapping[str, Mapping[str, float]] = {
+    "eval_steps": ABOVE_0,
+    "save_steps": ABOVE_0,
+    "adam_epsilon": ABOVE_0,
+    "neftune_noise_alpha": ABOVE_0,
+    "warmup_steps": {"ge": 0},
+    "eval_delay": {"ge": 0},
+    "max_grad_norm": {"ge": 0},
+    "adam_beta1": SHARE,
+    "adam_beta2": SHARE,
+    "label_smoothing_factor": SHARE,
+    "torch_empty_cache_steps": COUNT,
+    "ddp_timeout": COUNT,
+    "ddp_bucket_cap_mb": COUNT,
+    "gradient_accumulation_steps": {"ge": 1, "le": 1_000_000},
+    "eval_accumulation_steps": {"ge": 1, "le": 1_000_000_000},
+    "dataloader_num_workers": {"ge": 0, "le": 512},
+    "dataloader_prefetch_factor": {"ge": 1, "le": 1_000_000},
+    "data_seed": {"ge": 0, "le": 2**32 - 1},
 }
-MAPPINGS = ("lr_scheduler_kwargs", "gradient_checkpointing_kwargs")
-CHECKPOINTING = ("use_reentrant", "preserve_rng_state", "early_stop", "debug")
-LEAST = {
-    "gradient_accumulation_steps": 1,
-    "eval_accumulation_steps": 1,
-    "data_seed": 0,
-    "dataloader_num_workers": 0,
-}
+FOR_METRICS = ("inputs", "loss")
+TOKENS_SEEN = (False, True, "no", "all", "non_padding")
+MAPPINGS = (
+    "lr_scheduler_kwargs",
+    "gradient_checkpointing_kwargs",
+    "activation_checkpointing_kwargs",
+)
+SWITCHES = ("use_reentrant", "preserve_rng_state", "early_stop", "debug", "offload")
+CHECKPOINTING = (*SWITCHES, "determinism_check", "every_n_layers")
 RENAMED = {
     "evaluation_strategy": "eval_strategy",
     "warmup_ratio": "warmup_steps",
@@ -133,15 +154,26 @@ def coerce(name: str, value: Any) -> Any:
         raise ValueError(f"expected {' or '.join(map(_kind, members))}") from None
     if name in MAPPINGS and isinstance(made, str):  # a mapping in JSON, as on transformers' own command lines
         made = _mapping(made)
-    if name == "gradient_checkpointing_kwargs":
+    if name in MAPPINGS[1:]:
         _check_checkpointing(made or {})
     if name == "report_to":
         _check_reporters(made)
-    if made is not None and name in LEAST and made < LEAST[name]:
-        raise ValueError(f"expected at least {LEAST[name]}")
-    if made is not None and name in MOST and made > MOST[name]:
-        raise ValueError(f"expected at most {MOST[name]:,}")
-    return made
+    if name == "include_for_metrics":
+        _check_words(made, FOR_METRICS)
+    if name == "include_num_input_tokens_seen" and made not in TOKENS_SEEN:
+        raise ValueError("expected true or false, or one of no, all, non_padding")
+    if made is not None:
+        _check_range(made, RANGES.get(name, {}))
+    return every(made) if made is not None and name in ("eval_steps", "save_steps") else made
+
+
+def _check_range(value: float, ends: Mapping[str, float]) -> None:
+    """Raise `ValueError` unless a number is within the ends, as pydantic names them."""
+    within = {"gt": operator.gt, "ge": operator.ge, "le": operator.le, "lt": operator.lt}
+    words = {"gt": "more than", "ge": "at least", "le": "at most", "lt": "less than"}
+    for end, bound in ends.items():
+        if not within[end](value, bound):
+            raise ValueError(f"expected {words[end]} {bound:,}")
 
 
 def _mapping(text: str) -> dict[str, Any]:
@@ -155,24 +187,33 @@ def _mapping(text: str) -> dict[str, Any]:
 
 
 def _check_checkpointing(given: dict[str, Any]) -> None:
-    """Raise `ValueError` unless these are options of `torch.utils.checkpoint.checkpoint` with true or false."""
+    """Raise `ValueError` unless these are options of transformers' activation checkpointing."""
     for key, value in given.items():
         if key not in CHECKPOINTING:
             raise ValueError(
                 f"unknown option '{key}'.{nearest(key, CHECKPOINTING)} Known: {', '.join(CHECKPOINTING)}"
             )
-        if not isinstance(value, bool):
+        if key in SWITCHES and not isinstance(value, bool):
             raise ValueError(f"{key}: expected true or false")
+        if key == "determinism_check" and value not in ("default", "none"):
+            raise ValueError(f"{key}: expected default or none")
+        if key == "every_n_layers" and (type(value) is not int or value < 1):
+            raise ValueError(f"{key}: expected a whole number, at least 1")
 
 
 def _check_reporters(named: str | list[str] | None) -> None:
     """Raise `ValueError` unless transformers knows these trackers."""
     from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
-    for each in [named] if isinstance(named, str) else named or []:
-        if each not in ("none", "all", *INTEGRATION_TO_CALLBACK):
-            known = ("none", "all", *INTEGRATION_TO_CALLBACK)
-            raise ValueError(f"expected one of {', '.join(known)}.{nearest(each, known)}")
+    known = ("none", "all", *INTEGRATION_TO_CALLBACK)
+    _check_words([named] if isinstance(named, str) else named or [], known)
+
+
+def _check_words(given: typing.Iterable[str], known: typing.Sequence[str]) -> None:
+    """Raise `ValueError` unless each of the words is known."""
+    for each in given:
+        if each not in known:
+            raise ValueError(f"expected any of {', '.join(known)}.{nearest(each, known)}")
 
 
 def _members(hint: Any) -> tuple[Any, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 from unicodedata import category
 
-from pydantic import BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 from pydantic_core import PydanticCustomError
 
 WORDS = {"yes": True, "on": True, "no": False, "off": False}
@@ -32,6 +32,19 @@ def _as_place(value: Any) -> Any:
     return value
 
 
+def _as_steps(value: int) -> int:
+    if value == 0:
+        raise PydanticCustomError("steps", "expected at least 1, or -1 for as many as the epochs have")
+    return value
+
+
+def every(value: float) -> float:
+    """Return a number of steps, or below 1 a fraction of all steps; `ValueError` for 1.5."""
+    if value > 1 and value != int(value):
+        raise PydanticCustomError("every", "expected a whole number of steps, or a fraction of them below 1")
+    return value
+
+
 Bool = Annotated[bool, BeforeValidator(_as_bool)]
 # What libraries hold in 32 bits; and beyond any model, where a slip of the keyboard would take all memory.
 MOST = 2**31 - 1
@@ -40,7 +53,9 @@ MOST_RANK = 65_536
 Count = Annotated[int, Field(ge=1, le=MOST)]
 Experts = Annotated[int, Field(ge=1, le=MOST_EXPERTS)]
 Rank = Annotated[int, Field(ge=1, le=MOST_RANK)]
+Steps = Annotated[int, Field(ge=-1, le=MOST), AfterValidator(_as_steps)]
 Positive = Annotated[float, Field(gt=0)]
+Every = Annotated[float, Field(gt=0), AfterValidator(every)]
 NonNegative = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Text = Annotated[str, Field(min_length=1)]

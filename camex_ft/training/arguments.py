@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
-from transformers import Trainer, TrainingArguments
-from transformers.training_args import OptimizerNames
+from transformers import Trainer, TrainingArguments, get_scheduler
+from transformers.trainer_utils import SchedulerType
+from transformers.training_args import OptimizerNames, ParallelMode
 from transformers.utils import is_torch_tf32_available
 
 from camex_ft.config import TrainingConfig
 from camex_ft.errors import UserError
+
+ASK_FOR_MODEL = ("galore", "apollo", "lomo", "adalomo")  # optimizers that are checked once it is there
 
 
 def training_arguments(
@@ -51,6 +54,8 @@ def training_arguments(
     given["activation_checkpointing_kwargs"] = {"use_reentrant": False, **checkpointing}
     processes = int(os.environ.get("WORLD_SIZE", 1))  # as launchers set it
     given["per_device_train_batch_size"] = training.rows_a_device(processes)
+    if processes == 1:
+        given.pop("ddp_backend", None)  # there is nothing to connect
     if given.get("tf32") and not is_torch_tf32_available():
         raise UserError(
             "training.tf32: no GPU here has it; those of NVIDIA's Ampere generation and later do: expected false"
@@ -66,21 +71,68 @@ def training_arguments(
 def _check(made: TrainingArguments) -> None:
     """Raise `UserError` for what would fail only when training begins, or hang in the middle of it."""
     if made.fp16 and made.device.type == "cpu":
-        raise UserError("training.fp16: needs a GPU: expected bf16: true, which a CPU has too, or neither")
+        raise UserError("training.fp16: needs a GPU: expected bf16: true with use_cpu: true, or neither")
     if made.push_to_hub:
         raise UserError(
             "training.push_to_hub: a run keeps what it makes here; expected false, and `camex-ft push` once it is done"
+        )
+    if made.bf16 and made.fp16_full_eval:
+        raise UserError(
+            "training.fp16_full_eval: with bf16 evaluations are in bfloat16 already: expected bf16_full_eval: true, or "
+            "neither"
+        )
+    if made.fp16 and made.bf16_full_eval:
+        raise UserError(
+            "training.bf16_full_eval: with fp16 evaluations are in float16 already: expected fp16_full_eval: true, or "
+            "neither"
+        )
+    if made.fsdp and made.parallel_mode != ParallelMode.DISTRIBUTED:
+        raise UserError(
+            "training.fsdp: one process has nothing to share: expected `camex-ft run ... --gpus N --engine fsdp`, or "
+            "no fsdp"
         )
     if made.auto_find_batch_size and made.world_size > 1:
         raise UserError(
             "training.auto_find_batch_size: one of several processes runs out of memory by itself, and the others "
             "would wait for it: expected false, with a per_device_train_batch_size that `camex-ft plan` finds to fit"
         )
+    _check_optimizer(made)
+    _check_schedule(made)
+
+
+def _check_optimizer(made: TrainingArguments) -> None:
+    """Raise `UserError` for an optimizer that cannot be had here, or does not take its arguments."""
+    name = OptimizerNames(made.optim).value
+    if made.optim_args and not all("=" in part for part in made.optim_args.replace(" ", "").split(",")):
+        raise UserError(
+            f"training.optim_args: got '{made.optim_args}', expected names with values: name=value, name=value"
+        )
     try:
-        Trainer.get_optimizer_cls_and_kwargs(made)
+        kind, options = Trainer.get_optimizer_cls_and_kwargs(made)
     except Exception as error:  # a package that is not there, or does not work here
-        without = isinstance(error, ValueError) and not isinstance(error.__context__, ImportError)
-        if not without:  # those that ask for the model do so once it is there
-            raise UserError(
-                f"training.optim: {OptimizerNames(made.optim).value} cannot be had here: {error}"
-            ) from error
+        if isinstance(error, ValueError) and name.startswith(ASK_FOR_MODEL):
+            return
+        raise UserError(f"training.optim: {name} cannot be had here: {error}") from error
+    try:
+        kind([torch.nn.Parameter(torch.zeros(1, device=made.device))], **options)
+    except Exception as error:
+        raise UserError(f"training.optim: {name} cannot be used: {error}") from error
+
+
+def _check_schedule(made: TrainingArguments) -> None:
+    """Raise `UserError` for a schedule that does not take its options."""
+    steps = made.max_steps if made.max_steps > 0 else 100
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=made.learning_rate)
+    try:
+        get_scheduler(
+            made.lr_scheduler_type,
+            optimizer,
+            num_warmup_steps=made.get_warmup_steps(steps),
+            num_training_steps=steps,
+            scheduler_specific_kwargs=cast("dict[str, Any] | None", made.lr_scheduler_kwargs),
+        )
+    except (ValueError, TypeError) as error:
+        raise UserError(
+            f"training.lr_scheduler_kwargs: {SchedulerType(made.lr_scheduler_type).value} cannot be made of them: "
+            f"{error}"
+        ) from error
