@@ -34,6 +34,7 @@ from camex_ft.tasks.prepared import Prepared
 from camex_ft.training.arguments import training_arguments
 from camex_ft.training.checkpoints import choose, ended, state_of
 from camex_ft.training.cost import Speed, describe
+from camex_ft.training.tracking import logging_to
 from camex_ft.training.trainer import CamexTrainer
 
 MODEL = "model"
@@ -75,7 +76,8 @@ def run(given: Config, *, force: bool = False, callbacks: Iterable[TrainerCallba
             if done is None:
                 for line in changes(settled, name, data=start.digest, backbone=content.sha256):
                     say(line)
-                return perform(settled, task, splits, folder, start, force, callbacks)
+                with logging_to(folder.logs, settled.training.trackers):
+                    return perform(settled, task, splits, folder, start, force, callbacks)
     if is_first():
         folder.tidy()
     without = settled.output.model and not (folder.path / MODEL).is_dir()
@@ -172,7 +174,7 @@ def prepare(
     if made is not None:
         say(f"{settled.backbone} knows the words of the embedded corpora alone; here its tokenizer is {made}")
     data = Prepared.make(task, splits, tokenizer, settled.task)
-    return make_trainer(settled, data, model, tokenizer, folder), data
+    return make_trainer(settled, data, model, tokenizer, folder, tracked=True), data
 
 
 def keep(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import datasets
 import transformers
@@ -24,6 +24,7 @@ from camex_ft.tasks.base import Task
 from camex_ft.tasks.prepared import Prepared
 from camex_ft.training.arguments import training_arguments
 from camex_ft.training.history import HistoryCallback
+from camex_ft.training.tracking import trackers
 from camex_ft.training.trainer import CamexTrainer
 
 
@@ -93,19 +94,31 @@ def make_trainer(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     folder: RunFolder,
+    *,
+    tracked: bool = False,
 ) -> CamexTrainer:
-    """Return the trainer of a run, which keeps its history in `folder`."""
+    """Return the trainer of a run, which keeps its history in `folder`.
+
+    Args:
+        settled: the resolved configuration.
+        data, model, tokenizer: of the run.
+        folder: of the run.
+        tracked: whether the trackers of `training.report_to` are told; `logging_to` has to be in force then.
+    """
     split, primary = data.primary
     labelled = data.labelled(split)
     task = data.task.owner(split)
+    arguments = training_arguments(
+        settled.training,
+        output=folder.checkpoints,
+        best=f"eval_{split}_{primary}" if labelled else None,
+        greater_is_better=data.greater_is_better,
+    )
+    named, arguments.report_to = cast("list[str]", arguments.report_to), []
     trainer = CamexTrainer(
         model=model,
-        args=training_arguments(
-            settled.training,
-            output=folder.checkpoints,
-            best=f"eval_{split}_{primary}" if labelled else None,
-            greater_is_better=data.greater_is_better,
-        ),
+        args=arguments,
+        callbacks=trackers(named, folder.logs) if tracked else None,
         train_dataset=data.train,
         eval_dataset=data.validation,
         data_collator=task.collator(tokenizer),

@@ -1,4 +1,4 @@
-"""One folder a run, ``<output>/runs/<name>/``: config.yaml, history.jsonl, checkpoints and, last, record.json."""
+"""One folder a run, ``<output>/runs/<name>/``: config.yaml, history.jsonl, logs, checkpoints and, last, record.json."""
 
 from __future__ import annotations
 
@@ -93,6 +93,11 @@ class RunFolder:
     def checkpoints(self) -> Path:
         """The folder of the Trainer's checkpoints."""
         return self.path / "checkpoints"
+
+    @property
+    def logs(self) -> Path:
+        """The folder of what trackers such as TensorBoard write; it stays when the run is done."""
+        return self.path / "logs"
 
     @contextlib.contextmanager
     def alone(self) -> Iterator[None]:

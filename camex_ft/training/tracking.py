@@ -1,0 +1,79 @@
+"""Trackers of `training.report_to`: TensorBoard, Weights & Biases and the like write below the run's folder ``logs``.
+
+Most of them are told by a variable of the environment where their files go, and some read it only when they begin to
+log. What the user has set stays.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.integrations import CodeCarbonCallback, DVCLiveCallback, get_reporting_integration_callbacks
+
+# variable -> what it holds, of the folder of all logs; trackers that are left out write nothing here
+VARIABLES = {
+    "TENSORBOARD_LOGGING_DIR": "{logs}/tensorboard",
+    "WANDB_DIR": "{logs}",  # it adds `wandb` itself
+    "MLFLOW_TRACKING_URI": "sqlite:///{logs}/mlflow.db",
+    "TRACKIO_DIR": "{logs}/trackio",  # read once a process
+    "COMET_OFFLINE_DIRECTORY": "{logs}/comet",
+    "SWANLAB_LOG_DIR": "{logs}/swanlab",
+}
+
+
+@contextmanager
+def logging_to(logs: Path, named: Sequence[str]) -> Iterator[None]:
+    """Let trackers write to a folder while the body runs: to that folder, where any are named."""
+    wanted = {k: v.format(logs=logs.absolute()) for k, v in VARIABLES.items() if k not in os.environ}
+    if not named:
+        wanted = {}
+    else:
+        logs.mkdir(parents=True, exist_ok=True)
+    os.environ.update(wanted)
+    try:
+        yield
+    finally:
+        for name in wanted:
+            os.environ.pop(name, None)
+
+
+def trackers(named: Sequence[str], logs: Path) -> list[TrainerCallback]:
+    """Return the callbacks of these trackers, which `logging_to` has to surround as well as the training."""
+    made: list[TrainerCallback] = []
+    for kind in get_reporting_integration_callbacks(list(named)):
+        if kind is CodeCarbonCallback:
+            made.append(_CodeCarbon(logs / "codecarbon"))
+        elif kind is DVCLiveCallback:
+            made.append(_dvclive(logs / "dvclive"))
+        else:
+            made.append(kind())
+    return made
+
+
+class _CodeCarbon(CodeCarbonCallback):
+    """CodeCarbon's tracker, which transformers lets write to the folder of the checkpoints."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self.folder = folder
+
+    def on_init_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Make the tracker."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        moved = copy.copy(args)
+        moved.output_dir = str(self.folder)
+        super().on_init_end(moved, state, control, **kwargs)
+
+
+def _dvclive(folder: Path) -> TrainerCallback:
+    from dvclive import Live
+
+    return DVCLiveCallback(live=Live(dir=str(folder)))
