@@ -108,11 +108,22 @@ def run(
 
 @app.command()
 def validate(config: ConfigArgument, overrides: Overrides = None) -> None:
-    """Check a configuration without running it, and print it with every default filled in."""
+    """Check a configuration without running it, and print it with every default filled in.
+
+    The files of a local backbone and of local data are looked at as far as that is quick: no weights, no rows.
+    """
     from camex_ft.config import changes, load_config, notes, resolve, to_yaml
 
     written = load_config(config, overrides or [])
     resolved, reason = resolve(written)
+    from camex_ft.backbones.fitting import check_backbone
+    from camex_ft.registry import TASKS
+    from camex_ft.tasks.headers import check_headers
+
+    task = TASKS.get(resolved.task.id)
+    check_backbone(resolved, task)
+    if resolved.data.source == "disk" and resolved.data.path is not None:
+        check_headers(task, resolved.data.path, resolved.data.splits)
     changed = changes(resolved.merging, resolved.routing, resolved.upcycle)
     for line in (reason, *changed, *notes(written)):
         typer.echo(f"# {one_line(line)}")

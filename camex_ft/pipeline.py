@@ -17,6 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallba
 from camex_ft import config, upcycling
 from camex_ft.backbones import content as backbone_content
 from camex_ft.backbones.content import Content
+from camex_ft.backbones.fitting import check_backbone
 from camex_ft.config import Config, Environment
 from camex_ft.durable import whole_folder
 from camex_ft.errors import UserError
@@ -168,6 +169,7 @@ def prepare(
     if settled.task.predict and not any(split in splits for split in task.splits["test"]):
         raise UserError(f"task.predict: {task.id} has no test split here; expected one beside the others")
     training_arguments(settled.training, output=folder.checkpoints, best=None)  # its faults, before any work
+    check_backbone(settled, task, backbone)
     set_seed(settled.training.seed)
     model, tokenizer = load_model(settled, task, splits, backbone)
     made = made_tokenizer(settled, task, tokenizer)

@@ -18,7 +18,7 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
 
-from camex_ft.backbones.base import PREFIX
+from camex_ft.architectures import PREFIX
 
 MAPPING = "transformers.models.auto.configuration_auto"
 

@@ -73,7 +73,6 @@ def load_model(
         path=path,
         **task.backbone_options(),
     )
-    task.check_backbone(dense.config, settled.task)
     return upcycling.for_run(settled, dense, in_place=True), tokenizer
 
 

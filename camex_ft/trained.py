@@ -20,6 +20,7 @@ from transformers import (
 )
 
 from camex_ft import config, upcycling
+from camex_ft.architectures import positions
 from camex_ft.backbones.load import VOCABULARIES
 from camex_ft.config import Config
 from camex_ft.errors import UserError
@@ -81,7 +82,7 @@ def read_trained(run_folder: Path | str) -> Trained:
     settled, task = read_run(run_folder)
     model, tokenizer = load_trained(run_folder)
     splits = load_splits(settled, task)
-    data = Prepared.make(task, splits, tokenizer, settled.task)
+    data = Prepared.make(task, splits, tokenizer, task.within(model.config, settled.task))
     note = changed_data(load_record(run_folder), sources.fingerprint(splits), data)
     return Trained(settled=settled, data=data, model=model, tokenizer=tokenizer, note=note)
 
@@ -140,7 +141,7 @@ def predict(run_folder: Path | str, file: Path | str, out: Path | str | None = N
     split = task.splits["test"][0]
     examples = sources.load_file(task, file)
     model, tokenizer = load_trained(run_folder)
-    data = Prepared.make(task, {split: examples}, tokenizer, settled.task)
+    data = Prepared.make(task, {split: examples}, tokenizer, task.within(model.config, settled.task))
     suffix = Path(task.files[split]).suffix
     target = Path(out) if out else Path(run_folder) / PREDICTIONS / f"{Path(file).stem}{suffix}"
     with tempfile.TemporaryDirectory() as scratch:
@@ -191,7 +192,7 @@ def generate(
         raise UserError(
             "the prompt is empty, and the model has no token that begins a text: expected some words"
         )
-    room = getattr(model.config, "max_position_embeddings", None)
+    room = positions(model.config)
     if causal and room is not None and len(ids) + tokens > room:
         raise UserError(
             f"the prompt's {len(ids)} tokens and {tokens} more are beyond the {room} that the model reads; expected "

@@ -19,6 +19,7 @@ LAYERS = (
     ("errors",),
     ("folders", "durable"),
     ("registry",),
+    ("architectures",),
     ("config",),
     ("moe",),
     ("protocols",),

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from camex_ft import registry
+from camex_ft.architectures import families, plain_type
 from camex_ft.errors import UserError, nearest
 
 if TYPE_CHECKING:  # so that listing the families needs no torch
@@ -21,9 +22,9 @@ if TYPE_CHECKING:  # so that listing the families needs no torch
     Masks = dict[str, Tensor | None]
     FindFFNs = Callable[[nn.Module], list["DenseFFN"]]
     MakeMasks = Callable[[nn.Module, Mapping[str, Any]], Masks]
+    CountPositions = Callable[[Any], int | None]
 
 Stack = Literal["encoder", "decoder"]
-PREFIX = "camex_"  # of `config.model_type` where a model has experts: camex_bert
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,6 +85,7 @@ class Family:
         masks: from the model and its forward pass's keyword arguments, the mask [B, L] of each stack's
             positions (zero: padding) or None where all are real. With a key-value cache L counts the cached
             positions too. `ValueError` for a mask of another shape.
+        positions: the most tokens that a model reads, from its transformers configuration; None: no limit.
     """
 
     name: str
@@ -91,22 +93,29 @@ class Family:
     summary: str
     ffns: FindFFNs
     masks: MakeMasks
+    positions: CountPositions
 
 
-def register(name: str, *, model_types: Sequence[str], masks: MakeMasks) -> Callable[[FindFFNs], FindFFNs]:
+def all_positions(config: Any) -> int | None:
+    """Return the size of the table of positions, or what rotary positions were trained up to."""
+    return getattr(config, "max_position_embeddings", None)
+
+
+def register(
+    name: str,
+    *,
+    model_types: Sequence[str],
+    masks: MakeMasks,
+    positions: CountPositions = all_positions,
+) -> Callable[[FindFFNs], FindFFNs]:
     """Decorate the function that lists a family's feed-forward layers, and register the family `name`."""
 
     def add(ffns: FindFFNs) -> FindFFNs:
         summary = (ffns.__doc__ or name).strip().splitlines()[0]
-        registry.BACKBONES.add(name, Family(name, tuple(model_types), summary, ffns, masks))
+        registry.BACKBONES.add(name, Family(name, tuple(model_types), summary, ffns, masks, positions))
         return ffns
 
     return add
-
-
-def plain_type(model_type: str) -> str:
-    """Return the `config.model_type` of the dense model that an upcycled one was made from, or its own."""
-    return str(model_type).removeprefix(PREFIX)
 
 
 def family_for(model_type: str) -> Family:
@@ -115,21 +124,18 @@ def family_for(model_type: str) -> Family:
     Raises:
         UserError: there is none; names those that are known and the file to add.
     """
-    families = {
-        t: registry.BACKBONES.get(n)
-        for n in registry.BACKBONES.names()
-        for t in registry.BACKBONES.get(n).model_types
-    }
+    known = families()
     model_type = plain_type(model_type)
-    if model_type not in families:
+    if model_type not in known:
         module = str(model_type).replace("-", "_")
         raise UserError(
-            f"unknown backbone type '{model_type}'.{nearest(model_type, families)} "
-            f"Known types: {', '.join(sorted(families))}. "
+            f"unknown backbone type '{model_type}'.{nearest(model_type, known)} "
+            f"Known types: {', '.join(sorted(known))}. "
             f"To add it, write one file, camex_ft/backbones/{module}.py, that lists its feed-forward layers "
             f"(or put that file in a folder named by {registry.PLUGINS})."
         )
-    return families[model_type]
+    family: Family = known[model_type]
+    return family
 
 
 def family_of(model: nn.Module) -> Family:

@@ -13,8 +13,9 @@ import torch
 import transformers
 
 from camex_ft import embedded
+from camex_ft.architectures import families, not_supported, plain_type
 from camex_ft.backbones import source
-from camex_ft.backbones.base import family_for, generates
+from camex_ft.backbones.base import generates
 from camex_ft.backbones.dequantised import as_plain, check_all_read, only_its_own, where
 from camex_ft.config import gguf
 from camex_ft.config.backbones import EMBEDDED, NEW
@@ -153,7 +154,8 @@ def read_config(path: Path, spec: str, head: str, labels: dict[str, Any]) -> Pre
     except Exception as error:  # transformers raises many types here; each one is about the file's content
         what = path.name if path.is_file() else "config.json"
         raise UserError(f"backbone {spec}: its {what} is not usable: {_one_line(error)}") from error
-    family_for(config.model_type)
+    if plain_type(config.model_type) not in families():
+        raise UserError(f"backbone {spec}: it {not_supported(config.model_type)}")
     heads = [name for name in HEADS if has_head(type(config), name)]
     if "masked-lm" in heads and not getattr(config, "is_decoder", False) and not config.is_encoder_decoder:
         heads = [name for name in heads if name != "causal-lm"]  # would see the words that it is to predict

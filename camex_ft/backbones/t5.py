@@ -54,7 +54,12 @@ def _stack(model: nn.Module, path: str) -> Stack:
     raise ValueError(f"{type(model).__name__}: no T5 stack around its feed-forward layers")
 
 
-@register("t5", model_types=("t5", "mt5", "umt5"), masks=masks)
+def positions(config: Any) -> None:
+    """Return that there is no limit: positions are relative."""
+    return
+
+
+@register("t5", model_types=("t5", "mt5", "umt5"), masks=masks, positions=positions)
 def ffns(model: nn.Module) -> list[DenseFFN]:
     """T5 (relu, gated), mT5, UMT5: encoder and decoder."""
     found: list[DenseFFN] = []

@@ -8,6 +8,7 @@ import torch
 from transformers import AutoConfig, PreTrainedModel
 
 from camex_ft import embedded
+from camex_ft.architectures import positions
 from camex_ft.backbones.base import plain_type
 from camex_ft.config.backbones import EMBEDDED
 from camex_ft.embedded import HEADS, has_head
@@ -108,9 +109,7 @@ def inputs(model: PreTrainedModel, *, batch: int, length: int, seed: int = 0) ->
         UserError: the model has no positions for sequences of this length.
     """
     config: Any = model.config
-    limit = getattr(config, "max_position_embeddings", None)
-    if limit is not None and config.model_type == "roberta":
-        limit -= config.pad_token_id + 1  # where its positions begin
+    limit = positions(config)
     if limit is not None and length > limit:
         raise UserError(f"--length is {length}: {plain_type(config.model_type)} has {limit} positions here")
     special = {

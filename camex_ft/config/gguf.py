@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from camex_ft import registry
+from camex_ft.architectures import families
 from camex_ft.errors import UserError, nearest
 
 SUFFIX = ".gguf"
@@ -192,8 +192,7 @@ def _faults(header: Header, name: str) -> Iterator[str]:
         yield f"{name} is one of {parts} parts; join them first: llama-gguf-split --merge {name} WHOLE.gguf"
     if not header.architecture:
         yield f"{name} names no architecture (general.architecture), so it holds no model"
-    families = registry.BACKBONES.names()
-    known = sorted({kind for family in families for kind in registry.BACKBONES.get(family).model_types})
+    known = sorted(families())
     if header.model_type not in known:
         hint = nearest(header.model_type, known)
         yield (

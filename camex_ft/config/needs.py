@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -129,11 +130,17 @@ def _folder(key: Key, path: Path) -> Iterator[Lack]:
 
 
 def _writable(key: Key, path: Path) -> Iterator[Lack]:
-    standing = next(parent for parent in (path, *path.parents) if os.path.exists(parent))
+    standing = next(parent for parent in (path / "runs", path, *path.parents) if os.path.exists(parent))
     if not os.path.isdir(standing):
         yield key, f"expected a folder, and '{standing}' is a file"
     elif not os.access(standing, os.W_OK | os.X_OK):
         yield key, f"'{path}' cannot be written: no permission in '{standing}'"
+    else:
+        try:  # permissions alone do not tell, as of a file system that takes no files
+            with tempfile.TemporaryFile(dir=standing):
+                pass
+        except OSError as error:
+            yield key, f"'{path}' cannot be written: {error.strerror or error} in '{standing}'"
 
 
 def _near(path: Path) -> str:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from datasets import Dataset, Features
 
+from camex_ft.architectures import positions
 from camex_ft.errors import UserError
 from camex_ft.registry import TASKS
 from camex_ft.tasks.metrics import Scores
@@ -45,6 +46,7 @@ class Task(ABC):
 
     Attributes:
         head: what the backbone gets; a key of `camex_ft.embedded.HEADS`.
+        lengths: keys of `task` that hold the length of what the backbone reads.
         plain_text: whether its data may be text files, and folders of them.
         words: the answers that a text-to-text model chooses among; empty where it generates one.
         suite: such as ``"glue"``; the registry's name is ``suite/name``.
@@ -75,6 +77,7 @@ class Task(ABC):
     """
 
     head: ClassVar[str]
+    lengths: ClassVar[tuple[str, ...]] = ("max_length",)
     plain_text: ClassVar[bool] = False
     words: ClassVar[tuple[str, ...]] = ()
 
@@ -146,8 +149,21 @@ class Task(ABC):
         return
 
     def check_backbone(self, config: PreTrainedConfig, settings: TaskConfig) -> None:
-        """Raise `UserError` for a backbone that does not do what `settings` ask for."""
-        return
+        """Raise `UserError` for a backbone whose positions are fewer than the lengths that `settings` ask for."""
+        limit = positions(config)
+        for key in self.lengths:
+            length = getattr(settings, key)
+            if limit is not None and length > limit:
+                raise UserError(
+                    f"task.{key} is {length}; the backbone reads at most {limit} tokens: expected task.{key}={limit} "
+                    "or less"
+                )
+
+    def within(self, config: PreTrainedConfig, settings: TaskConfig) -> TaskConfig:
+        """Return `settings` with lengths that the backbone reads: longer ones are those of earlier versions."""
+        limit = positions(config)
+        long = [key for key in self.lengths if limit is not None and getattr(settings, key) > limit]
+        return settings.model_copy(update=dict.fromkeys(long, limit)) if long else settings
 
     def backbone_options(self) -> dict[str, Any]:
         """Return what `backbones.load.load` is told beside the head."""

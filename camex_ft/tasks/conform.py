@@ -6,7 +6,7 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from decimal import Decimal
 from functools import partial
 from typing import Any
@@ -40,7 +40,7 @@ def conform(columns: Columns, task: Task, split: str, origin: str, *, domain: bo
     """
     if not columns or (columns.keys() >= set(task.columns) and not next(iter(columns.values()))):
         raise UserError(f"{origin}: the {split} split of {task.id} is empty; expected at least one row")
-    _check_columns(columns, task, split, origin)
+    check_columns(columns, task, split, origin)
     rows = len(next(iter(columns.values())))
     test = split in task.splits["test"]
     features = {**task.features, **({"domain": Value("int32")} if domain else {})}
@@ -62,7 +62,8 @@ def conform(columns: Columns, task: Task, split: str, origin: str, *, domain: bo
     return Dataset.from_dict(made, features=Features(features))
 
 
-def _check_columns(columns: Columns, task: Task, split: str, origin: str) -> None:
+def check_columns(columns: Collection[str], task: Task, split: str, origin: str) -> None:
+    """Raise `UserError` for a split that lacks a column."""
     needed = list(task.columns)
     if "label" in task.features and split not in task.splits["test"]:
         needed.append("label")

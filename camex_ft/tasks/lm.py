@@ -31,7 +31,7 @@ from camex_ft.tasks.base import Collator, Predictions, Task
 from camex_ft.tasks.metrics import Scores
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from camex_ft.config import TaskConfig
 
@@ -45,6 +45,7 @@ class LanguageModelling(Task):
     """A text whose tokens are predicted from those before them."""
 
     head: ClassVar[str] = "causal-lm"
+    lengths: ClassVar[tuple[str, ...]] = ("block_size",)
     plain_text: ClassVar[bool] = True
 
     features: Features = field(default_factory=lambda: TEXT)
@@ -56,15 +57,6 @@ class LanguageModelling(Task):
         if not any(map(str.strip, dataset["text"][:])):
             raise UserError(
                 f"{self.id}: the {split} split holds no text in its {len(dataset)} rows; expected at least one word"
-            )
-
-    def check_backbone(self, config: PreTrainedConfig, settings: TaskConfig) -> None:
-        """Raise `UserError` for blocks that are longer than the backbone reads."""
-        positions = getattr(config, "max_position_embeddings", None)
-        if positions is not None and settings.block_size > positions:
-            raise UserError(
-                f"task.block_size is {settings.block_size}; the backbone reads at most {positions} tokens: expected "
-                f"task.block_size={positions} or less"
             )
 
     def rows(self, dataset: Dataset, split: str) -> Dataset:

@@ -51,6 +51,7 @@ class TextToText(Task):
     """A task whose inputs and targets are texts, for encoder-decoder models."""
 
     head: ClassVar[str] = "seq2seq-lm"
+    lengths: ClassVar[tuple[str, ...]] = ("max_length", "answer_length")
 
     def collator(self, tokenizer: PreTrainedTokenizerBase) -> Collator:
         """Return the collator that pads on the right, inputs with the padding token and labels with -100."""

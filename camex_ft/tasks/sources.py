@@ -56,12 +56,7 @@ def load(
     """
     if source not in SOURCES:
         raise ValueError(f"unknown data source '{source}'; expected one of {', '.join(SOURCES)}")
-    for split in (*(splits or ()), *(serves or ())):
-        if split not in task.all_splits():
-            known = ", ".join(task.all_splits())
-            raise UserError(
-                f"{task.id} has no split '{split}'.{nearest(split, task.all_splits())} It has {known}"
-            )
+    check_names(task, (*(splits or ()), *(serves or ())))
     if source == "disk" and dir is None:
         raise UserError(
             "data.source is disk, but data.dir is not set; expected the folder with the split files"
@@ -92,6 +87,16 @@ def load(
             owner.check_split(data, split)
             loaded[split] = data
     return {split: _first(data, split, task, train_rows, eval_rows) for split, data in loaded.items()}
+
+
+def check_names(task: Task, splits: Sequence[str]) -> None:
+    """Raise `UserError` for a split that the task does not have."""
+    for split in splits:
+        if split not in task.all_splits():
+            known = ", ".join(task.all_splits())
+            raise UserError(
+                f"{task.id} has no split '{split}'.{nearest(split, task.all_splits())} It has {known}"
+            )
 
 
 def load_file(task: Task, path: str | Path) -> Dataset:

@@ -21,7 +21,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrained
 from transformers.models.auto import modeling_auto
 from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING, TOKENIZER_MAPPING_NAMES
 
-from camex_ft.backbones.base import PREFIX
+from camex_ft.architectures import PREFIX
 from camex_ft.errors import UserError
 from camex_ft.upcycling import entry
 from camex_ft.upcycling.granularities import CAUSAL

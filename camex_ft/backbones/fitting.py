@@ -1,0 +1,34 @@
+"""Check a configuration against what the files of its backbone say, before weights are read or a model is built."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from camex_ft import registry
+from camex_ft.backbones import source
+from camex_ft.backbones.base import family_of, select_layers
+from camex_ft.backbones.skeleton import configuration, skeleton
+from camex_ft.config import Config
+from camex_ft.tasks.base import Task
+
+
+def check_backbone(settled: Config, task: Task, path: Path | None = None) -> None:
+    """Check the files of a backbone, its type and head, lengths against its positions, and `upcycle.layers`.
+
+    Args:
+        settled: the resolved configuration.
+        task: its task.
+        path: of the backbone's files; without it a hub id is not looked at, which would take a network.
+
+    Raises:
+        UserError: what is wrong, and what was expected.
+    """
+    spec, options = settled.backbone, task.backbone_options()
+    if source.check(spec) == "hub" and path is None:
+        return
+    config = configuration(spec, head=task.head, path=path, **options)
+    task.check_backbone(config, settled.task)
+    layers = settled.upcycle.layers
+    if not isinstance(layers, str) and registry.PROTOCOLS.get(settled.merging.protocol).form != "dense":
+        model = skeleton(spec, head=task.head, path=path, **options)
+        select_layers(family_of(model).ffns(model), layers)
