@@ -68,7 +68,7 @@ def run(given: Config, *, force: bool = False, callbacks: Iterable[TrainerCallba
     splits = load_splits(settled, task)
     content = backbone_content.read(settled.backbone)
     start = Start(started, reason, sources.fingerprint(splits), content)
-    name = name_of(settled, start.digest, content.sha256)
+    name = name_of(settled, start.digest, content.sha256, anew=force)
     folder = RunFolder.create(settled.output.path, name)
     done = None if force else find_done(folder)
     if done is None:
@@ -130,9 +130,10 @@ def perform(
         raise
     for callback in callbacks:
         trainer.add_callback(callback)
-    resume = settled.training.resume
-    given = Path(resume).expanduser()
-    if resume not in ("auto", "never") and differs(given, data=start.digest, backbone=start.backbone.sha256):
+    resume = "never" if force else settled.training.resume
+    backbone = start.backbone.sha256
+    elsewhere = resume not in ("auto", "never")
+    if elsewhere and differs(Path(resume).expanduser(), data=start.digest, backbone=backbone):
         say(f"training.resume: {resume} is of a run on other data, or of another backbone, than this one")
     counted = describe(cast(PreTrainedModel, trainer.model))  # before an engine takes the parameters apart
     speed, resumed = train(trainer, settled, folder, anew=force)

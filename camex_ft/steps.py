@@ -22,6 +22,7 @@ from camex_ft.results.experiment import find_folder, may_be_of
 from camex_ft.tasks import sources, stream
 from camex_ft.tasks.base import Task
 from camex_ft.tasks.prepared import Prepared
+from camex_ft.training import manifest
 from camex_ft.training.arguments import training_arguments
 from camex_ft.training.history import HistoryCallback
 from camex_ft.training.tracking import trackers
@@ -134,14 +135,26 @@ def make_trainer(
     return trainer
 
 
-def name_of(settled: Config, data: str, backbone: str | None) -> str:
+def name_of(settled: Config, data: str, backbone: str | None, *, anew: bool = False) -> str:
     """Return the name of a run's folder: of the one that is there, if any, else of a new one.
+
+    A run that starts from another run's checkpoint is an experiment of its own.
 
     Args:
         settled: the resolved configuration.
         data, backbone: SHA-256 of the data, and of the backbone's content (None: embedded).
+        anew: start from nothing, whatever `training.resume` says.
     """
+    name = _name(settled, data, backbone)
+    resume = Path(settled.training.resume).expanduser()
+    if anew or settled.training.resume in ("auto", "never") or not resume.is_dir():
+        return name
+    if resume.resolve().parent.parent == (settled.output.path / "runs" / name).resolve():
+        return name  # its own checkpoint leads to the same result
+    return _name(settled, data, backbone, start=manifest.identity(resume))
 
+
+def _name(settled: Config, data: str, backbone: str | None, start: str = "") -> str:
     def named(hash8: str) -> str:
         return run_name(
             suite=settled.task.suite,
@@ -152,9 +165,10 @@ def name_of(settled: Config, data: str, backbone: str | None) -> str:
             hash8=hash8,
         )
 
-    name = named(config.config_hash(settled, data=data, backbone=backbone or ""))
-    found = find_folder(settled.output.path, name)
-    if found is None and local_backbone(settled.backbone) is None:
+    output = settled.output.path
+    name = named(config.config_hash(settled, data=data, backbone=backbone or "", start=start))
+    found = find_folder(output, name)
+    if found is None and not start and local_backbone(settled.backbone) is None:
         by_name = named(hash_by_name(settled, data=data))
-        found = by_name if may_be_of(settled.output.path / "runs" / by_name, backbone) else None
+        found = by_name if may_be_of(output / "runs" / by_name, backbone) else None
     return found or name

@@ -11,10 +11,12 @@ import pytest
 from typer.testing import CliRunner
 from working_folder import folder
 
-from camex_ft import cli, embedded
+from camex_ft import cli, embedded, pipeline
 from camex_ft.comparison.cells import make_comparison
 from camex_ft.comparison.finished import entries
 from camex_ft.comparison.spec import read_spec
+from camex_ft.config import load_config
+from camex_ft.config.identity import hash_by_name
 from camex_ft.results import Record, load_record
 from camex_ft.results.entries import read_results
 
@@ -105,9 +107,6 @@ def without_content(data: Path) -> Callable[[str], Record]:
 
     def make(backbone: str) -> Record:
         record, _ = run(backbone)
-        from camex_ft.config import load_config
-        from camex_ft.config.identity import hash_by_name
-
         place = Path("r/runs") / record.run.name
         settled = load_config(str(place / "config.yaml"), [])
         name = f"{record.run.name[:-8]}{hash_by_name(settled, data=record.data.sha256)}"
@@ -182,3 +181,45 @@ def test_measuring_a_run_on_other_data_is_said(data: Path) -> None:
     exported = CliRunner().invoke(cli.app, ["export", str(place), "out"])
     assert exported.exit_code == 0 and said in exported.stdout
     assert said in Path("out/README.md").read_text()
+
+
+@pytest.mark.slow
+def test_a_run_from_the_checkpoint_of_another_is_a_run_of_its_own(data: Path) -> None:
+    """Its result is not that of the settings alone; from its own checkpoint it is."""
+
+    class Stop(Exception):
+        pass
+
+    def interrupt(backbone: str, rate: float) -> Path:
+        more = ("training.max_steps=4", f"training.learning_rate={rate}", f"backbone={backbone}")
+        before = names() if Path("r/runs").exists() else set()
+        config = load_config("glue", ["data.dir=d", *S, *more])
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(pipeline, "make_record", raise_(Stop))
+            with pytest.raises(Stop):
+                pipeline.run(config)
+        (name,) = names() - before
+        return Path("r/runs") / name / "checkpoints" / "checkpoint-4"
+
+    save(0, data / "hf")
+    checkpoint = interrupt("hf", 1e-2)
+    more = ("training.max_steps=4", f"training.resume={checkpoint}")
+    other, printed = run("hf", "training.learning_rate=0.001", *more)
+    assert "is of a run on other data" not in printed
+    plain, printed = run("hf", "training.learning_rate=0.001", "training.max_steps=4")
+    assert "done already" not in printed and plain.run.name != other.run.name
+    save(1, data / "hf")
+    replaced, printed = run("hf", "training.learning_rate=0.001", *more)
+    assert "is of a run on other data, or of another backbone" in printed
+    shutil.rmtree("hf")
+    save(0, data / "hf")
+    own, printed = run("hf", "training.learning_rate=0.01", *more)
+    assert own.run.name == checkpoint.parents[1].name and "going on from checkpoint-4" in printed
+    assert len({record.run.name for record in (other, plain, replaced, own)}) == 4
+
+
+def raise_(error: type[Exception]) -> Callable[..., None]:
+    def fail(*_: object) -> None:
+        raise error
+
+    return fail

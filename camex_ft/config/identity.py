@@ -79,7 +79,7 @@ def to_yaml(config: Config) -> str:
     return yaml.dump(config.model_dump(mode="json"), Dumper=Dumper, sort_keys=False, allow_unicode=True)
 
 
-def config_hash(config: Config, *, data: str = "", backbone: str = "") -> str:
+def config_hash(config: Config, *, data: str = "", backbone: str = "", start: str = "") -> str:
     """Return 8 hexadecimal digits that are the same for the same experiment.
 
     Left out are keys without effect on the result: curvature for a protocol that has none, everything about experts for
@@ -90,10 +90,13 @@ def config_hash(config: Config, *, data: str = "", backbone: str = "") -> str:
         config: a resolved configuration.
         data: a fingerprint of the data, such as their SHA-256; takes the place of the data folder's name.
         backbone: the SHA-256 of the backbone's content; takes the place of its name, but for a leading ``new:``.
+        start: a fingerprint of the checkpoint that `training.resume` names, where it is another run's.
     """
     values = config.model_dump(mode="json")
     _drop_paths(values, config, data, backbone)
     _drop_idle_keys(values, config)
+    if start:
+        values["training"]["resume"] = start
     text = json.dumps(values, sort_keys=True, ensure_ascii=False)
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:8]
 

@@ -51,6 +51,12 @@ def digest(path: Path) -> str:
     return made.hexdigest()
 
 
+def identity(folder: Path) -> str:
+    """Return the SHA-256 of a checkpoint's manifest, which has those of all files; of none, that of its path."""
+    path = folder / MANIFEST
+    return digest(path) if path.is_file() else hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()
+
+
 def read(folder: Path) -> dict[str, Any]:
     """Return the manifest of a checkpoint, or an empty one where there is none that can be read."""
     try:

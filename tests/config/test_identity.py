@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import random
 from pathlib import Path
+from typing import Any
 
 import pytest
 from config_trees import PLACE, leaves, tree
@@ -12,6 +14,7 @@ from hypothesis import strategies as st
 
 from camex_ft.config import Config, config_hash, load_config, resolve, to_yaml
 from camex_ft.config.identity import folder_label
+from camex_ft.config.validation import section_keys
 
 files = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60, deadline=None)
 
@@ -179,6 +182,79 @@ def test_and_matters_where_it_is_not_idle(sections):
 def test_routing_matters_where_few_experts_are_chosen(routing):
     few = {"protocol": "smoe", "top_k": 1}
     assert config_hash(make(merging=few, routing=routing)) != config_hash(make(merging=few))
+
+
+LM = {"task": {"suite": "lm", "name": "text"}}
+QA = {"task": {"suite": "qa", "name": "squad"}}
+SMOE = {"merging": {"protocol": "smoe", "top_k": 2}}
+LORA = {"merging": {"protocol": "domain"}, "tuning": {"mode": "lora"}}
+SEGMENT = {"routing": {"granularity": "segment"}}
+# key -> what it needs to have an effect, and another value than its default
+COUNTS: dict[str, tuple[dict[str, Any], Any]] = {
+    "profile": ({}, "paper"),
+    "backbone": ({}, "embedded/gpt2"),
+    "task.suite": ({}, "superglue"),
+    "task.name": ({}, "rte"),
+    "task.max_length": ({}, 7),
+    "task.block_size": (LM, 8),
+    "task.stride": (LM, 3),
+    "task.doc_stride": (QA, 9),
+    "task.answer_length": (QA, 4),
+    "task.beams": (QA, 2),
+    "data.source": ({}, "hub"),
+    "data.dir": ({"data": {"source": "disk"}}, "elsewhere"),
+    "data.train_rows": ({}, 7),
+    "data.eval_rows": ({}, 7),
+    "data.splits": ({}, {"train": "validation"}),
+    "data.seed": ({"data": {"source": "embedded"}}, 3),
+    "merging.protocol": ({}, "domain"),
+    "merging.experts": ({}, 3),
+    "merging.top_k": ({}, 2),
+    "merging.alpha": ({}, 0.5),
+    "merging.curvature.kind": ({}, "diagonal"),
+    "merging.curvature.rank": ({}, 3),
+    "merging.options": ({}, {"density": 0.3}),
+    "merging.keep_vectors": ({"merging": {"protocol": "dare"}}, False),
+    "routing.granularity": ({}, "token"),
+    "routing.router": (SMOE, "cosine"),
+    "routing.temperature": (SMOE, 0.5),
+    "routing.normalise": (SMOE, "before"),
+    "routing.noise": ({}, False),
+    "routing.balance": ({}, 0.5),
+    "routing.z_loss": ({}, 0.5),
+    "routing.segment": (SEGMENT, 7),
+    "routing.first_segment": (SEGMENT, "self"),
+    "upcycle.layers": ({}, [1]),
+    "upcycle.init": ({}, "noise"),
+    "upcycle.noise": ({"upcycle": {"init": "noise"}}, 0.5),
+    "upcycle.drop": ({"upcycle": {"init": "drop"}}, 0.1),
+    "tuning.mode": ({}, "experts"),
+    "tuning.lora.rank": (LORA, 3),
+    "tuning.lora.scale": (LORA, 2.0),
+    "tuning.lora.dropout": (LORA, 0.5),
+    "tuning.lora.attention": (LORA, False),
+    "tuning.lora.targets": (LORA, ["q"]),
+}
+NO_RESULT = {"task.predict", "output.dir", "output.model"}
+
+
+def test_every_key_counts_where_it_has_an_effect() -> None:
+    """A new key is put into one of the two lists; those of `training` have tests of their own."""
+    keys = {".".join(key) for key, section in section_keys() if section is None}
+    assert {key for key in keys if not key.startswith("training.")} == {*COUNTS, *NO_RESULT}
+    for key, (needed, value) in COUNTS.items():
+        sections = copy.deepcopy(needed)
+        *above, last = key.split(".")
+        place = sections
+        for part in above:
+            place = place.setdefault(part, {})
+        place[last] = value
+        assert config_hash(make(**sections)) != config_hash(make(**needed)), key
+
+
+def test_the_checkpoint_of_another_run_counts() -> None:
+    hashes = [config_hash(make(), start=start) for start in ("", "0f", "1f")]
+    assert len(set(hashes)) == 3 and hashes[0] == config_hash(make())
 
 
 def test_of_a_data_folder_the_last_name_stays_and_a_fingerprint_takes_its_place():
