@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections import Counter
@@ -15,7 +14,7 @@ from datasets import ClassLabel, Dataset, Features, List, Value
 
 from camex_ft.errors import UserError, nearest
 from camex_ft.tasks.base import WITHHELD, Task
-from camex_ft.tasks.formats import Columns
+from camex_ft.tasks.formats import UNREADABLE, Columns, read_json
 
 BITS = {"int32": 31, "int64": 63}  # of a whole number beside its sign
 MAX_REAL = 3.4e38  # what float32, the type of a regression's labels, holds
@@ -146,8 +145,8 @@ def _typed(value: Any, feature: Any) -> Any:
         return _whole(value, BITS[feature.dtype])
     if isinstance(value, str):  # csv and tsv files hold lists and objects as JSON
         try:
-            value = json.loads(value)
-        except (ValueError, RecursionError):
+            value = read_json(value)
+        except UNREADABLE:
             raise _Unfit("JSON") from None
     if isinstance(feature, List):
         if not isinstance(value, list):

@@ -6,6 +6,7 @@ Every fault is a `UserError` that names what was looked for and what is there.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from camex_ft.tasks.base import Task
 from camex_ft.tasks.formats import PLAIN, Columns, read_file, read_parquet, suffixes
 
 ALIASES = {"validation": ("validation", "valid", "val", "dev")}
+SHARD = re.compile(r"-(\d+)-of-(\d+)\.parquet$")
 
 
 def task_folder(root: Path, task: Task, *, guest: bool = False, others: Sequence[str] = ()) -> Path:
@@ -50,12 +52,16 @@ def split_files(folder: Path, task: Task, split: str) -> list[Path]:
     entries = _entries(folder)
     stems = _stems(task, split)
     found = [path for path in entries if path.suffix in suffixes(task) and path.stem in stems]
-    shards = [path for path in entries if path.match(f"{split}-[0-9]*-of-[0-9]*.parquet")]
+    shards = [path for path in entries if (name := SHARD.search(path.name)) and path.name == split + name[0]]
     folders = [path for path in entries if task.plain_text and path.is_dir() and path.name in stems]
     if len(found) + bool(shards) + len(folders) > 1:
         names = ", ".join(path.name for path in [*found, *shards, *folders])
         raise UserError(f"{folder}: {names} all could be the {split} split of {task.id}; keep one of them")
-    return found or sorted(shards) or [text for path in folders for text in sorted(path.rglob(f"*{PLAIN}"))]
+    return (
+        found
+        or sorted(shards, key=_shard)
+        or [text for path in folders for text in sorted(path.rglob(f"*{PLAIN}"))]
+    )
 
 
 def read_split(folder: Path, task: Task, split: str) -> tuple[Columns, str]:
@@ -72,6 +78,7 @@ def read_split(folder: Path, task: Task, split: str) -> tuple[Columns, str]:
             f"split is to serve as it, name that: data.splits={{{split}: NAME}}"
         )
     if files[0].suffix == ".parquet":
+        _check_shards(files)
         return read_parquet(files, task), str(files[0])
     if len(files) > 1:
         read = [read_file(file, task) for file in files]
@@ -79,6 +86,24 @@ def read_split(folder: Path, task: Task, split: str) -> tuple[Columns, str]:
             files[0].parent
         )
     return read_file(files[0], task), str(files[0])
+
+
+def _shard(file: Path) -> list[int]:
+    """Return the number of a shard and that of all shards; an empty list for a file that is none."""
+    found = SHARD.search(file.name)
+    return [int(found[1]), int(found[2])] if found else []
+
+
+def _check_shards(files: Sequence[Path]) -> None:
+    """Raise `UserError` for numbered shards that are not all of one set."""
+    numbers = [_shard(file) for file in files if _shard(file)]
+    count = numbers[0][1] if numbers else 0
+    if numbers != [[number, count] for number in range(count)]:
+        raise UserError(
+            f"{files[0].parent}: the shards of a split must be one whole set: expected numbers 0 to {count - 1} of "
+            f"{count}; found {', '.join(file.name for file in files)}. Add what is missing, or number the files as one "
+            "set"
+        )
 
 
 def _entries(folder: Path) -> list[Path]:

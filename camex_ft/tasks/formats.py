@@ -11,6 +11,7 @@ import io
 import json
 import logging
 import stat
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
@@ -92,6 +93,11 @@ def read_parquet(paths: Sequence[Path], task: Task) -> Columns:
             ) from error
         if len(set(table.column_names)) < len(table.column_names):
             raise UserError(f"{path}: a column occurs twice: {', '.join(table.column_names)}")
+        if columns and columns.keys() != set(table.column_names):
+            raise UserError(
+                f"{path}: its columns are {', '.join(table.column_names)}; expected {', '.join(columns)}, as in "
+                f"{paths[0].name}"
+            )
         for name in table.column_names:
             columns.setdefault(name, []).extend(with_names(table.column(name).to_pylist(), features[name]))
     return _hub_names(columns, task)
@@ -192,10 +198,27 @@ def _read_json(path: Path, task: Task) -> Iterator[Row]:
             ) from error
 
 
+def read_json(text: str) -> Any:
+    """Return what a JSON text holds.
+
+    Raises:
+        ValueError: it is no JSON (`json.JSONDecodeError`), or a key occurs twice in an object.
+    """
+    return json.loads(text, object_pairs_hook=_object)
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        twice = next(name for name, count in Counter(name for name, _ in pairs).items() if count > 1)
+        raise ValueError(f"the key '{twice}' occurs twice in one object")
+    return made
+
+
 def _json_records(path: Path, text: str) -> Iterator[Any]:
     if text.lstrip().startswith("["):
         try:
-            yield from json.loads(text)
+            yield from read_json(text)
         except json.JSONDecodeError as error:
             raise UserError(f"{path}: line {error.lineno} is not JSON: {error.msg}") from error
         except UNREADABLE as error:
@@ -208,7 +231,7 @@ def _json_records(path: Path, text: str) -> Iterator[Any]:
     for number, line in enumerate(lines, start=1):
         if line.strip():
             try:
-                yield json.loads(line)
+                yield read_json(line)
             except json.JSONDecodeError as error:
                 raise UserError(f"{path}: line {number} is not JSON: {error.msg}") from error
             except UNREADABLE as error:
@@ -218,7 +241,7 @@ def _json_records(path: Path, text: str) -> Iterator[Any]:
 def _one_object(text: str) -> dict[str, Any] | None:
     """Return the object that the whole text is, over however many lines, or None."""
     try:
-        found = json.loads(text)
+        found = read_json(text)
     except UNREADABLE:
         return None
     return found if isinstance(found, dict) else None

@@ -192,7 +192,7 @@ def _questions(articles: Sequence[Example]) -> Iterator[Row]:
     for article in articles:
         for paragraph in article["paragraphs"]:
             for asked in paragraph["qas"]:
-                golds = [] if asked.get("is_impossible") else asked.get("answers", [])
+                golds = [] if asked.get("is_impossible") is True else asked.get("answers", [])
                 yield {
                     "id": asked["id"],
                     "title": article.get("title", ""),

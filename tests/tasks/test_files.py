@@ -151,6 +151,64 @@ def test_broken_json(folder, text, expected):
     assert f"train.jsonl: {expected}" in complaint(folder)
 
 
+@pytest.mark.parametrize("suffix", ["jsonl", "json"])
+def test_a_key_that_occurs_twice(folder, suffix):
+    (folder / "train.jsonl").unlink()
+    path = folder / f"train.{suffix}"
+    path.write_text('{"sentence": "a", "label": 1}\n{"sentence": "b", "label": 1, "label": 0}\n')
+    assert f"train.{suffix}: line 2 is not readable JSON: the key 'label' occurs twice" in complaint(folder)
+    path.write_text('[{"sentence": "a", "label": 1, "label": 0}]')
+    assert f"train.{suffix}: not readable JSON: the key 'label' occurs twice" in complaint(folder)
+
+
+def test_a_key_that_occurs_twice_in_a_cell(tmp_path, examples):
+    task = registry.TASKS.get("superglue/multirc")
+    row = {**examples(task.id)[0], "idx": '{"paragraph": 1, "question": 2, "answer": 3, "answer": 4}'}
+    write(tmp_path / "train.csv", [row])
+    assert "row 1: column 'idx' is" in complaint(tmp_path, task, splits=["train"])
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (["train-00000-of-00003", "train-00002-of-00003"], "expected numbers 0 to 2 of 3"),
+        (["train-00001-of-00002"], "expected numbers 0 to 1 of 2"),
+        (
+            ["train-00000-of-00001", "train-00000-of-00002", "train-00001-of-00002"],
+            "expected numbers 0 to 0 of 1",
+        ),
+    ],
+)
+def test_shards_that_are_not_all_there(tmp_path, names, expected):
+    for name in names:
+        write(tmp_path / f"{name}.parquet", ROWS)
+    message = complaint(tmp_path, splits=["train"])
+    assert expected in message and f"found {', '.join(f'{name}.parquet' for name in names)}" in message
+
+
+def test_shards_are_read_in_the_order_of_their_numbers(tmp_path):
+    for number in range(11):
+        write(tmp_path / f"train-{number}-of-11.parquet", [{**ROWS[0], "idx": number}])
+    assert load(tmp_path, splits=["train"])["train"]["idx"][:] == list(range(11))
+
+
+def test_shards_of_other_columns(tmp_path):
+    write(tmp_path / "train-00000-of-00002.parquet", ROWS)
+    write(tmp_path / "train-00001-of-00002.parquet", [{"sentence": "a", "idx": 3}])
+    message = complaint(tmp_path, splits=["train"])
+    assert (
+        "train-00001-of-00002.parquet: its columns are sentence, idx; expected sentence, label, idx"
+        in message
+    )
+
+
+@pytest.mark.parametrize("columns", [["label", "sentence", "idx"], ["idx", "label", "sentence"]])
+def test_shards_may_order_their_columns_differently(tmp_path, columns):
+    write(tmp_path / "train-00000-of-00002.parquet", ROWS[:1])
+    write(tmp_path / "train-00001-of-00002.parquet", [{c: ROWS[1][c] for c in columns}])
+    assert load(tmp_path, splits=["train"])["train"].to_list() == ROWS[:2]
+
+
 def test_wrong_nesting(tmp_path):
     write(tmp_path / "test.jsonl", [{"idx": 0, "passage": {"text": "a", "question": []}}])
     message = complaint(tmp_path, registry.TASKS.get("superglue/multirc"), splits=["test"])
