@@ -51,6 +51,28 @@ may not, because the toolkit sets them itself:
 | key | why |
 |---|---|
 """
+OPTIONS = """
+Some fields mean a little more, or less, than in transformers:
+
+- `bf16_full_eval`, `fp16_full_eval`: evaluations and predictions run under autocast, those in training as well. The
+  model is not cast: what is trained and saved is what it is without the option.
+- `dataloader_drop_last`: of training alone; an evaluation has all of its rows.
+- `label_smoothing_factor`: of the training loss; the `loss` and `perplexity` of an evaluation are the plain ones. It
+  is refused where labels are numbers (stsb).
+- `eval_strategy: no`: the final evaluation is the best and the last one, and the closing summary says so.
+
+## Trackers
+
+To follow a run in TensorBoard, Weights & Biases, MLflow or Trackio, install the extra of that name and name it:
+
+    pip install -e ".[tensorboard]"
+    camex-ft run glue training.report_to=tensorboard
+    tensorboard --logdir results/runs
+
+What they write is in the run's folder `logs`, and stays when the run is done; `--force` removes it with the rest. A
+variable that says otherwise (`TENSORBOARD_LOGGING_DIR`, `WANDB_DIR`, `MLFLOW_TRACKING_URI`, `TRACKIO_DIR`) wins.
+`camex-ft evaluate` and `predict` tell no tracker.
+"""
 
 
 PROFILED = """\
@@ -112,7 +134,7 @@ def _table(title: str, section: type[Section], above: tuple[str, ...]) -> str:
     text = "\n".join(lines) + "\n"
     if above == ("training",):
         rows = (f"| `training.{key}` | {reason} |" for key, reason in OWNED.items())
-        text += "\n" + TRAINING + "\n".join(rows) + "\n"
+        text += "\n" + TRAINING + "\n".join(rows) + "\n" + OPTIONS
     return text
 
 

@@ -30,11 +30,8 @@ VARIABLES = {
 @contextmanager
 def logging_to(logs: Path, named: Sequence[str]) -> Iterator[None]:
     """Let trackers write to a folder while the body runs: to that folder, where any are named."""
-    wanted = {k: v.format(logs=logs.absolute()) for k, v in VARIABLES.items() if k not in os.environ}
-    if not named:
-        wanted = {}
-    else:
-        logs.mkdir(parents=True, exist_ok=True)
+    places = {name: place.format(logs=logs.absolute()) for name, place in VARIABLES.items()} if named else {}
+    wanted = {name: place for name, place in places.items() if name not in os.environ}
     os.environ.update(wanted)
     try:
         yield
@@ -45,15 +42,29 @@ def logging_to(logs: Path, named: Sequence[str]) -> Iterator[None]:
 
 def trackers(named: Sequence[str], logs: Path) -> list[TrainerCallback]:
     """Return the callbacks of these trackers, which `logging_to` has to surround as well as the training."""
-    made: list[TrainerCallback] = []
+    made: list[TrainerCallback] = [_Folder(logs)] if named else []
     for kind in get_reporting_integration_callbacks(list(named)):
         if kind is CodeCarbonCallback:
-            made.append(_CodeCarbon(logs / "codecarbon"))
+            made.append(_CodeCarbon(logs))
         elif kind is DVCLiveCallback:
-            made.append(_dvclive(logs / "dvclive"))
+            made.append(_dvclive(logs))
         else:
             made.append(kind())
     return made
+
+
+class _Folder(TrainerCallback):
+    """Makes the folder of logs when training begins: before that, a run that starts anew empties its own folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Make the folder."""
+        if state.is_local_process_zero:
+            self.folder.mkdir(parents=True, exist_ok=True)
 
 
 class _CodeCarbon(CodeCarbonCallback):
@@ -66,8 +77,7 @@ class _CodeCarbon(CodeCarbonCallback):
     def on_init_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Make the tracker."""
-        self.folder.mkdir(parents=True, exist_ok=True)
+        """Make the tracker, for the folder of logs."""
         moved = copy.copy(args)
         moved.output_dir = str(self.folder)
         super().on_init_end(moved, state, control, **kwargs)
@@ -76,4 +86,4 @@ class _CodeCarbon(CodeCarbonCallback):
 def _dvclive(folder: Path) -> TrainerCallback:
     from dvclive import Live
 
-    return DVCLiveCallback(live=Live(dir=str(folder)))
+    return DVCLiveCallback(live=Live(dir=str(folder / "dvclive"), dvcyaml=str(folder / "dvc.yaml")))
