@@ -7,14 +7,16 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from accelerate.utils import DynamoBackend
 from transformers import Trainer, TrainingArguments, get_scheduler
 from transformers.trainer_utils import SchedulerType
 from transformers.training_args import OptimizerNames, ParallelMode
-from transformers.utils import is_torch_tf32_available
+from transformers.utils import is_liger_kernel_available, is_torch_tf32_available
 
 from camex_ft.config import TrainingConfig
-from camex_ft.errors import UserError
+from camex_ft.errors import UserError, nearest
 
+COMPILING = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
 ASK_FOR_MODEL = ("galore", "apollo", "lomo", "adalomo")  # optimizers that are checked once it is there
 
 
@@ -86,6 +88,12 @@ def _check(made: TrainingArguments) -> None:
             "training.bf16_full_eval: with fp16 evaluations are in float16 already: expected fp16_full_eval: true, or "
             "neither"
         )
+    if made.use_liger_kernel and not is_liger_kernel_available():
+        raise UserError(
+            "training.use_liger_kernel: needs the package liger-kernel: expected false, or `pip install liger-kernel`"
+        )
+    if made.torch_compile:
+        _check_compiler(made)
     if made.fsdp and made.parallel_mode != ParallelMode.DISTRIBUTED:
         raise UserError(
             "training.fsdp: one process has nothing to share: expected `camex-ft run ... --gpus N --engine fsdp`, or "
@@ -98,6 +106,19 @@ def _check(made: TrainingArguments) -> None:
         )
     _check_optimizer(made)
     _check_schedule(made)
+
+
+def _check_compiler(made: TrainingArguments) -> None:
+    """Raise `UserError` for a backend or a mode that `torch.compile` does not know."""
+    backends = [each.value.lower() for each in DynamoBackend if each != DynamoBackend.NO]
+    for key, word, known in (
+        ("torch_compile_backend", made.torch_compile_backend, backends),
+        ("torch_compile_mode", made.torch_compile_mode, COMPILING),
+    ):
+        if word is not None and word.lower() not in known:
+            raise UserError(
+                f"training.{key}: got '{word}', expected one of {', '.join(known)}.{nearest(word, known)}"
+            )
 
 
 def _check_optimizer(made: TrainingArguments) -> None:
