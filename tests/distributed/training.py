@@ -90,7 +90,9 @@ def make(folder: Path, protocol: str, *, double: bool = False, **settings: Any) 
 
 def outcome(made: CamexTrainer) -> dict[str, Any]:
     """What must not depend on the number of processes: losses, routing, metrics, weights. All processes take part."""
+    made.args.dataloader_drop_last = True  # which is about training, and that is over
     metrics = made.evaluate("validation", metric_key_prefix="final")
+    metrics |= {"rows_a_step": made.rows_a_step() or 0, "scored": len(made.outcome)}
     state = made.full_state() or made.model.state_dict()
     lines = [
         {k: v for k, v in line.items() if k != "epoch"} for line in made.state.log_history if "loss" in line
