@@ -17,7 +17,9 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 LAYERS = (
     ("escaping",),
     ("errors",),
-    ("folders", "durable"),
+    ("durable", "references"),
+    ("folders",),
+    ("logs",),
     ("registry",),
     ("architectures",),
     ("config",),
@@ -50,7 +52,7 @@ RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 # Narrower than the order: the only parts of camex_ft that these layers may use beside themselves.
 ONLY = {
     "moe": set(),
-    "results": {"escaping", "errors", "registry", "config", "durable"},
+    "results": {"escaping", "errors", "registry", "config", "durable", "logs"},
     "embedded": {"errors", "registry"},
 }
 # Third-party packages that a layer may use, and those that it may not, wherever in the file.

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Optional
 import typer
 
 from camex_ft.comparison import places
+from camex_ft.durable import write_named
 from camex_ft.errors import UserError
 from camex_ft.folders import writing
 
@@ -129,7 +130,7 @@ def table(
         typer.echo(text, nl=False)
         return
     with writing(out):
-        out.write_text(text, encoding="utf-8")
+        write_named(out, text)
     typer.echo(f"wrote {out}")
 
 

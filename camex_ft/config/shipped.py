@@ -7,11 +7,11 @@ the same names work from a checkout and from an installation.
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from camex_ft.durable import write_named
 from camex_ft.errors import UserError, nearest
 from camex_ft.folders import writing
 
@@ -86,7 +86,7 @@ def copy_config(name: str, destination: str | Path) -> Path:
     if os.path.lexists(target):
         raise UserError(f"{target} exists already and is not overwritten: choose another name")
     with writing(target):
-        shutil.copyfile(source, target)
+        write_named(target, source.read_bytes())
     return target
 
 

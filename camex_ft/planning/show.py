@@ -8,8 +8,9 @@ from pathlib import Path
 
 from rich.console import Console
 
-from camex_ft.errors import UserError
+from camex_ft.durable import write_named
 from camex_ft.escaping import say
+from camex_ft.folders import writing
 from camex_ft.listing import print_rows
 from camex_ft.planning import Column, Plan
 from camex_ft.planning.duration import BANDWIDTH
@@ -158,7 +159,6 @@ def write_json(plan: Plan, path: Path) -> None:
     Raises:
         UserError: it can't be written.
     """
-    try:
-        path.write_text(json.dumps(plan.as_json(), indent=2) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror}") from error
+    text = json.dumps(plan.as_json(), indent=2) + "\n"
+    with writing(path):
+        write_named(path, text)

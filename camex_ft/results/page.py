@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from camex_ft.durable import write_atomically
 from camex_ft.results.cells import legend
 from camex_ft.results.render import WRITERS, render, table_of
 from camex_ft.results.tables import Table
@@ -50,4 +51,4 @@ def _tables(page: str, records: Path) -> Iterator[tuple[str, Table]]:
 
 if __name__ == "__main__":
     file, folder = map(Path, sys.argv[1:])
-    file.write_text(refresh(file.read_text(encoding="utf-8"), folder), encoding="utf-8")
+    write_atomically(file, refresh(file.read_text(encoding="utf-8"), folder))

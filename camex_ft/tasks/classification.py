@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 import numpy as np
 from datasets import Dataset, Features, Value
 
+from camex_ft.durable import write_named
 from camex_ft.registry import TASKS
 from camex_ft.tasks.base import Collator, Example, Predictions, Row, Task, labelled
 from camex_ft.tasks.encode import collator, encode
@@ -147,7 +148,7 @@ class Classification(Task):
         """Write `predictions` of a whole test split in the form that the benchmark's site takes (see `files`)."""
         target = Path(path)
         target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_text("".join(f"{line}\n" for line in self.lines(predictions, rows)), encoding="utf-8")
+        write_named(target, "".join(f"{line}\n" for line in self.lines(predictions, rows)))
 
 
 def task(**attributes: Any) -> Callable[[Format], Format]:

@@ -24,6 +24,7 @@ import torch
 from datasets import Dataset, Features, List, Value
 from torch import Tensor
 
+from camex_ft.durable import write_named
 from camex_ft.errors import UserError
 from camex_ft.registry import TASKS
 from camex_ft.tasks import answers
@@ -180,7 +181,7 @@ class Answering(TextToText):
         target = Path(path)
         target.parent.mkdir(parents=True, exist_ok=True)
         found = dict(zip(rows["id"][:], predictions, strict=True))
-        target.write_text(json.dumps(found, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+        write_named(target, json.dumps(found, ensure_ascii=False, indent=1) + "\n")
 
 
 def unpack(record: Example) -> list[Row]:

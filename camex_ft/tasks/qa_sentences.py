@@ -7,6 +7,7 @@ generated, its sign is the decision, and it orders the sentences of a question.
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -17,6 +18,7 @@ import numpy as np
 from datasets import ClassLabel, Dataset, Features, List, Value
 from torch import Tensor
 
+from camex_ft.durable import write_named
 from camex_ft.registry import TASKS
 from camex_ft.tasks import answers
 from camex_ft.tasks.answer_metrics import RankedAnswers
@@ -130,12 +132,13 @@ class SentenceSelection(TextToText):
         target = Path(path)
         target.parent.mkdir(parents=True, exist_ok=True)
         seen: dict[str, int] = {}
-        with target.open("w", newline="", encoding="utf-8") as stream:
-            writer = csv.writer(stream, delimiter="\t", lineterminator="\n")
-            writer.writerow(["question_id", "sentence", "label", "score"])
-            for question, score in zip(rows["question_id"][:], predictions, strict=True):
-                seen[question] = place = seen.get(question, -1) + 1
-                writer.writerow([question, place, int(score > 0), f"{score:.6f}"])
+        lines = io.StringIO()
+        writer = csv.writer(lines, delimiter="\t", lineterminator="\n")
+        writer.writerow(["question_id", "sentence", "label", "score"])
+        for question, score in zip(rows["question_id"][:], predictions, strict=True):
+            seen[question] = place = seen.get(question, -1) + 1
+            writer.writerow([question, place, int(score > 0), f"{score:.6f}"])
+        write_named(target, lines.getvalue())
 
 
 def _encode(layout: Layout, targets: list[list[int]] | None, row: Mapping[str, Any]) -> dict[str, Any]:

@@ -26,6 +26,7 @@ from transformers import AutoConfig, GenerationConfig, PreTrainedModel
 from camex_ft.backbones.load import CLASSIFIERS
 from camex_ft.backbones.load import load as load_backbone
 from camex_ft.config.backbones import EMBEDDED
+from camex_ft.durable import by_umask
 from camex_ft.embedded import HEADS
 from camex_ft.errors import UserError
 from camex_ft.folders import read_json
@@ -178,6 +179,7 @@ def save(model: PreTrainedModel, folder: str | Path, *, state: Mapping[str, Tens
         target / WEIGHTS,
         metadata={"format": "pt"},
     )
+    by_umask(target, [target / WEIGHTS])
     model.config.architectures = [type(model).__name__.removeprefix("FSDP")]  # as torch names a sharded one
     model.config.save_pretrained(target)
     if model.can_generate() and isinstance(model.generation_config, GenerationConfig):
