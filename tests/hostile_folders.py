@@ -64,6 +64,30 @@ def listening(folder: Path) -> None:
         os.chdir(here)
 
 
+def tokenizer_config(**fields: Any) -> Change:
+    return lambda folder: (folder / "tokenizer_config.json").write_text(json.dumps(fields))
+
+
+def json_file(name: str, content: Any) -> Change:
+    def write(folder: Path) -> None:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(json.dumps(content))
+
+    return write
+
+
+def below(folder: Path, depth: int) -> Path:
+    """A folder in a folder in ...; made."""
+    made = folder.joinpath(*("d" * depth))
+    made.mkdir(parents=True)
+    return made
+
+
+def hard_link(folder: Path) -> None:
+    (folder.parent / "secret").write_text("key")
+    os.link(folder.parent / "secret", below(folder, 3) / "vocab.txt")
+
+
 def too_deep(folder: Path) -> None:
     (folder / "config.json").write_text('{"a": ' + "[" * 100_000 + "]" * 100_000 + "}")
 
@@ -106,6 +130,79 @@ REFUSED: dict[str, tuple[Change, str]] = {
         config(quantization_config={"a": [{"_type": "os.system", "_data": "touch x"}]}),
         "names a class to build (_type)",
     ),
+    "kernels in a mapping": (
+        config(attn_implementation={"": "somebody/kernel"}),
+        "names kernels to be fetched and run (attn_implementation)",
+    ),
+    "kernels of a nested configuration": (
+        config(text_config={"a": [{"_attn_implementation": {"": ["x", {"b": "paged|me/k@main:f"}]}}]}),
+        "names kernels to be fetched and run (_attn_implementation)",
+    ),
+    "kernels of experts": (
+        config(_experts_implementation_internal="me/kernel"),
+        "(_experts_implementation_internal)",
+    ),
+    "kernels by a switch": (config(use_kernels=True), "names kernels to be fetched and run (use_kernels)"),
+    "nested code": (
+        config(text_config={"auto_map": {"AutoConfig": "me/repo--a.B"}}),
+        "names code of its own (auto_map)",
+    ),
+    "code is trusted": (
+        tokenizer_config(trust_remote_code=True),
+        "names code of its own (trust_remote_code)",
+    ),
+    "code of one version": (
+        json_file("config.4.0.0.json", {"auto_map": {"AutoModel": "evil.Model"}}),
+        "its config.4.0.0.json names code",
+    ),
+    "nested weights by name": (
+        config(text_config={"transformers_weights": "x.bin"}),
+        "names 'x.bin' as its weights",
+    ),
+    "nested class to build": (
+        config(text_config={"quantization_config": {"_target_": "os.system"}}),
+        "names a class to build (_target_)",
+    ),
+    "an adapter of PEFT": (
+        json_file("adapter_config.json", {"base_model_name_or_path": "somebody/model"}),
+        "it holds an adapter of PEFT (adapter_config.json)",
+    ),
+    "vocabulary elsewhere": (
+        tokenizer_config(vocab="/etc/hostname"),
+        "names '/etc/hostname' (vocab), which is no file of the folder",
+    ),
+    "merges elsewhere": (tokenizer_config(merges="../elsewhere"), "names '../elsewhere' (merges)"),
+    "vocabulary by position": (tokenizer_config(init_inputs=["/etc/hostname"]), "(init_inputs)"),
+    "vocabulary of the hub": (tokenizer_config(spm_file="https://a.b/c"), "names 'https://a.b/c' (spm_file)"),
+    "tokenizer elsewhere": (
+        tokenizer_config(tokenizer_file="/etc/hostname"),
+        "names '/etc/hostname' (tokenizer_file)",
+    ),
+    "tokenizer of one version": (
+        tokenizer_config(fast_tokenizer_files=["tokenizer.json", "../tokenizer.4.0.json"]),
+        "names '../tokenizer.4.0.json' (fast_tokenizer_files)",
+    ),
+    "model of a library": (
+        tokenizer_config(sp_model_kwargs={"model_file": "/etc/hostname"}),
+        "names '/etc/hostname' (model_file)",
+    ),
+    "vocabulary among special tokens": (
+        json_file("special_tokens_map.json", {"vocab": "/etc/hostname"}),
+        "its special_tokens_map.json names '/etc/hostname' (vocab)",
+    ),
+    "vocabulary in a tokenizer.json": (
+        json_file("tokenizer.json", {"model": {"type": "WordPiece", "vocab": "/etc/hostname"}}),
+        "its tokenizer.json names '/etc/hostname' (vocab)",
+    ),
+    "vocabulary in a folder": (
+        json_file("a/b/tokenizer_config.json", {"vocab": "~/x"}),
+        "its a/b/tokenizer_config.json names '~/x' (vocab)",
+    ),
+    "files of a processor": (json_file("processor_config.json", {"a": {"b_file": "/x"}}), "(b_file)"),
+    "pipe below": (lambda f: os.mkfifo(below(f, 7) / "p"), "p is neither a file nor a folder"),
+    "link below": (lambda f: link("a", "/dev/zero")(below(f, 9)), "a is a link out of the folder"),
+    "without end": (lambda f: below(f, 40), "is nested too deeply to check"),
+    "hard link": (hard_link, "its d/d/d/vocab.txt is a hard link, and the file has other names outside"),
     "nested": (too_deep, "its config.json cannot be read: it is nested too deeply"),
     "not text": (lambda f: (f / "config.json").write_bytes(b"\xff\xfe\0"), "its config.json cannot be read"),
 }

@@ -27,7 +27,6 @@ NOT_NEEDED = [
     "model.*.safetensors",
     "consolidated*",
 ]  # other precisions and formats of the same weights
-ADAPTER = "adapter_config.json"
 
 
 def kind(spec: str) -> Kind:
@@ -116,17 +115,12 @@ def check_folder(folder: Path, spec: str, *, weights: bool = True) -> dict[str, 
             are missing, truncated or stored as pickle only, or the model has experts already.
     """
     weights = weights and not spec.startswith(NEW)
-    if wrong := folders.unsafe(folder, weights=weights):
+    if wrong := folders.unsafe(folder, weights=weights, linked=kind(spec) == "package"):
         raise UserError(f"backbone {spec}: {wrong}")
     config = _read_json(folder / "config.json", spec)
     if config.get("camex"):
         raise UserError(
             f"backbone {spec}: the model in it has experts already; expected the dense backbone that it came from"
-        )
-    if (folder / ADAPTER).is_file():  # transformers would put it into the model without a word
-        raise UserError(
-            f"backbone {spec}: the folder holds an adapter ({ADAPTER}): expected the model with it merged in, or "
-            "without it"
         )
     if spec.startswith(NEW):
         return config

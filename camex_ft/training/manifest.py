@@ -9,6 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from camex_ft.durable import open_regular
 from camex_ft.folders import read_json
 
 MANIFEST = "manifest.json"
@@ -45,7 +46,7 @@ def versions() -> dict[str, str]:
 def digest(path: Path) -> str:
     """Return the SHA-256 of a file."""
     made = hashlib.sha256()
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         while block := file.read(BLOCK):
             made.update(block)
     return made.hexdigest()
@@ -94,7 +95,11 @@ def fault(folder: Path) -> str | None:
 def damage(folder: Path) -> str | None:
     """Return which file's contents are not those that were written, or None; all are read."""
     for name, entry in read(folder)["files"].items():
-        if digest(folder / name) != entry.get("sha256"):
+        try:
+            found = digest(folder / name)
+        except OSError as error:
+            return f"its {name} cannot be read: {error.strerror or error}"
+        if found != entry.get("sha256"):
             return f"its {name} is damaged: its SHA-256 is not the one that was written"
     return None
 

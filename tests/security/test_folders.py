@@ -35,7 +35,7 @@ def test_what_is_refused(name: str, folder: Path) -> None:
     change(folder)
     fault = folders.unsafe(folder)
     assert fault is not None and message in fault
-    with pytest.raises(UserError, match=f"backbone {folder}: its"):
+    with pytest.raises(UserError, match=f"backbone {folder}: it"):
         source.check(str(folder))
     assert not loot(folder).exists()
 
