@@ -143,7 +143,8 @@ def predict(run_folder: Path | str, file: Path | str, out: Path | str | None = N
     model, tokenizer = load_trained(run_folder)
     data = Prepared.make(task, {split: examples}, tokenizer, task.within(model.config, settled.task))
     suffix = Path(task.files[split]).suffix
-    target = Path(out) if out else Path(run_folder) / PREDICTIONS / f"{Path(file).stem}{suffix}"
+    named = f"{Path(file).stem}{suffix}"
+    target = Path(out) if out else RunFolder(Path(run_folder)).own(PREDICTIONS, named)
     with tempfile.TemporaryDirectory() as scratch:
         trainer = make_trainer(settled, data, model, tokenizer, RunFolder(Path(scratch)))
         decided = data.predict(split, trainer.collect(data.encoded[split]))

@@ -27,21 +27,24 @@ NUMBERS = "export.json"
 
 
 def check_target(target: Path) -> Path:
-    """Return a folder's path; `UserError` unless it is new or empty and what holds it can be written."""
+    """Return a folder's path, where a link leads to; `UserError` unless it is new or empty and can be written.
+
+    It is replaced as a whole, so that what holds it has to be writable.
+    """
     with writing(target):  # also what its name alone keeps from being written
         target = target.expanduser()
+        if target.is_dir():
+            target = target.resolve()
         with suppress(FileNotFoundError):
             unfinished(target).lstat()
         empty = target.is_dir() and not any(target.iterdir())
-        if not empty and not os.path.lexists(target):
+        if empty and target.is_mount():
+            raise ValueError("it is a file system of its own; expected a new folder in it")
+        if empty or not os.path.lexists(target):
             target.parent.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=target.parent):
                 return target
-    if not empty:
-        raise UserError(
-            f"{target} is there already: expected a new or empty folder, so that nothing is mixed"
-        )
-    return target
+    raise UserError(f"{target} is there already: expected a new or empty folder, so that nothing is mixed")
 
 
 def write(

@@ -58,7 +58,7 @@ def inspect(run_folder: Path | str, out: Path | str | None = None) -> Path:
     read_run(run_folder)
     folder = RunFolder(Path(run_folder))
     result = Result(record=load_record(folder.path), history=tuple(folder.read_history()))
-    target = Path(out) if out else folder.path / FOLDER
+    target = Path(out) if out else folder.own(FOLDER)
     with writing(target):
         target.mkdir(parents=True, exist_ok=True)
     model: nn.Module = load_trained(run_folder)[0]

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, Literal
 
 from huggingface_hub import EvalResult, ModelCardData
@@ -60,7 +60,7 @@ def front_matter(
 def base_model(record: Record) -> str | None:
     """Return the hub id of the backbone, or None where it has another form."""
     name = record.backbone.removeprefix(NEW)
-    elsewhere = name.startswith((EMBEDDED, PACKAGE, ".", "/", "~")) or is_gguf(name) or Path(name).exists()
+    elsewhere = name.startswith((EMBEDDED, PACKAGE, ".", "/", "~")) or is_gguf(name) or os.path.exists(name)
     try:
         validate_repo_id(name)
     except HFValidationError:

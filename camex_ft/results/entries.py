@@ -11,8 +11,10 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+from camex_ft.durable import write_atomically
 from camex_ft.errors import UserError
-from camex_ft.results.folder import RunFolder, find_done, read_lines
+from camex_ft.logs import read_lines
+from camex_ft.results.folder import RunFolder, find_done
 from camex_ft.results.record import Record, load_record
 
 SECTIONS = ("merging", "routing", "upcycle")
@@ -103,9 +105,9 @@ def keep_result(result: Result, folder: Path | str, name: str) -> None:
     """Write a result as ``NAME.json`` and ``NAME.history.jsonl``, the form that `read_results` reads."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / f"{name}.json").write_text(result.record.to_json(), encoding="utf-8")
     lines = "".join(json.dumps(line) + "\n" for line in result.history)
-    (folder / f"{name}{HISTORY}").write_text(lines, encoding="utf-8")
+    write_atomically(folder / f"{name}{HISTORY}", lines)
+    write_atomically(folder / f"{name}.json", result.record.to_json())
 
 
 def entries_of(results: Sequence[Result]) -> list[Entry]:

@@ -19,8 +19,9 @@ from filelock import FileLock, Timeout
 
 from camex_ft.config.backbones import NEW
 from camex_ft.config.identity import folder_label
-from camex_ft.durable import UNFINISHED, remove, sweep, sync, write_atomically
+from camex_ft.durable import UNFINISHED, open_regular, remove, sweep, sync, write_atomically
 from camex_ft.errors import UserError
+from camex_ft.logs import read_lines
 from camex_ft.results.provenance import command_line
 from camex_ft.results.record import Record, dumps, load_record
 
@@ -99,6 +100,18 @@ class RunFolder:
         """The folder of what trackers such as TensorBoard write; it stays when the run is done."""
         return self.path / "logs"
 
+    def own(self, *names: str) -> Path:
+        """Return a place in this folder for what a command adds to a run; `UserError` where a link leads elsewhere."""
+        path = self.path
+        for name in names:
+            path = path / name
+            if path.is_symlink():
+                raise UserError(
+                    f"{path} is a link, and files would be written where it leads. Remove it, or name another place "
+                    "with --out"
+                )
+        return path
+
     @contextlib.contextmanager
     def alone(self) -> Iterator[None]:
         """Keep other processes from running here while the body does, and remove what they left unfinished.
@@ -108,13 +121,20 @@ class RunFolder:
 
         Raises:
             InUse: another process runs here.
+            UserError: something here is not what a run can write to: see `_check_entries`.
         """
+        self._check_entries()
         lock = FileLock(self.path / LOCK)
         try:
             # the lock of a run that was killed lasts as long as processes that it had started, such as data loaders
             lock.acquire(timeout=PATIENCE if self._owner_is_gone() else 0)
         except Timeout:
             raise InUse(self._in_use()) from None
+        except OSError as error:  # not a file, or of another user
+            raise UserError(
+                f"output.dir: {self.path / LOCK} cannot be locked: {error.strerror or error}. Remove it where no other "
+                "run is under way there"
+            ) from error
         try:
             owner = {
                 "pid": os.getpid(),
@@ -132,10 +152,24 @@ class RunFolder:
                 (self.path / LOCK).unlink(missing_ok=True)
             lock.release()
 
+    def _check_entries(self) -> None:
+        """Raise `UserError` where a name of the run's is a link, whose target would be changed, or of another kind."""
+        for path in (self.path, *self.path.iterdir()):
+            if path.is_symlink():
+                raise UserError(
+                    f"output.dir: {path} is a link, and a run writes and removes files in its own folder alone: "
+                    "expected what it leads to in its place. To keep runs on another disk: output.dir=FOLDER-ON-IT"
+                )
+            files = (self.record.name, self.config.name, self.history.name, LOCK, OWNER)
+            expected = "file" if path.name in files else "folder" if path == self.checkpoints else ""
+            if expected and path.is_dir() != (expected == "folder"):
+                raise UserError(f"output.dir: {path} is no {expected}: expected one, or nothing of that name")
+
     def _owner(self) -> dict[str, Any]:
         try:
-            found = json.loads((self.path / OWNER).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+            with open_regular(self.path / OWNER) as file:
+                found = json.loads(file.read())
+        except (OSError, ValueError, RecursionError):
             return {}
         return found if isinstance(found, dict) else {}
 
@@ -147,7 +181,7 @@ class RunFolder:
             os.kill(owner["pid"], 0)
         except ProcessLookupError:
             return True
-        except OSError:  # it is another user's
+        except (OSError, OverflowError):  # it is another user's, or no number of a process
             return False
         return False
 
@@ -192,7 +226,7 @@ class RunFolder:
         """Remove what a run left that was killed between its record and its end, where no other one is under way."""
         known = {LOCK, OWNER, self.checkpoints.name}
         if any(p.name in known or p.name.endswith(UNFINISHED) for p in self.path.iterdir()):
-            with contextlib.suppress(InUse, OSError), self.alone():
+            with contextlib.suppress(UserError, OSError), self.alone():
                 self.drop_checkpoints()
 
     def write_config(self, text: str) -> None:
@@ -214,26 +248,17 @@ class RunFolder:
         followed by the final evaluations; and a line that was cut short."""
         if self.history.exists():
             entries = self.read_history()
-            again = (n for n, entry in enumerate(entries) if entry.get("step", 0) > step or CLOSING in entry)
+            again = (n for n, entry in enumerate(entries) if entry["step"] > step or CLOSING in entry)
             kept = entries[: next(again, len(entries))]
             write_atomically(self.history, "".join(dumps(entry) + "\n" for entry in kept))
 
     def read_history(self) -> list[dict[str, Any]]:
-        """Return the lines of history.jsonl, without one that a killed run cut short."""
+        """Return the lines of history.jsonl that can be read: see `camex_ft.logs`."""
         return read_lines(self.history)
 
     def write_record(self, record: Record) -> None:
         """Write record.json, whole or not at all."""
         write_atomically(self.record, record.to_json())
-
-
-def read_lines(file: Path) -> list[dict[str, Any]]:
-    """Return the objects that a file of JSON lines holds; other lines are left out, and a missing file holds none."""
-    found = []
-    for line in file.read_text(encoding="utf-8", errors="replace").splitlines() if file.is_file() else []:
-        with contextlib.suppress(ValueError, RecursionError):
-            found.append(json.loads(line))
-    return [entry for entry in found if isinstance(entry, dict)]
 
 
 def find_done(folder: RunFolder | Path | str) -> Record | None:

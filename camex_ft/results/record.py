@@ -12,7 +12,7 @@ import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from camex_ft.errors import UserError
 
@@ -36,6 +36,7 @@ def all_finite(value: Any) -> Any:
 
 
 Number = Annotated[float | None, BeforeValidator(finite)]
+Count = Annotated[int, Field(ge=0, lt=2**63)]
 Tree = Annotated[dict[str, Any], BeforeValidator(all_finite)]
 
 
@@ -61,7 +62,7 @@ class Run(Section):
     seconds: Number
     command: str
     exit: int
-    resumed: int | None = None
+    resumed: Count | None = None
 
 
 class Metrics(Section):
@@ -94,6 +95,12 @@ class LayerRouting(Section):
     nmi: Number = None
     by: dict[str, dict[str, list[Number]]] = Field(default_factory=dict)
 
+    @model_validator(mode="after")
+    def _of_the_same_experts(self) -> LayerRouting:
+        if any(len(weights) != len(self.load) for kinds in self.by.values() for weights in kinds.values()):
+            raise ValueError(f"expected routing weights of the {len(self.load)} experts of its load")
+        return self
+
 
 class LayerCurvature(Section):
     """Per expert, how far the curvature is from the identity (relative) and, where cheap, its condition number."""
@@ -107,9 +114,9 @@ class Model(Section):
     made for the text; SHA-256 of the backbone's content (`camex_ft.backbones.content`), None for an embedded one and in
     records of versions that did not have it."""
 
-    parameters: int
-    trainable: int
-    active: int
+    parameters: Count
+    trainable: Count
+    active: Count
     flops_per_token: Number = None
     tokenizer: str | None = None
     backbone_sha256: str | None = None
@@ -128,12 +135,12 @@ class Cost(Section):
     tokens_per_second: Number = None
     peak_memory_mb: Number
     device: str
-    processes: int = 1
+    processes: Count = 1
     engine: str | None = None
-    rows_a_step: int | None = None
-    steps: int | None = None
+    rows_a_step: Count | None = None
+    steps: Count | None = None
     epochs: Number = None
-    rows: int | None = None
+    rows: Count | None = None
 
 
 class Data(Section):
@@ -141,7 +148,7 @@ class Data(Section):
 
     source: Literal["hub", "disk", "embedded"]
     id: str
-    rows: dict[str, int]
+    rows: dict[str, Count]
     sha256: str
 
 
@@ -170,6 +177,14 @@ class Record(Section):
     cost: Cost
     data: Data
     environment: Environment
+
+    @model_validator(mode="after")
+    def _of_as_many_experts_everywhere(self) -> Record:
+        counts = {len(layer.load) for layer in self.routing.values()}
+        counts |= {len(layer.distance) for layer in self.curvature.values()}
+        if len(counts) > 1:
+            raise ValueError(f"layers of {' and '.join(map(str, sorted(counts)))} experts in one run")
+        return self
 
     def to_json(self) -> str:
         """Return strict JSON, indented, ending in a newline."""
