@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, cast
+from typing import Annotated, Any, cast
 
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from transformers import TrainerState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
+from camex_ft import logs
 from camex_ft.durable import remove
 from camex_ft.errors import UserError
-from camex_ft.folders import unsafe
+from camex_ft.folders import read_json, unsafe
 from camex_ft.training import manifest
 
 STATE = "trainer_state.json"
@@ -23,6 +25,36 @@ OPTIMIZER, SCHEDULE, SCALER = (
 RANDOM, TRAINING = "state/random-{}.safetensors", "state/training-{}.safetensors"
 NEEDED = ("config.json", OPTIMIZER, SCHEDULE, RANDOM.format(0), TRAINING.format(0))
 DEEPSPEED = "latest"  # names the folder in which DeepSpeed keeps model, optimizer and schedule
+Count = Annotated[int, Field(ge=0, le=logs.MOST)]
+
+
+class CallbackState(BaseModel):
+    """State of a callback, as `transformers.trainer_callback.ExportableState` has it."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    args: dict[str, Any]
+    attributes: dict[str, Any]
+
+
+class State(BaseModel):
+    """The fields of `transformers.TrainerState` that a run goes on from, in the types that it has them."""
+
+    model_config = ConfigDict(
+        strict=True, extra="allow"
+    )  # of others TrainerState itself says what it does not know
+
+    epoch: Annotated[float, Field(ge=0, le=logs.MOST)] | None = None
+    global_step: Count
+    max_steps: Annotated[int, Field(ge=-1, le=logs.MOST)] = 0
+    train_batch_size: Count | None = None
+    num_input_tokens_seen: Count = 0
+    total_flos: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0
+    log_history: list[dict[str, Any]] = []
+    best_metric: float | None = None
+    best_global_step: Count | None = None
+    best_model_checkpoint: str | None = None
+    stateful_callbacks: dict[str, CallbackState | list[CallbackState]] = {}
 
 
 def checkpoints(folder: Path) -> list[Path]:
@@ -106,16 +138,34 @@ def damage(checkpoint: Path) -> str | None:
     wrong = fault(checkpoint) or manifest.damage(checkpoint)
     if wrong is not None:
         return wrong
-    try:
-        kept = state_of(checkpoint).best_model_checkpoint
-        best_name = Path(kept).name if kept else ""
-    except (OSError, ValueError, TypeError, RecursionError) as error:
-        return f"its {STATE} cannot be read: {type(error).__name__}: {error}"
+    wrong = _state_fault(checkpoint)
+    if wrong is not None:
+        return f"its {STATE} {wrong}"
+    kept = state_of(checkpoint).best_model_checkpoint
+    best_name = Path(kept).name if kept else ""
     best = checkpoint.parent / best_name if best_name else checkpoint
     if best == checkpoint or not best.is_dir():
         return None
     wrong = fault(best) or manifest.damage(best)
     return None if wrong is None else f"the best one so far, {best.name}, is needed with it: {wrong}"
+
+
+def _state_fault(checkpoint: Path) -> str | None:
+    """Return what in the Trainer's state no run could go on from, or None."""
+    try:
+        found = State.model_validate(read_json(checkpoint / STATE))
+        state_of(checkpoint)
+    except ValidationError as error:
+        first = error.errors()[0]
+        return f"has a wrong {'.'.join(map(str, first['loc'])) or 'form'}: {first['msg']}"
+    except (OSError, ValueError, TypeError, RecursionError) as error:
+        return f"cannot be read: {type(error).__name__}: {error}"
+    for number, entry in enumerate(found.log_history):
+        if wrong := logs.fault(entry):
+            return f"has a wrong entry {number} in its log_history: {wrong}"
+    if checkpoint.name.startswith(PREFIX_CHECKPOINT_DIR) and checkpoint.name != name_of(found.global_step):
+        return f"is of step {found.global_step}, and the folder is called {checkpoint.name}"
+    return None
 
 
 def newest(folder: Path) -> tuple[Path | None, list[str]]:

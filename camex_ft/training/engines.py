@@ -21,6 +21,7 @@ from torch.utils._pytree import tree_map_only
 from transformers import PreTrainedModel
 
 from camex_ft.errors import UserError
+from camex_ft.training import stored
 from camex_ft.training.checkpoints import of_deepspeed, processes, rows_at_once
 from camex_ft.training.distributed import (
     blocks,
@@ -166,16 +167,19 @@ class EngineTrainer(StoringTrainer):
         super().load_optimizer_state(state)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        if not self.is_fsdp_enabled:
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
-            return
-        self._deal_out(Path(resume_from_checkpoint))
+        with stored.fitting(Path(resume_from_checkpoint)):
+            if self.is_fsdp_enabled:
+                self._deal_out(Path(resume_from_checkpoint))
+            else:
+                super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def _load_best_model(self) -> None:
-        if not self.is_fsdp_enabled:
-            super()._load_best_model()
-            return
-        self._deal_out(Path(cast(str, self.state.best_model_checkpoint)))
+        best = Path(cast(str, self.state.best_model_checkpoint))
+        with stored.fitting(best):
+            if self.is_fsdp_enabled:
+                self._deal_out(best)
+            else:
+                super()._load_best_model()
 
     @torch.no_grad()
     def _deal_out(self, checkpoint: Path) -> None:

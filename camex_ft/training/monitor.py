@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +28,16 @@ class RoutingMonitor:
         self.model = model
         self.sums: dict[str, Tensor] = {}
         self.loads: dict[str, list[float]] = {}
+
+    def check(self, sums: Any) -> None:
+        """Raise `ValueError` unless `sums` are those of some of the model's layers."""
+        layers = expert_layers(self.model)
+        if not isinstance(sums, dict) or not sums.keys() <= layers.keys():
+            raise ValueError(f"routing is {sums!r:.80}, expected tensors by layer")
+        for name, held in sums.items():
+            count = 2 + layers[name].settings.experts
+            if not isinstance(held, Tensor) or held.shape != (count,):
+                raise ValueError(f"routing of {name} is {held!r:.80}, expected {count} numbers")
 
     @torch.no_grad()
     def observe(self, layers: Mapping[str, LayerRouting]) -> None:

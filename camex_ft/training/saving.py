@@ -20,6 +20,7 @@ from transformers.trainer_callback import ExportableState
 from camex_ft.durable import put, unfinished
 from camex_ft.training import manifest, signals, stored
 from camex_ft.training.checkpoints import (
+    OPTIMIZER,
     STATE,
     is_extra,
     name_of,
@@ -47,6 +48,8 @@ class SavingTrainer(EngineTrainer):
         self._written: int | None = None  # step of the last checkpoint
         self._resumed: Path | None = None  # where what was summed up is still to be read from
         self._agreeing: Tensor | None = None
+        self._unproved: Path | None = None  # the state of the optimizer, until a step has been taken with it
+        self._stepping: Path | None = None  # the same while that step is under way
         super().__init__(*args, **kwargs)
         self.add_callback(_Epochs(self))
 
@@ -55,8 +58,14 @@ class SavingTrainer(EngineTrainer):
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """Train; a signal ends it after a step that is saved (`Stopped`), where the process listens to signals."""
         self._written, self._agreeing = None, None
-        with signals.postponed():
-            return super().train(*args, **kwargs)
+        try:
+            with signals.postponed():
+                return super().train(*args, **kwargs)
+        except Exception as error:
+            if self._stepping is None:
+                raise
+            with stored.fitting(self._stepping):
+                raise error
 
     def _maybe_log_save_evaluate(
         self, tr_loss: Tensor, grad_norm: Any, model: Any, trial: Any, *args: Any, **kw: Any
@@ -170,6 +179,15 @@ class SavingTrainer(EngineTrainer):
             "operations": self.current_flos,
         }
 
+    def check_sums(self, kept: dict[str, Any]) -> None:
+        """Raise `ValueError` unless `kept` has the form of what `summed_up` returns."""
+        like = {"loss": torch.tensor(0.0), "total_loss": 0.0, "last_logged": 0, "operations": 0}
+        stored.check_form(kept, like)
+        if missing := like.keys() - kept.keys():
+            raise ValueError(f"it has no {min(missing)}")
+        if not 0 <= kept["last_logged"] <= self.state.global_step:
+            raise ValueError(f"last_logged is {kept['last_logged']}, at step {self.state.global_step}")
+
     def take_up(self, kept: list[dict[str, Any]], own: int | None) -> None:
         """Take up what every process had summed up.
 
@@ -190,19 +208,30 @@ class SavingTrainer(EngineTrainer):
         files = [checkpoint / training_file(process) for process in range(count)]
         if all(file.is_file() for file in files):
             own = self.args.process_index if count == self.args.world_size else None
-            self.take_up([stored.load(file) for file in files], own)
+            kept = []
+            for file in files:
+                with stored.fitting(file):
+                    kept.append(stored.load(file))
+                    self.check_sums(kept[-1])
+            self.take_up(kept, own)
 
     def _init_training_state(self, *args: Any, **kwargs: Any) -> Any:
-        made = super()._init_training_state(*args, **kwargs)
         checkpoint = args[3] if len(args) > 3 else kwargs.get("resume_from_checkpoint")
         self._resumed = None if checkpoint is None else Path(checkpoint)
+        if self._resumed is None:
+            made = super()._init_training_state(*args, **kwargs)
+        else:
+            with stored.fitting(self._resumed / STATE):
+                made = super()._init_training_state(*args, **kwargs)
         self._epoch_over = self._held = False
         if self._resumed is not None:
+            self._unproved = self._resumed / OPTIMIZER
             best = state_of(self._resumed).best_model_checkpoint
             beside = None if best is None else self._resumed.parent / Path(best).name
             if beside is not None and beside.is_dir():  # also where the folder has been moved
                 self.state.best_model_checkpoint = str(beside)
-            self._restore_callbacks()
+            with stored.fitting(self._resumed / STATE):
+                self._restore_callbacks()
         return made
 
     def _restore_callbacks(self) -> None:
@@ -212,8 +241,10 @@ class SavingTrainer(EngineTrainer):
         for callback in self.callback_handler.callbacks:
             states = left.get(type(callback).__name__)
             if isinstance(callback, ExportableState) and states:
-                for name, value in states.pop(0).get("attributes", {}).items():
-                    setattr(callback, name, value)
+                attributes, own = states.pop(0).get("attributes", {}), callback.state()["attributes"]
+                stored.check_form(attributes, own, type(callback).__name__)
+                for name in attributes.keys() & own.keys():
+                    setattr(callback, name, attributes[name])
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
         if self._resumed is not None:
@@ -246,10 +277,28 @@ class SavingTrainer(EngineTrainer):
 
 
 class _Epochs(TrainerCallback):
-    """Tells the trainer which side of an epoch's end it is on."""
+    """Tells the trainer which side of an epoch's end it is on, and when the first step after a checkpoint is taken."""
 
     def __init__(self, trainer: SavingTrainer) -> None:
         self.trainer = trainer
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """No step is under way."""
+        self.trainer._stepping = None
+
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """A step is taken: what is wrong with a loaded state may show only here."""
+        self.trainer._stepping, self.trainer._unproved = self.trainer._unproved, None
+
+    def on_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """The step has been taken."""
+        self.trainer._stepping = None
 
     def on_epoch_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

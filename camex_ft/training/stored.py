@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+
+from camex_ft.errors import UserError, is_full
 
 KEY = "state"  # of the header
 
@@ -45,6 +48,54 @@ def load(file: Path) -> Any:
             raise ValueError(f"{file.name} holds no state")
         names = list(saved.keys())
         return _unpacked(json.loads(header[KEY]), {name: saved.get_tensor(name) for name in names})
+
+
+@contextmanager
+def fitting(file: Path) -> Iterator[None]:
+    """Convert errors of the body, which loads a file of a checkpoint, to `UserError`."""
+    try:
+        yield
+    except (UserError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # each optimizer, schedule and generator has errors of its own
+        if is_full(error):
+            raise
+        said = next(iter(str(error).splitlines()), "")
+        raise UserError(
+            f"training.resume: {file} does not fit this run ({type(error).__name__}: {said[:200]}). Expected a "
+            "checkpoint as this run wrote it: remove it to go on from the one before, or start anew with "
+            "training.resume=never"
+        ) from error
+
+
+def check_form(found: Any, like: Any, place: str = "it") -> None:
+    """Raise `ValueError` unless a state has the form of another one: the same kinds of values, lengths and shapes.
+
+    Args:
+        found: the state. Of a mapping those keys are compared that both have.
+        like: of the same object as it is now; where it holds None, anything may be.
+        place: of the state, for messages.
+    """
+    if like is None:
+        return
+    if isinstance(like, Mapping):
+        if not isinstance(found, Mapping):
+            raise ValueError(f"{place} is {found!r:.80}, expected a mapping")
+        for key in found.keys() & like.keys():
+            check_form(found[key], like[key], f"{place}.{key}")
+    elif isinstance(like, (list, tuple)):
+        if not isinstance(found, (list, tuple)) or len(found) != len(like):
+            raise ValueError(f"{place} is {found!r:.80}, expected a list of {len(like)}")
+        for number, (item, value) in enumerate(zip(found, like, strict=True)):
+            check_form(item, value, f"{place}[{number}]")
+    elif isinstance(like, Tensor):
+        if not isinstance(found, Tensor) or found.shape != like.shape:
+            raise ValueError(f"{place} is {found!r:.80}, expected a tensor of {list(like.shape)}")
+    elif isinstance(like, (int, float)) and not isinstance(like, bool):
+        if isinstance(found, bool) or not isinstance(found, (int, float, Tensor)):
+            raise ValueError(f"{place} is {found!r:.80}, expected a number")
+    elif not isinstance(found, type(like)):
+        raise ValueError(f"{place} is {found!r:.80}, expected {type(like).__name__}")
 
 
 def _packed(value: Any, tensors: dict[str, Tensor], place: str) -> Any:

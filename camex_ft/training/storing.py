@@ -21,6 +21,9 @@ from camex_ft.errors import UserError
 from camex_ft.training import stored
 from camex_ft.training.checkpoints import OPTIMIZER, SCALER, SCHEDULE, random_file
 
+# Optimizers with kernels that read as much of a state as the parameter has, however much there is.
+FUSED = (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD, torch.optim.Adagrad)
+
 
 class StoringTrainer(Trainer):
     """`transformers.Trainer` whose checkpoints are read without running anything."""
@@ -42,7 +45,12 @@ class StoringTrainer(Trainer):
 
     def load_optimizer_state(self, state: dict[str, Any]) -> None:
         """Take up what `optimizer_state` returned."""
-        cast(torch.optim.Optimizer, self.optimizer).load_state_dict(state)
+        optimizer = cast(torch.optim.Optimizer, self.optimizer)
+        before = optimizer.state_dict()["param_groups"]
+        optimizer.load_state_dict(state)
+        stored.check_form(optimizer.state_dict()["param_groups"], before, "param_groups")
+        if isinstance(getattr(optimizer, "optimizer", optimizer), FUSED):  # accelerate's has it inside
+            _check_shapes(optimizer)
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         folder = Path(output_dir)
@@ -66,8 +74,18 @@ class StoringTrainer(Trainer):
         if self.is_deepspeed_enabled:
             super()._load_optimizer_and_scheduler(checkpoint)
             return
-        self.load_optimizer_state(stored.load(Path(checkpoint) / OPTIMIZER))
-        cast(Any, self.lr_scheduler).load_state_dict(stored.load(Path(checkpoint) / SCHEDULE))
+        with stored.fitting(Path(checkpoint) / OPTIMIZER):
+            self.load_optimizer_state(stored.load(Path(checkpoint) / OPTIMIZER))
+        with stored.fitting(Path(checkpoint) / SCHEDULE):
+            schedule = cast(Any, self.lr_scheduler)
+            state = stored.load(Path(checkpoint) / SCHEDULE)
+            own = schedule.state_dict()
+            stored.check_form(state, own)
+            if (
+                "last_epoch" not in state or state.keys() - own.keys()
+            ):  # torch's own sets whatever it is given
+                raise ValueError(f"it is of another schedule: {sorted(map(str, state))!r:.200}")
+            schedule.load_state_dict(state)
 
     def _save_scaler(self, output_dir: str) -> None:
         scaler = getattr(self.accelerator, "scaler", None)
@@ -77,7 +95,10 @@ class StoringTrainer(Trainer):
     def _load_scaler(self, checkpoint: str | None) -> None:
         scaler = getattr(self.accelerator, "scaler", None)
         if checkpoint is not None and scaler is not None and (Path(checkpoint) / SCALER).is_file():
-            scaler.load_state_dict(stored.load(Path(checkpoint) / SCALER))
+            with stored.fitting(Path(checkpoint) / SCALER):
+                state = stored.load(Path(checkpoint) / SCALER)
+                stored.check_form(state, scaler.state_dict())
+                scaler.load_state_dict(state)
 
     # -- randomness ---------------------------------------------------------------------------------------------------
 
@@ -91,11 +112,21 @@ class StoringTrainer(Trainer):
         file = Path(checkpoint) / random_file(self.args.process_index)
         alone = self.args.world_size <= 1
         if file.is_file() and alone != (Path(checkpoint) / random_file(1)).is_file():
-            set_random_state(stored.load(file), self._all_devices)
+            with stored.fitting(file):
+                set_random_state(stored.load(file), self._all_devices)
 
     @property
     def _all_devices(self) -> bool:
         return self.args.parallel_mode == ParallelMode.DISTRIBUTED
+
+
+def _check_shapes(optimizer: torch.optim.Optimizer) -> None:
+    """Raise `ValueError` unless the state of each parameter has its shape, but for the count of steps."""
+    for parameter, state in optimizer.state.items():
+        for name, value in state.items():
+            shape = torch.Size([]) if name == "step" else parameter.shape
+            if isinstance(value, Tensor) and value.shape != shape:
+                raise ValueError(f"{name} is of {list(value.shape)}, expected {list(shape)}")
 
 
 def random_state(all_devices: bool = True) -> dict[str, Any]:

@@ -197,6 +197,11 @@ class CamexTrainer(ScoringTrainer):
             "rows_a_step": self._over_processes(self._largest_step),
         }
 
+    def check_sums(self, kept: dict[str, Any]) -> None:
+        """Raise `ValueError` unless `kept` has the form of what `summed_up` returns."""
+        super().check_sums(kept)
+        self.monitor.check(kept.get("routing"))
+
     def take_up(self, kept: list[dict[str, Any]], own: int | None) -> None:
         """Take up what every process had summed up."""
         super().take_up(kept, own)
