@@ -11,6 +11,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from camex_ft.durable import write_atomically
 from camex_ft.results.record import all_finite
 
 KEY = "camex_ft digest"
@@ -35,7 +36,7 @@ def save(figure: Figure, path: Path | str, *, source: Any) -> Path:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(png(figure, source=source))
+    write_atomically(path, png(figure, source=source))
     return path
 
 
