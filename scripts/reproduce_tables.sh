@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The tables of the paper, on a GPU node or through SLURM: what configs/tables/ asks for and has not been run yet.
 #
-#   scripts/reproduce_tables.sh --dry-run               # every cell, hours and disk; nothing is run
+#   scripts/reproduce_tables.sh --dry-run               # cells, hours and disk; nothing is run
 #   scripts/reproduce_tables.sh                         # run on this node, one process a GPU
 #   scripts/reproduce_tables.sh --slurm partition=gpu time=720 mem_gb=32   # an array of jobs, one a cell
 #

@@ -29,6 +29,10 @@ NOT_NEEDED = [
 ]  # other precisions and formats of the same weights
 
 
+class OutOfReach(UserError):
+    """A model of the hub is neither in the cache nor to be fetched."""
+
+
 def kind(spec: str) -> Kind:
     """Return which of the five forms `spec` has, or what follows its ``new:``.
 
@@ -180,7 +184,7 @@ def _from_hub(spec: str, files: list[str]) -> Path:
         Exception
     ) as error:  # each version of the hub's library has another transport, with errors of its own
         reason = silent if silent is not None and isinstance(error, errors.LocalEntryNotFoundError) else error
-        raise UserError(_not_to_be_had(spec, reason)) from error
+        raise OutOfReach(_not_to_be_had(spec, reason)) from error
     return Path(found)
 
 

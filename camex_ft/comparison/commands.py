@@ -62,9 +62,16 @@ def compare(
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Run again what has been run already.")] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="List every cell with an estimate of its cost; run none.")
+        bool,
+        typer.Option("--dry-run", help="Estimate the cost of what is missing, a line a table; run nothing."),
     ] = False,
-    tflops: Annotated[float, typer.Option(min=0.01, help="Of --dry-run: what a device sustains.")] = 10.0,
+    cells: Annotated[bool, typer.Option("--cells", help="Of --dry-run: a line for each cell.")] = False,
+    tflops: Annotated[
+        Optional[float],  # noqa: UP045
+        typer.Option(
+            min=0.001, help="Of --dry-run: what a device sustains; 10 for a GPU, else measured here."
+        ),
+    ] = None,
     on: On = places.HERE,
     slurm: Slurm = None,
 ) -> None:
@@ -79,7 +86,7 @@ def compare(
     if dry_run:
         from camex_ft.comparison.estimate import print_estimate
 
-        print_estimate(comparisons, tflops=tflops)
+        print_estimate(comparisons, tflops=tflops, cells=cells)
         return
     try:
         failed = places.run(on, comparisons, parameters=parameters, jobs=jobs, force=force)

@@ -14,11 +14,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from transformers import PreTrainedModel
+
 from camex_ft import config as configuration
 from camex_ft.config import Config
 from camex_ft.planning.advice import Advice, advise
 from camex_ft.planning.columns import (
     OPTIMIZER,
+    SHIPPED,
     Column,
     Setting,
     batch_of,
@@ -135,12 +138,14 @@ def plan(
         batch=batch_of(settled, task, dense),
         setting=setting,
         columns=tuple(cost(under(settled, n), setting, own=n == settled.merging.protocol) for n in names),
-        notes=(reason, *_notes(settled, trained=trains_tokenizer(settled, task))),
+        notes=(reason, *_notes(settled, dense, trained=trains_tokenizer(settled, task))),
         advice=None if limit is None else advise(settled, setting.where, limit, peak, gpu=precision.gpu),
     )
 
 
-def _notes(settled: Config, *, trained: bool) -> Iterator[str]:
+def _notes(settled: Config, dense: PreTrainedModel, *, trained: bool) -> Iterator[str]:
+    if dense.config.name_or_path == SHIPPED:
+        yield f"{settled.backbone} is out of reach: its shape is the one that comes with the package"
     if trained:
         yield "the tokenizer would be trained on the data, which are not read: its vocabulary counts as full"
     optimizer = str((settled.training.model_extra or {}).get("optim") or OPTIMIZER)

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import json
+import tempfile
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 from transformers import PreTrainedModel
 
 from camex_ft import upcycling
 from camex_ft.backbones.skeleton import skeleton
+from camex_ft.backbones.source import OutOfReach
 from camex_ft.config import Config
 from camex_ft.config.backbones import EMBEDDED
 from camex_ft.config.rules import broken
 from camex_ft.moe.ffn import ExpertFFN, MergedFFN
 from camex_ft.moe.link import chains
+from camex_ft.planning import facts
 from camex_ft.planning.duration import TFLOPS, Duration, duration
 from camex_ft.planning.memory import Memory, Where, memory
 from camex_ft.planning.operations import Operations, operations
@@ -26,6 +31,7 @@ from camex_ft.training.cost import Parameters, count_parameters
 
 OPTIMIZER = "adamw_torch_fused"  # the default of transformers.TrainingArguments
 DENSE, MIXTURE, STATIC, DYNAMIC = "dense", "smoe", "domain-ca", "ep-camex"
+SHIPPED = "shipped"
 LM, TEXT_TO_TEXT, LORA = "causal-lm", "seq2seq-lm", "lora"
 
 
@@ -104,11 +110,26 @@ def materials(settled: Config) -> tuple[PreTrainedModel, Batch]:
 def dense_of(settled: Config, task: Task) -> PreTrainedModel:
     """Return the backbone of a configuration, on the meta device.
 
+    Where the hub is out of reach, the shape of a backbone in `facts` is used; its config has the name `SHIPPED` then.
+
     Raises:
         UserError: its configuration is at fault or out of reach.
     """
     trained = trains_tokenizer(settled, task)
-    dense = skeleton(settled.backbone, head=task.head, trained_tokenizer=trained, **task.backbone_options())
+
+    def make(spec: str) -> PreTrainedModel:
+        return skeleton(spec, head=task.head, trained_tokenizer=trained, **task.backbone_options())
+
+    try:
+        dense = make(settled.backbone)
+    except OutOfReach:
+        known = facts.backbone(settled.backbone)
+        if known is None:
+            raise
+        with tempfile.TemporaryDirectory() as folder:
+            (Path(folder) / "config.json").write_text(json.dumps(known), encoding="utf-8")
+            dense = make(folder)
+        dense.config.name_or_path = SHIPPED
     task.check_backbone(dense.config, settled.task)
     return dense
 

@@ -47,12 +47,15 @@ LABELS = {
 LEGEND = (
     "* the configuration's own protocol. M: 10^6; MB: 10^6 bytes. A total of memory is the peak.",
     "Exact: parameters, weights, gradients, the state of AdamW. By formula: multiply-adds, of matrix",
-    "products alone. Estimated: the rest of memory, and so the peak; time, from multiply-adds.",
+    "products alone. Estimated: the rest of memory, and so the peak; the time of matrix products, from",
+    "multiply-adds. Norms, softmax, the optimizer, data and calls of kernels come on top: in small",
+    "models they are most of a step.",
 )
 
 
 def tables(plan: Plan) -> list[tuple[tuple[str, ...], Rows]]:
-    """Return the tables, each with its headings: parameters; multiply-adds a token; memory of a training step."""
+    """Return the tables, each with its headings: parameters; multiply-adds a token; memory of a training step;
+    the time of its matrix products."""
     names = tuple(column.protocol + (OWN if column.own else "") for column in plan.columns)
 
     def rows(keys: tuple[str, ...], show: Callable[[Column, str], str]) -> Rows:
@@ -71,6 +74,10 @@ def tables(plan: Plan) -> list[tuple[tuple[str, ...], Rows]]:
         (
             ("memory of a step", *names),
             rows(MEMORY, lambda c, key: megabytes(getattr(c.memory, key))),
+        ),
+        (
+            ("products of a step", *names),
+            rows(DURATION, lambda c, key: seconds(getattr(c.duration, key))),
         ),
     ]
 
