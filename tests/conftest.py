@@ -1,10 +1,13 @@
-"""Options of the whole suite."""
+"""Options of the whole suite, and its environment."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+import own_environment
 import pytest
+
+own_environment.use()  # here, since libraries read it when they are imported
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
