@@ -77,7 +77,7 @@ def check_columns(columns: Collection[str], task: Task, split: str, origin: str)
         )
 
 
-def _other_separator(columns: Columns) -> str:
+def _other_separator(columns: Collection[str]) -> str:
     """Return a hint for a file whose whole header became the name of one column, or the empty text."""
     found = re.search(r"[,;|\t]", next(iter(columns))) if len(columns) == 1 else None
     if found is None:
