@@ -116,14 +116,9 @@ def validate(config: ConfigArgument, overrides: Overrides = None) -> None:
 
     written = load_config(config, overrides or [])
     resolved, reason = resolve(written)
-    from camex_ft.backbones.fitting import check_backbone
-    from camex_ft.registry import TASKS
-    from camex_ft.tasks.headers import check_headers
+    from camex_ft.backbones.fitting import check_files
 
-    task = TASKS.get(resolved.task.id)
-    check_backbone(resolved, task)
-    if resolved.data.source == "disk" and resolved.data.path is not None:
-        check_headers(task, resolved.data.path, resolved.data.splits)
+    check_files(resolved)
     changed = changes(resolved.merging, resolved.routing, resolved.upcycle)
     for line in (reason, *changed, *notes(written)):
         typer.echo(f"# {one_line(line)}")

@@ -1,4 +1,5 @@
-"""Check a configuration against what the files of its backbone say, before weights are read or a model is built."""
+"""Check a configuration against what files say: the backbone's, before its weights are read or a model is built, and
+the headers of the data's."""
 
 from __future__ import annotations
 
@@ -8,8 +9,31 @@ from camex_ft import registry
 from camex_ft.backbones import source
 from camex_ft.backbones.base import family_of, select_layers
 from camex_ft.backbones.skeleton import configuration, skeleton
-from camex_ft.config import Config
+from camex_ft.config import Config, ConfigErrors, Problem
+from camex_ft.errors import UserError
 from camex_ft.tasks.base import Task
+from camex_ft.tasks.headers import check_headers
+
+
+def check_files(settled: Config) -> None:
+    """Check the files that a resolved configuration names, as far as that is quick: no weights, no rows.
+
+    Raises:
+        ConfigErrors: all that is wrong.
+    """
+    task, data = registry.TASKS.get(settled.task.id), settled.data
+    problems = []
+    try:
+        check_backbone(settled, task)
+    except UserError as error:
+        problems.append(Problem(str(error), settled._origins.get(("backbone",))))
+    try:
+        if data.source == "disk" and data.path is not None:
+            check_headers(task, data.path, data.splits)
+    except UserError as error:
+        problems.append(Problem(str(error), settled._origins.get(("data", "dir"))))
+    if problems:
+        raise ConfigErrors(problems)
 
 
 def check_backbone(settled: Config, task: Task, path: Path | None = None) -> None:

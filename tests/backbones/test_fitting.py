@@ -185,6 +185,17 @@ def test_run_and_validate_say_it_before_a_model_is_built(
     assert not list(folder.glob("results/runs/*"))
 
 
+def test_validate_says_all_that_is_wrong_with_files_at_once(folder: Path) -> None:
+    Path("d").mkdir()
+    Path("d/train.jsonl").write_text('{"label": 1}\n')
+    written = "profile: embedded\nbackbone: embedded/bert\ntask: {max_length: 513}\ndata:\n  dir: d\n"
+    Path("run.yaml").write_text(written)
+    code, said = invoke("validate", "run.yaml")
+    assert code == 2 and "The configuration has 2 problems:" in said
+    assert "run.yaml:2: task.max_length is 513; the backbone reads at most 512 tokens" in said
+    assert "run.yaml:5: d/train.jsonl: glue/sst2 needs the column sentence" in said
+
+
 def test_validate_says_what_is_wrong_with_a_folder(folder: Path) -> None:
     Path("model").mkdir()
     Path("model/config.json").write_text(json.dumps({"model_type": "bert"}))
