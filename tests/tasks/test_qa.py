@@ -266,6 +266,14 @@ def nested(*examples, impossible=()):
     return {"version": "1.1", "data": [{"title": "a", "paragraphs": paragraphs}]}
 
 
+@pytest.mark.parametrize("said", [False, "false", None, 0])
+def test_answers_stay_where_is_impossible_is_not_true(tmp_path, said):
+    own = nested(example())
+    own["data"][0]["paragraphs"][0]["qas"][0]["is_impossible"] = said
+    (tmp_path / "train.json").write_text(json.dumps(own))
+    assert load(tmp_path, SQUAD2, splits=["train"])["train"].to_list() == [example()]
+
+
 @pytest.mark.parametrize("suffix", [".jsonl", ".json", ".parquet", ".csv"])
 def test_columns_of_every_format_are_the_hubs(tmp_path, suffix):
     given = [example(), example(1, text="baker")]
