@@ -11,7 +11,7 @@ import typer
 if TYPE_CHECKING:
     from camex_ft.bench.settings import Bench
 
-FOLDER = Path("results/bench")
+FOLDER = Path("results/measurements")  # which git ignores; records that are committed lie in results/bench
 
 app = typer.Typer(
     name="bench",
@@ -37,7 +37,12 @@ Repeats = Annotated[
     int, typer.Option("--repeats", help="Timed calls of each side, whose median is reported.")
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print the record as JSON, and nothing else.")]
-Save = Annotated[Path, typer.Option("--save", metavar="DIR", help="Folder of the record.")]
+Save = Annotated[
+    Path,
+    typer.Option(
+        "--save", metavar="DIR", help="Folder of the record; results/bench for one to be committed."
+    ),
+]
 NoSave = Annotated[bool, typer.Option("--no-save", help="Write no record.")]
 
 

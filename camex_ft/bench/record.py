@@ -1,4 +1,4 @@
-"""The record of a benchmark, ``results/bench/<kind>-<protocol>-<shape>.json``, and the same for people."""
+"""The record of a benchmark, ``<kind>-<protocol>-<shape>.json`` in ``results/measurements/``, and the same for people."""
 
 from __future__ import annotations
 

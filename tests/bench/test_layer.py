@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import statistics
+import subprocess
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,7 +13,7 @@ import torch
 from typer.testing import CliRunner
 
 from camex_ft import cli
-from camex_ft.bench import layer, settings
+from camex_ft.bench import commands, layer, settings
 from camex_ft.bench.layer import bench_layer, make
 from camex_ft.bench.settings import LayerBench
 from camex_ft.errors import UserError
@@ -189,9 +191,9 @@ def test_the_table_names_every_side(tmp_path, monkeypatch):
     rows = [line.split()[0] for line in shown.splitlines() if line]
     assert [row for row in rows if row in layer.SIDES] == list(layer.SIDES)
     assert "ratio_plain: " in shown
-    assert "wrote results/bench/layer-smear-b2-l3-6x8-n3-k3-float32-cpu.json" in shown
+    assert "wrote results/measurements/layer-smear-b2-l3-6x8-n3-k3-float32-cpu.json" in shown
     assert "wrote" not in invoke(*SMALL, "--no-save", "--skip-plain").output
-    assert len(list((tmp_path / "results" / "bench").iterdir())) == 1
+    assert len(list((tmp_path / "results" / "measurements").iterdir())) == 1
 
 
 @pytest.mark.parametrize(
@@ -223,3 +225,23 @@ def test_a_folder_that_cannot_be_written_is_found_before_measuring(tmp_path, mon
     monkeypatch.setattr(layer, "bench_layer", lambda _: pytest.fail("measured"))
     (tmp_path / "file").write_text("")
     assert isinstance(invoke("--save", str(tmp_path / "file")).exception, UserError)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "results/measurements/x.json",
+        "results/runs/x/record.json",
+        "results/comparisons/x/table.md",
+        "results/report.html",
+        "results/verify.md",
+        "results/lm-eval/x.yaml",
+    ],
+)
+def test_what_commands_write_by_default_is_not_tracked(path):
+    """Records of a user's machine do not take the place of committed ones."""
+    root = Path(__file__).resolve().parents[2]
+    if not (root / ".git").exists():
+        pytest.skip("not a checkout")
+    assert subprocess.run(["git", "check-ignore", "-q", path], cwd=root).returncode == 0
+    assert Path(commands.FOLDER, "x.json") == Path("results/measurements/x.json")
