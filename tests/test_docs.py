@@ -15,7 +15,6 @@ import pytest
 import torch
 import transformers
 import typer
-from test_imports import LAYERS
 
 import camex_ft
 from camex_ft import cli, document_protocols, registry
@@ -25,7 +24,6 @@ from camex_ft.config import load_config
 from camex_ft.tasks import sources
 
 ROOT = Path(__file__).resolve().parents[1]
-PACKAGE = ROOT / "camex_ft"
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
 REGISTRIES = (registry.PROTOCOLS, registry.BACKBONES, registry.TASKS)
@@ -262,33 +260,6 @@ def test_the_example_of_a_task_reads_its_files(examples: Path) -> None:
 
 
 # -- lists ------------------------------------------------------------------------------------------------------------
-
-
-def module_table() -> list[tuple[str, list[str]]]:
-    """(layer, files) of each row of the table of modules; files relative to the package."""
-    table = read(ROOT / "docs" / "architecture.md").partition("## Modules")[2].partition("\n## ")[0]
-    rows, layer = [], ""
-    for first, names in re.findall(r"^\| ([\w ]*?) ?\| (`.*?) \|", table, flags=re.MULTILINE):
-        layer, folder, files = first or layer, "", []
-        for file in re.findall(r"`([^`]+\.py)`", names):
-            folder = file.rpartition("/")[0] or folder
-            files.append(file if "/" in file or not folder else f"{folder}/{file}")
-        rows.append((layer, files))
-    return rows
-
-
-def test_the_table_of_modules_is_in_the_order_of_the_layers() -> None:
-    shown = list(dict.fromkeys(layer for layer, _ in module_table()))
-    assert shown == [names[0] for names in LAYERS if names[0]]
-
-
-def test_the_table_of_modules_is_complete() -> None:
-    patterns = [file for _, files in module_table() for file in files]
-    assert [pattern for pattern in patterns if not list(PACKAGE.glob(pattern))] == []
-    shown = {file for pattern in patterns for file in PACKAGE.glob(pattern)}
-    one_an_entry = {PACKAGE / "backbones", PACKAGE / "embedded"}  # families and generators
-    due = {f for f in PACKAGE.rglob("*.py") if f.parent not in one_an_entry and not f.name.startswith("__")}
-    assert due - shown == set()
 
 
 def test_every_invariant_is_told_of() -> None:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "camex_ft"
 FILES = sorted(PACKAGE.rglob("*.py"))
+ARCHITECTURE = PACKAGE.parent / "docs/architecture.md"
 
 # A module may import from its own layer and from those above it in this list.
 LAYERS = (
@@ -145,6 +148,59 @@ def test_imports_point_one_way(file):
 )
 def test_a_wrong_import_is_found(module, source):
     assert len(offences(module, source)) == 1
+
+
+def imported_files(source: str, modules: Iterable[str]) -> set[str]:
+    """The modules of the package that a file imports: at its top, in functions and for type checks alone."""
+    known, found = set(modules), set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= (names & known) or {str(node.module)}
+    return found & known
+
+
+def cycle(graph: Mapping[str, Iterable[str]]) -> list[str]:
+    """The modules of one import cycle, each imported by the next; none where there is no cycle."""
+    try:
+        TopologicalSorter({name: set(targets) - {name} for name, targets in graph.items()}).prepare()
+    except CycleError as error:
+        return list(error.args[1])
+    return []
+
+
+def test_no_file_is_part_of_an_import_cycle():
+    sources = {module_name(file): file.read_text(encoding="utf-8") for file in FILES}
+    assert cycle({name: imported_files(source, sources) for name, source in sources.items()}) == []
+
+
+@pytest.mark.parametrize(
+    "back",
+    [
+        "from camex_ft.a import x",
+        "def f():\n    import camex_ft.a",
+        "if TYPE_CHECKING:\n    from camex_ft import a",
+    ],
+)
+def test_a_cycle_is_found_wherever_its_imports_stand(back):
+    sources = {
+        "camex_ft.a": "from camex_ft.b import y",
+        "camex_ft.b": "from camex_ft import c",
+        "camex_ft.c": back,
+    }
+    assert set(cycle({name: imported_files(source, sources) for name, source in sources.items()})) == set(
+        sources
+    )
+
+
+def test_the_architecture_page_has_a_line_for_every_layer():
+    page = ARCHITECTURE.read_text(encoding="utf-8")
+    table = page[page.index("## Packages") : page.index("Some layers are narrower")]
+    lines = [line for line in table.splitlines() if line.startswith("|")][2:]  # below the head
+    listed = [re.findall(r"`(\w+)`", line.split("|")[2]) for line in lines]
+    assert [tuple("" if n == "__init__" else n for n in names) for names in listed] == [*LAYERS]
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The record of a benchmark, ``<kind>-<protocol>-<shape>.json`` in ``results/measurements/``, and the same for people."""
+"""Write and print the record of a benchmark, ``<kind>-<protocol>-<shape>.json`` in ``results/measurements/``."""
 
 from __future__ import annotations
 

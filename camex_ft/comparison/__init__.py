@@ -2,7 +2,7 @@
 
 specification (YAML) -> cells (a configuration each) -> done? -> run the rest -> entries -> tables, pictures, report
 
-spec       what a specification may say; `spec_faults` is what can be wrong with it
+spec       what a specification may say, and what can be wrong with it
 cells      its cells: task, row, seed, and the configuration that they make
 survey     which of them are done, by this machine's data
 running    processes, one a device, and what they tell; `worker` is such a process, `perform` what it does

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, cast
+from typing import cast
 
 from datasets import Dataset
 from transformers import PreTrainedModel
@@ -13,7 +12,7 @@ from camex_ft import upcycling
 from camex_ft.errors import UserError, nearest
 from camex_ft.exporting.dense import dense_model
 from camex_ft.exporting.folded import check_foldable, folded_model
-from camex_ft.exporting.measure import Difference, Seconds, difference, seconds
+from camex_ft.exporting.measure import Exported, Form, difference, seconds
 from camex_ft.exporting.routing import MeanRouting, mean_routing
 from camex_ft.exporting.writing import check_target, write
 from camex_ft.registry import PROTOCOLS
@@ -22,41 +21,9 @@ from camex_ft.results.record import Record
 from camex_ft.steps import quieten
 from camex_ft.trained import Trained, read_run, read_trained
 
-Form = Literal["dense", "folded"]
 FORMS = ("dense", "folded")
 SPLITS = ("train", "validation")
 ROWS = 512  # of the calibration split: s_bar is a mean, whose error falls with the root of their number
-
-
-@dataclass(frozen=True, kw_only=True)
-class Exported:
-    """An export, and what it was measured to be.
-
-    Attributes:
-        folder: where it is.
-        form: "dense" or "folded".
-        record: of the run.
-        split, rows: that routing weights were averaged over; of a model without experts "" and 0.
-        before, after: metrics on the validation splits, of the run's model and of the export.
-        parameters: numbers of parameters, before and after.
-        routing: over the calibration rows; None without experts.
-        difference: of the logits.
-        seconds: of a forward pass.
-        note: what is to be said where the data are not those of the run, else "".
-    """
-
-    folder: Path
-    form: Form
-    record: Record
-    split: str
-    rows: int
-    before: dict[str, float]
-    after: dict[str, float]
-    parameters: tuple[int, int]
-    routing: MeanRouting | None
-    difference: Difference
-    seconds: Seconds
-    note: str = ""
 
 
 def export(

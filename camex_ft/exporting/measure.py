@@ -1,21 +1,25 @@
-"""What an export changes: logits, and the time of a forward pass."""
+"""Measure an export beside the run's model: logits, and the time of a forward pass."""
 
 from __future__ import annotations
 
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
 
 import torch
 from datasets import Dataset
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from camex_ft.exporting.routing import batches
+from camex_ft.exporting.routing import MeanRouting, batches
+from camex_ft.results.record import Record
 from camex_ft.training.trainer import CamexTrainer
 
+Form = Literal["dense", "folded"]
 ROUNDS = 9  # forward passes of each model; the median of so many is steady on a busy machine
 FEW = 64  # rows: enough for rounding to show, few enough not to take a second evaluation
 
@@ -42,6 +46,37 @@ class Seconds(NamedTuple):
     def ratio(self) -> float:
         """after / before."""
         return self.after / self.before
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exported:
+    """An export, and what it was measured to be.
+
+    Attributes:
+        folder: where it is.
+        form: "dense" or "folded".
+        record: of the run.
+        split, rows: that routing weights were averaged over; of a model without experts "" and 0.
+        before, after: metrics on the validation splits, of the run's model and of the export.
+        parameters: numbers of parameters, before and after.
+        routing: over the calibration rows; None without experts.
+        difference: of the logits.
+        seconds: of a forward pass.
+        note: says that the data are not those of the run; else "".
+    """
+
+    folder: Path
+    form: Form
+    record: Record
+    split: str
+    rows: int
+    before: dict[str, float]
+    after: dict[str, float]
+    parameters: tuple[int, int]
+    routing: MeanRouting | None
+    difference: Difference
+    seconds: Seconds
+    note: str = ""
 
 
 @torch.no_grad()

@@ -10,7 +10,7 @@ from camex_ft.registry import PROTOCOLS
 from camex_ft.results.provenance import versions
 
 if TYPE_CHECKING:
-    from camex_ft.exporting.export import Exported
+    from camex_ft.exporting.measure import Exported
     from camex_ft.exporting.routing import MeanRouting
 
 FORMAT = 1

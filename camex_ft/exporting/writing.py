@@ -21,7 +21,7 @@ from camex_ft.results.record import dumps
 from camex_ft.tasks.base import Task
 
 if TYPE_CHECKING:
-    from camex_ft.exporting.export import Exported
+    from camex_ft.exporting.measure import Exported
 
 NUMBERS = "export.json"
 

@@ -8,8 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from camex_ft.config.shipped import engine_file
-from camex_ft.launching.devices import DEVICES
-from camex_ft.launching.placement import Placement
+from camex_ft.launching.placement import DEVICES, Placement
 
 
 def command_line(placed: Placement, arguments: Sequence[str], *, logs: Path) -> list[str]:

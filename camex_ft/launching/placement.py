@@ -10,11 +10,18 @@ from typing import Literal
 
 from camex_ft.errors import UserError, nearest
 from camex_ft.launching import slurm
-from camex_ft.launching.devices import DEVICES, gpus_here
 
 ENGINES = ("ddp", "fsdp", "zero2", "zero3")
 CPU_ENGINES = ("ddp", "fsdp")
 PORT = 29500
+DEVICES = "CUDA_VISIBLE_DEVICES"
+
+
+def gpus_here() -> int:
+    """Return how many GPUs this process may use. NVML is asked, so that CUDA is not initialised before `show`."""
+    import torch
+
+    return torch.cuda.device_count()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,3 +185,11 @@ def _read_address(text: str) -> tuple[str, int]:
     if not host or not port.isdigit() or not 0 < int(port) < 65536:
         raise UserError(f"--main-address {text}: expected HOST:PORT, such as node001:{PORT}")
     return host, int(port)
+
+
+def show(placed: Placement) -> None:
+    """Set the GPUs that this process sees: none where the CPU was asked for; one where a single process runs."""
+    if placed.device == "cpu":
+        os.environ[DEVICES] = ""
+    elif placed.all == 1:
+        os.environ[DEVICES] = os.environ.get(DEVICES, "0").partition(",")[0].strip()

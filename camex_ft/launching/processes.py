@@ -27,7 +27,7 @@ from typing import IO, Any, BinaryIO
 from camex_ft.config import Config, resolve
 from camex_ft.errors import UserError
 from camex_ft.escaping import printable
-from camex_ft.launching import devices, rank
+from camex_ft.launching import placement, rank
 from camex_ft.launching.command import command_line, environment
 from camex_ft.launching.failures import describe, find_failures
 from camex_ft.launching.placement import Placement
@@ -72,7 +72,7 @@ def launch(placed: Placement, arguments: Sequence[str], written: Config) -> int:
         UserError: the configuration is wrong, or a process found the user's input wrong.
         KeyboardInterrupt, Stopped: this process was asked to end; no other is left by then.
     """
-    devices.show(placed)
+    placement.show(placed)
     settled, _ = resolve(written)
     name = run_name(
         suite=settled.task.suite,

@@ -8,7 +8,18 @@
 
 Groups come back as [G, L', in] with routing weights [G, N], or [G, L', N] for tokens. Padding never counts: not in a
 mean, not in where segments begin, not in the balance loss.
-Source: CAMEx (arXiv 2502.18821, section 4 and its published code) for sequence and segment.
+
+Segments, of T tokens of a causal stack:
+
+    real tokens of a row    t_0 ... t_{T-1} | t_T ... t_{2T-1} | ...
+    served by                 the prior     |  mean of the     | ...
+                                            |  first segment   |
+
+Padding takes no place: a row's segments are counted over its real tokens, wherever padding lies. A pass may begin in
+the middle of a segment, where a key-value cache holds the tokens before it: `LayerState` then has what routing needs.
+Packed documents are taken apart and count as rows of their own.
+Source: CAMEx (arXiv 2502.18821, section 4 and its published code) for sequence and segment; prior, padding and caches
+are this package's.
 """
 
 from __future__ import annotations
@@ -16,11 +27,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
+import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-from camex_ft.moe.layout import Groups, Layout
-from camex_ft.moe.routing import Router, masked_mean
-from camex_ft.moe.segments import segments
+from camex_ft.moe.layout import Groups, Layout, like, undo
+from camex_ft.moe.routing import NOISE_FLOOR, Router, Routing, masked_mean
 from camex_ft.moe.state import LayerState
 
 Granularity = Literal["sequence", "segment", "token", "encoder"]
@@ -88,3 +100,145 @@ def _by_encoder(x: Tensor, flow: Flow, router: Router) -> Groups:
     routing = router(flow.encoded)  # [B, N]
     state = LayerState(routing.weights.unsqueeze(1)) if flow.keep else None
     return Groups(x, routing.weights, routing, None, lambda y: y, state)
+
+
+def segments(
+    x: Tensor, layout: Layout, router: Router, grouping: Grouping, state: LayerState | None, *, keep: bool
+) -> Groups:
+    """Return hidden states [B, L, d] as groups of one segment each, routed by the segment before.
+
+    Args:
+        x: hidden states; [B, L, d].
+        layout: of the pass.
+        router: of the layer.
+        grouping: T, and what serves the first segment.
+        state: what the layer remembers, where a cache goes on.
+        keep: whether to make the state to go on from.
+
+    Raises:
+        RuntimeError: the first segment routes itself, and the cache ends within it.
+    """
+    size = grouping.segment
+    if state is None:
+        if layout.documents is not None:
+            return _packed(x, layout.documents, router, grouping)
+        return _grid(x, layout, router, grouping, None, keep=keep)
+    if grouping.first_segment == "self" and min(layout.before) < size:
+        raise RuntimeError(
+            "routing.first_segment: self lets the tokens of a first segment see its future, so that a key-value cache "
+            f"that ends within it cannot go on: use prompts of at least {size} tokens, use_cache=False or prior"
+        )
+    if max(count % size for count in layout.before) + x.shape[1] <= size:
+        return _within(x, layout, router, state)
+    return _grid(x, layout, router, grouping, state, keep=keep)
+
+
+def _within(x: Tensor, layout: Layout, router: Router, state: LayerState) -> Groups:
+    """Every row's tokens lie in the segment that runs: nothing has to be arranged."""
+    size = state.segment
+    weights = state.serving(layout.before)  # [B, N]
+    after = state.append(layout.in_order(x), layout.real)
+    counts = zip(layout.before, layout.after, strict=True)
+    full = [b for b, (first, last) in enumerate(counts) if last > first and last % size == 0]
+    if full:
+        routing = router(after.recent(size)[full].mean(1))  # [n, N]
+        after = after.route(full, [layout.after[b] // size for b in full], routing.weights)
+    return Groups(x, weights, None, None, lambda y: y, after, state)
+
+
+def _grid(
+    x: Tensor, layout: Layout, router: Router, grouping: Grouping, state: LayerState | None, *, keep: bool
+) -> Groups:
+    """Arrange rows in segments, [B, S, T, d]; the first one of a row begins with what a cache holds of it."""
+    batch, length, width = x.shape
+    size = grouping.segment
+    begun = [count % size for count in layout.before]
+    most = max(begun, default=0)
+    if state is None:
+        size = min(size, length)
+    tokens, real = layout.in_order(x), layout.in_order(layout.flags(x.device))
+    turn = None
+    if state is not None and most:
+        tokens = torch.cat([state.recent(most), tokens], dim=1)
+        junk = most - torch.tensor(begun, device=x.device).unsqueeze(1)  # [B, 1]
+        columns = torch.arange(most + length, device=x.device)
+        real = torch.cat([columns[:most] >= junk, real], dim=1)
+        turn = (columns + junk) % (most + length)  # [B, most + L], junk goes last
+        tokens, real = tokens.gather(1, like(turn, tokens)), real.gather(1, turn)
+    count = -(-tokens.shape[1] // size)  # S, the last segment may be short
+    padding = count * size - tokens.shape[1]
+    tokens = F.pad(tokens, (0, 0, 0, padding)).view(batch, count, size, width)
+    real = F.pad(real, (0, padding)).view(batch, count, size)  # [B, S, T]
+    routing = router(masked_mean(tokens, real))  # [B, S, N], each segment by its own mean
+    counts, own = real.any(-1), routing.weights
+    if state is not None:
+        first = state.serving(layout.before).unsqueeze(1)  # [B, 1, N]
+    elif grouping.first_segment == "prior":
+        prior = router.route_prior(batch)
+        first = prior.weights.unsqueeze(1)
+        routing = _prepend(prior, routing)
+        counts = torch.cat([torch.ones_like(counts[:, :1]), counts], dim=1)
+    else:
+        first = own[:, :1].detach()
+    served = torch.cat([first.to(own.dtype), own], dim=1)  # segment j is served by segment j - 1
+
+    def restore(y: Tensor) -> Tensor:
+        flat = y.view(batch, count * size, -1)[:, : most + length]  # [B, most + L, out]
+        return layout.as_given(undo(flat, turn)[:, most:])
+
+    made = _remember(x, layout, served, state, grouping.segment) if keep else None
+    groups, weights = tokens.flatten(0, 1), served[:, :-1].flatten(0, 1)
+    return Groups(groups, weights, routing, counts, restore, made)
+
+
+def _remember(x: Tensor, layout: Layout, served: Tensor, state: LayerState | None, size: int) -> LayerState:
+    """Return the state after a pass whose local segments were, and will be, `served` by these weights [B, S + 1, N].
+
+    The last entry counts only for rows whose last segment is full; elsewhere it is written anew when it is.
+    """
+    if state is None:
+        state = LayerState(served, tokens=x[:, :0], segment=size)
+    else:
+        at = [count // size for count in layout.before]
+        where = [(b, j + s, s) for b, j in enumerate(at) for s in range(1, served.shape[1])]
+        rows, columns, local = (list(each) for each in zip(*where, strict=True))
+        state = state.route(rows, columns, served[torch.tensor(rows), torch.tensor(local)])
+    return state.append(layout.in_order(x), layout.real)
+
+
+def _packed(x: Tensor, documents: Tensor, router: Router, grouping: Grouping) -> Groups:
+    """Take packed documents apart: each is a row of its own, and groups without a token are left out."""
+    batch, length, width = x.shape
+    starts = F.pad(documents[:, 1:] != documents[:, :-1], (1, 0), value=True).flatten()  # [B * L]
+    row = starts.cumsum(0) - 1
+    first = starts.nonzero().squeeze(1)
+    place = torch.arange(batch * length, device=x.device) - first[row]
+    longest = int(place.max()) + 1
+    apart = x.new_zeros(len(first), longest, width).index_put((row, place), x.flatten(0, 1))
+    mask = torch.zeros(len(first), longest, dtype=torch.bool, device=x.device)
+    mask[row, place] = True
+    made = _grid(apart, Layout.of((len(first), longest), mask), router, grouping, None, keep=False)
+    assert made.mask is not None
+    each = len(made.x) // len(first)  # S
+    used = made.mask[:, -each:].flatten().nonzero().squeeze(1)
+
+    def restore(y: Tensor) -> Tensor:
+        whole = y.new_zeros(len(made.x), *y.shape[1:]).index_copy(0, used, y)
+        return made.restore(whole)[row, place].view(batch, length, -1)
+
+    return made._replace(x=made.x[used], weights=made.weights[used], restore=restore)
+
+
+def _prepend(prior: Routing, routing: Routing) -> Routing:
+    """Put the prior's routing [B, N] before that of the segments [B, S, N]; it is drawn without noise."""
+    first = Routing(prior.weights.unsqueeze(1), prior.logits.unsqueeze(1))
+    noisy = scale = None
+    if routing.noisy is not None and routing.scale is not None:
+        noisy = torch.cat([first.logits, routing.noisy], dim=1)
+        scale = torch.cat([torch.full_like(first.logits, NOISE_FLOOR), routing.scale], dim=1)
+    return Routing(
+        torch.cat([first.weights.to(routing.weights.dtype), routing.weights], dim=1),
+        torch.cat([first.logits.to(routing.logits.dtype), routing.logits], dim=1),
+        noisy,
+        scale,
+    )

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
@@ -20,9 +20,23 @@ from camex_ft.moe.nash import nash_weights
 if TYPE_CHECKING:
     from camex_ft.moe.context import Pass
     from camex_ft.moe.experts import ExpertLinear
-    from camex_ft.moe.ffn import MergedFFN
+    from camex_ft.moe.settings import LayerSettings
 
 Carry = Mapping[str, Bases]
+
+
+class ChainedLayer(Protocol):
+    """Attributes of a merged layer that its link reads; `ffn.MergedFFN` has them."""
+
+    name: str
+    settings: LayerSettings
+    training: bool
+    bargain: Tensor | None
+    link: Link | None
+
+    @property
+    def linears(self) -> Mapping[str, ExpertLinear]:
+        """The layer's maps by name."""
 
 
 class Link:
@@ -33,7 +47,7 @@ class Link:
         previous: the link of the layer before it in the chain; None for the first, which stores the base expert.
     """
 
-    def __init__(self, layer: MergedFFN, previous: Link | None) -> None:
+    def __init__(self, layer: ChainedLayer, previous: Link | None) -> None:
         self.layer, self.previous = layer, previous
         self.following: Link | None = None
         if previous is not None:
@@ -90,7 +104,7 @@ class Link:
     def _advance(self, bases: Carry, means: Mapping[str, Means | None], current: Pass) -> Carry:
         step, following = self.layer.settings.rule.step, self.following
         assert step is not None and following is not None
-        device = following.layer.up.experts.device  # another one where a model lies on several
+        device = following.layer.linears["up"].experts.device  # differs where a model is spread over several
         gram, bargain = partial(self._gram, bases, current), partial(self._bargain, bases, current)
 
         def carry(experts: Tensor | None, carried: Carried | None, mean: Tensor | None) -> Carried | None:
@@ -100,7 +114,7 @@ class Link:
             return Carried._make(None if part is None else part.to(device) for part in made)
 
         made = {}
-        with torch.autocast(device_type=self.layer.up.experts.device.type, enabled=False):
+        with torch.autocast(device_type=self.layer.linears["up"].experts.device.type, enabled=False):
             for name, linear in self.layer.linears.items():
                 (weight, bias, _), (mean, bias_mean) = bases[name], means[name] or (None, None)
                 made[name] = Bases(
@@ -137,7 +151,7 @@ def continues(
     return there == {name: (weight.shape, bias is None) for name, (weight, bias) in weights.items()}
 
 
-def chains(layers: Sequence[MergedFFN]) -> list[list[str]]:
+def chains(layers: Sequence[ChainedLayer]) -> list[list[str]]:
     """Return the layers' names by chain, in order; nothing where base experts are not carried."""
     found: list[list[str]] = []
     for layer in layers:

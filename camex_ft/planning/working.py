@@ -4,7 +4,7 @@
     feed-forward    T (2 f + d) e              gradients on both sides of the activation
     attention       2 T heads L 4              those of the scores, where they are written out
     merged map      slices of E_hat, T and dT, all of T where curvature makes it (`moe.merge`, `moe.source`)
-    curvature       tau, three products and their way back, of as many experts as fit (`moe.kronecker_axes`)
+    curvature       tau, three products and their way back, of as many experts as fit (`moe.kronecker`)
     optimizer       2 of the largest tensor    where AdamW is not fused
     tied matrix     V d 4                      its gradient as an embedding, before it is added to the head's
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import copy
 import threading
+from collections.abc import Callable
 from typing import Any, ClassVar, cast
 
 import transformers
@@ -49,6 +50,8 @@ class Upcycled:
     """Mixed into the class of a model whose feed-forward layers have experts, as its config's entry ``camex`` says."""
 
     plain: ClassVar[type[PreTrainedModel]]
+    # `loading.read_as`, which sets it: reading a saved model needs the classes that are made here
+    reader: ClassVar[Callable[..., Any]]
 
     def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
         saved = getattr(config, entry.KEY, None)
@@ -80,9 +83,8 @@ class Upcycled:
             UserError: weights are missing, foreign or of other shapes; the entry in the config is of a newer version,
                 or unknown; an adapter is to be loaded otherwise than `camex_ft.load` does, or its backbone is gone.
         """
-        from camex_ft.upcycling import loading
-
-        return loading.read_as(cls, super().from_pretrained, pretrained_model_name_or_path, args, kwargs)  # type: ignore[misc]
+        read = super().from_pretrained  # type: ignore[misc]
+        return cls.reader(cls, read, pretrained_model_name_or_path, args, kwargs)
 
 
 def config_class(plain: type[PreTrainedConfig]) -> type[PreTrainedConfig]:

@@ -107,6 +107,9 @@ def read_as(
     return (model, info) if asked else model
 
 
+classes.Upcycled.reader = staticmethod(read_as)
+
+
 def wrong_weights(
     model: PreTrainedModel, info: Mapping[str, Any], *, resized: bool = False
 ) -> dict[str, str]:

@@ -12,7 +12,7 @@ import yaml
 
 from camex_ft.config.shipped import engine_file, find_config
 from camex_ft.errors import UserError
-from camex_ft.launching import devices, slurm
+from camex_ft.launching import placement, slurm
 from camex_ft.launching.command import command_line, environment
 from camex_ft.launching.placement import ENGINES, PORT, Machine, Placement, place
 
@@ -112,13 +112,13 @@ def test_scontrol_names_the_first_host(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_a_lone_process_sees_one_gpu_and_those_on_the_cpu_none(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setenv(devices.DEVICES, " 3,5")
-    devices.show(Placement(device="gpu", processes=2))
-    assert os.environ[devices.DEVICES] == " 3,5"
-    devices.show(Placement(device="gpu", processes=1))
-    assert os.environ[devices.DEVICES] == "3"
-    devices.show(Placement(device="cpu", processes=2))
-    assert os.environ[devices.DEVICES] == ""
+    monkeypatch.setenv(placement.DEVICES, " 3,5")
+    placement.show(Placement(device="gpu", processes=2))
+    assert os.environ[placement.DEVICES] == " 3,5"
+    placement.show(Placement(device="gpu", processes=1))
+    assert os.environ[placement.DEVICES] == "3"
+    placement.show(Placement(device="cpu", processes=2))
+    assert os.environ[placement.DEVICES] == ""
 
 
 # -- the command ------------------------------------------------------------------------------------------------------
