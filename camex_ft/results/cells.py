@@ -101,11 +101,19 @@ def legend(tables: Sequence[Table]) -> list[str]:
     if any(len(row.seeds) > 1 for row in rows):
         said.append("±: sample standard deviation over the seeds.")
     if any(panel.scale != 1 for panel in panels):
-        said.append("Scores are in hundredths; where less is better, as they are.")
+        less = any(panel.scale == 1 for panel in panels)
+        said.append("Scores are in hundredths" + ("; where less is better, as they are." if less else "."))
     if any(row.mark == "best" for row in rows):
+        mean = "mean" if any(len(row.seeds) > 1 for row in rows) else "score"
+        level_rows = any(row.mark == "level" for row in rows)
         said.append(
-            "Bold: best mean of the task. =: not significantly worse than the best (paired t-test, Holm within the "
-            f"task, {level}), which is no proof of being as good."
+            f"Bold: best {mean} of the task."
+            + (
+                f" =: not significantly worse than the best (paired t-test, Holm within the task, {level}), which is "
+                "no proof of being as good."
+                if level_rows
+                else ""
+            )
         )
     if any(row.against is not None and row.against.p_t is not None for row in rows):
         counts = {table.comparisons for table in tables if table.comparisons}

@@ -71,6 +71,7 @@ def check_columns(columns: Collection[str], task: Task, split: str, origin: str)
     missing = [name for name in needed if name not in columns]
     if missing:
         hints = "".join(nearest(name, columns) for name in missing[:1]) + _other_separator(columns)
+        missing = [f"{name} (or {task.aliases[name]})" if name in task.aliases else name for name in missing]
         raise UserError(
             f"{origin}: {task.id} needs the column{'s' * (len(missing) > 1)} {', '.join(missing)}; "
             f"found {', '.join(columns) or 'none'}.{hints}"

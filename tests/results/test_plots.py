@@ -337,3 +337,44 @@ def test_drawing_never_imports_pyplot():
     )
     found = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert found.stdout.strip() == "False"
+
+
+def test_captions_of_one_seed_speak_of_one_seed():
+    made = choose(grid(rows=protocols("dense", "ties-ca"), seeds=1), title="T")
+    said = " ".join(made.captions.values())
+    for word in ("mean over seeds", "band", "interval", "every epoch", "correspond"):
+        assert word not in said
+    assert "one seed a row" in made.captions["comparison"]
+    legend = [t.get_text() for t in made.figures["comparison"].legends[0].get_texts()]
+    assert legend == ["score", "one seed", "score of dense"]
+    several = choose(grid(rows=protocols("dense", "ties-ca"), seeds=2), title="T").captions
+    assert "the mean over seeds; the band" in several["loss-glue-sst2"]
+
+
+def test_a_history_without_losses_is_not_called_missing():
+    short = result(task="glue/sst2", protocol="ties-ca", seed=0, scores=[0.5, 0.6])
+    lines = tuple({"step": line["step"], "epoch": line["epoch"], "eval_loss": 1.0} for line in short.history)
+    made = of_run(replace(short, history=lines), title="T")
+    assert made.left_out["loss"] == (
+        "the history holds no training loss: none was logged in 200 steps, see training.logging_steps"
+    )
+    assert made.left_out["load"].startswith("the history holds no load of each expert: none was logged")
+    assert of_run(replace(short, history=()), title="T").left_out["loss"].startswith("no history was kept")
+
+
+def test_another_metric_never_stands_for_the_primary_one():
+    plain = result(task="lm/x", protocol="dense", seed=0, scores=[12.0, 11.0], greater=False)
+    rows = [{"step": 1.0, "epoch": 1.0, "validation_word_perplexity": 40.0}] * 2
+    record = plain.record.model_copy(
+        update={"metrics": plain.record.metrics.model_copy(update={"per_epoch": rows})}
+    )
+    assert data.primary_key(record) is None
+    left = of_run(replace(plain, record=record), title="T").left_out
+    assert left["score"] == "no record holds the deciding metric of two evaluations"
+
+
+def test_every_label_is_in_the_legend_and_has_no_control_characters():
+    made = choose(grid(rows=protocols("_hidden", "$x^$\x1b[1m"), seeds=2), title="T\x07", baseline="_hidden")
+    figure = made.figures["loss-glue-sst2"]
+    assert {t.get_text() for t in figure.legends[0].get_texts()} == {"_hidden", "$x^$\\x1b[1m"}
+    assert not set(texts(figure)) & {"\x1b", "\x07"} and png(figure)

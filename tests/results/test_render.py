@@ -250,3 +250,15 @@ def test_no_format_has_control_characters(text: str, format: str) -> None:
     assert not set(made) & {"\x1b", "\x07", "\r"}
     if format == "text":
         assert text.partition("\n")[0].partition(" ")[0] in made  # rich's markup is shown
+
+
+def test_the_legend_explains_what_is_there_and_no_more() -> None:
+    made = render([table("ties")])
+    assert "Bold: best mean of the task." in made and "=: not significantly" not in made
+    assert "where less is better" not in made
+    one = table()
+    rows = tuple(
+        replace(r, seeds=(0,), best=Scores(by_seed={0: 80.0}), mark="best") for r in one.panels[0].rows
+    )
+    single = render([replace(one, panels=(replace(one.panels[0], rows=rows),))])
+    assert "Bold: best score of the task." in single and "standard deviation" not in single

@@ -154,6 +154,12 @@ def test_missing_label_column(folder):
     assert "validation.jsonl: glue/sst2 needs the column label; found sentence" in complaint(folder)
 
 
+def test_a_missing_column_is_named_as_the_benchmark_names_it_too():
+    columns = {"sentence1": ["a"], "sentence2": ["b"]}
+    with pytest.raises(UserError, match=r"glue/stsb needs the column label \(or score\); found sentence1"):
+        conform(columns, registry.TASKS.get("glue/stsb"), "train", "f.tsv")
+
+
 def test_multirc_needs_its_question_numbers(tmp_path, examples):
     rows = [{k: v for k, v in row.items() if k != "idx"} for row in examples("superglue/multirc")]
     write(tmp_path / "test.csv", rows)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 
+from camex_ft.escaping import one_line
 from camex_ft.results.entries import Entry, Result, name_of
 from camex_ft.results.plots import data, dots
 from camex_ft.results.plots import sweep as swept
@@ -31,7 +33,8 @@ def choose(entries: Sequence[Entry], *, title: str, baseline: str = "dense") -> 
         title: of the comparison; each picture adds what it shows.
         baseline: label of the row that others are compared with.
     """
-    made = Choice()
+    made, title, baseline = Choice(), one_line(title), one_line(baseline)
+    entries = [replace(e, task=one_line(e.task), row=one_line(e.row)) for e in entries]
     found = {task: some for task, some in data.tasks_of(entries).items() if data.done(some)}
     if not found:
         made.left_out["comparison"] = "no run is done yet"
@@ -50,8 +53,9 @@ def choose(entries: Sequence[Entry], *, title: str, baseline: str = "dense") -> 
 def of_run(result: Result, *, title: str) -> Choice:
     """Return the pictures of one run, under the names ``loss``, ``score``, ``routing-domain`` and so on."""
     made, record = Choice(), result.record
-    entry = Entry(task=record.task, row=record.protocol, seed=record.seed, result=result)
-    draw_task(made, Scene(task=record.task, entries=[entry], title=title))
+    task = one_line(record.task)
+    entry = Entry(task=task, row=one_line(record.protocol), seed=record.seed, result=result)
+    draw_task(made, Scene(task=task, entries=[entry], title=one_line(title)))
     return made
 
 
@@ -92,9 +96,7 @@ def _comparison(made: Choice, found: Mapping[str, Sequence[Entry]], title: str, 
     made.add(
         "comparison",
         dots.comparison(panels, title=title, baseline=baseline),
-        "Best epoch on the validation split: the mean over seeds with its 95% t-interval, and each seed as a ring. "
-        "An interval that ends in an arrow goes on. Intervals are of each row by itself: whether two rows "
-        "differ is what the paired tests of the table say.",
+        _compared(panels),
     )
 
 
@@ -121,5 +123,21 @@ def _sweep(made: Choice, found: Mapping[str, Sequence[Entry]], key: str, title: 
     made.add(
         name,
         figure,
-        f"Best epoch's score against {key}: the mean over seeds, the band one standard deviation either side.",
+        f"Best score against {key}"
+        + (
+            ": the mean over seeds, the band one standard deviation either side."
+            if any(len(series.values) > 1 for some in shown.values() for series in some)
+            else "."
+        ),
+    )
+
+
+def _compared(panels: Sequence[data.Panel]) -> str:
+    """Return the caption of a comparison: of intervals only what is drawn."""
+    if not any(np.isfinite(values).sum() > 1 for panel in panels for values in panel.scores.values()):
+        return "Best evaluation on the validation split, one seed a row."
+    return (
+        "Best evaluation on the validation split: the mean over seeds with its 95% t-interval, and each seed as a "
+        "ring. An interval that ends in an arrow goes on. Intervals are of each row by itself: whether two rows "
+        "differ is what the paired tests of the table say."
     )

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from camex_ft.results.plots.data import Series
@@ -57,15 +57,16 @@ def curves(
             for other in rows:
                 ax.plot(other.x, other.middle(), color="0.8", linewidth=0.8, zorder=1)
             ax.set_title(wrapped(rows[i].label, (WIDTH - 0.6) / columns))
-        for s in rows if together else [rows[i]]:
-            _line(ax, s, found[s.label] if together else ALONE)
+        lines = [
+            _line(ax, s, found[s.label] if together else ALONE) for s in (rows if together else [rows[i]])
+        ]
         if base is not None:
-            _line(ax, base, found[base.label])
+            lines.append(_line(ax, base, found[base.label]))
     _labels(figure, axes, used, x_label, y_label)
     hide_rest(axes, used)
     if together:
         if len(series) > 1:
-            legend_below(figure, axes[0, 0])
+            legend_below(figure, lines)
     else:
         legend_below(figure, _key(base, found))
     return figure
@@ -78,10 +79,10 @@ def _frame(ax: Axes, *, whole: bool) -> None:
     ax.yaxis.set_major_locator(MaxNLocator(nbins=5, steps=STEPS))
 
 
-def _line(ax: Axes, series: Series, look: Look) -> None:
+def _line(ax: Axes, series: Series, look: Look) -> Line2D:
     middle, spread = series.middle(), series.spread()
     few = len(series.x) <= 12
-    ax.plot(
+    [line] = ax.plot(
         series.x,
         middle,
         color=look.colour,
@@ -94,6 +95,7 @@ def _line(ax: Axes, series: Series, look: Look) -> None:
         ax.fill_between(
             series.x, middle - spread, middle + spread, color=look.colour, alpha=0.18, linewidth=0, zorder=2
         )
+    return line
 
 
 def _labels(figure: Figure, axes: np.ndarray, used: int, x_label: str, y_label: str) -> None:
@@ -108,9 +110,7 @@ def _labels(figure: Figure, axes: np.ndarray, used: int, x_label: str, y_label: 
         figure.supylabel(y_label, fontsize=8.5)
 
 
-def _key(base: Series | None, found: dict[str, Look]) -> list[Any]:
-    from matplotlib.lines import Line2D
-
+def _key(base: Series | None, found: dict[str, Look]) -> list[Line2D]:
     made = [Line2D([], [], color="0.8", linewidth=0.8, label="the other rows")]
     if base is not None:
         look = found[base.label]

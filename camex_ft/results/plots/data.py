@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from camex_ft.escaping import one_line
 from camex_ft.results.entries import Entry, Result, name_of, row_label
 from camex_ft.results.record import Record
 
@@ -100,7 +101,7 @@ def score(record: Record, value: float | None) -> float:
 
 def metric_label(record: Record) -> str:
     """Return the primary metric with its unit."""
-    name = record.metrics.primary.replace("_", " ")
+    name = one_line(record.metrics.primary).replace("_", " ")
     return f"{name} × 100" if record.metrics.greater_is_better else f"{name} (less is better)"
 
 
@@ -161,14 +162,10 @@ def epoch_scores(entries: Iterable[Entry]) -> list[Series]:
 
 
 def primary_key(record: Record) -> str | None:
-    """Return the key of `per_epoch` that holds the primary metric of the split that decides, or None.
-
-    It ends with the metric's name, and the best score is among its values; the shortest of several.
-    """
-    metrics = record.metrics
-    keys = {key for line in metrics.per_epoch for key in line if key.endswith(f"_{metrics.primary}")}
-    holding = [key for key in keys if any(line.get(key) == metrics.best for line in metrics.per_epoch)]
-    return min(holding or keys, key=lambda key: (len(key), key), default=None)
+    """Return the key of `per_epoch` that holds the primary metric of the split that decides; None without one."""
+    split = next((name for name in record.data.rows if name.startswith("validation")), "validation")
+    key = f"{split}_{record.metrics.primary}"
+    return key if any(key in line for line in record.metrics.per_epoch) else None
 
 
 def _series(entries: Iterable[Entry], points: Any) -> list[Series]:

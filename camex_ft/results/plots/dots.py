@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -52,7 +51,8 @@ def comparison(shown: Sequence[Panel], *, title: str, baseline: str | None = Non
         if i % columns:
             ax.tick_params(labelleft=False)
     hide_rest(axes, len(shown))
-    legend_below(figure, _key(baseline if baseline in rows else None))
+    several = any(np.isfinite(values).sum() > 1 for panel in shown for values in panel.scores.values())
+    legend_below(figure, _key(baseline if baseline in rows else None, several=several))
     return figure
 
 
@@ -117,9 +117,11 @@ def _row(ax: Axes, y: int, values: np.ndarray, limits: tuple[float, float], *, i
     ax.plot(middle, y, marker="D" if is_base else "o", color=colour, markersize=6, zorder=5)
 
 
-def _key(baseline: str | None) -> list[Any]:
+def _key(baseline: str | None, *, several: bool) -> list[Line2D]:
+    word = "mean" if several else "score"
+    own = f"{word} and its 95% interval" if several else word
     made = [
-        Line2D([], [], color=COLOURS[0], marker="o", linewidth=2, label="mean and its 95% interval"),
+        Line2D([], [], color=COLOURS[0], marker="o", linewidth=2 if several else 0, label=own),
         Line2D(
             [], [], linestyle="", marker="o", markersize=3.2, markerfacecolor="white",
             markeredgecolor="0.4", label="one seed",
@@ -127,6 +129,13 @@ def _key(baseline: str | None) -> list[Any]:
     ]  # fmt: skip
     if baseline is not None:
         made.append(
-            Line2D([], [], color=BASELINE, linestyle=(0, (2, 1.2)), linewidth=1, label=f"mean of {baseline}")
+            Line2D(
+                [],
+                [],
+                color=BASELINE,
+                linestyle=(0, (2, 1.2)),
+                linewidth=1,
+                label=f"{'mean' if several else 'score'} of {baseline}",
+            )
         )
     return made

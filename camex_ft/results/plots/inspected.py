@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from camex_ft.escaping import one_line
 from camex_ft.results.plots import layers, lines, maps
 from camex_ft.results.plots.scenes import Choice
 
@@ -21,7 +22,7 @@ def of_inspection(numbers: Mapping[str, Any], made: Choice | None = None) -> Cho
         made: pictures to add them to.
     """
     made = made or Choice()
-    title = f"{numbers['task']}: {numbers['protocol']}, seed {numbers['seed']}"
+    title = one_line(f"{numbers['task']}: {numbers['protocol']}, seed {numbers['seed']}")
     _similarity(made, numbers["domain_vectors"], title)
     _spectrum(made, numbers["spectrum"], title)
     return made

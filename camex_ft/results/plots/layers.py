@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from camex_ft.escaping import one_line
 from camex_ft.results.entries import Result
 
 LAYERS = 4  # of a model in one picture
@@ -49,7 +50,8 @@ def some_of(items: Sequence[Any], most: int) -> list[Any]:
 def routing_by(
     results: Mapping[str, Result], kind: str
 ) -> tuple[list[str], dict[str, dict[str, np.ndarray]]]:
-    """Return the groups of one kind, and by row and layer the mean routing weights; [groups, N], NaN where unknown."""
+    """Return the names of one kind's groups, and by row and layer the mean routing weights; [groups, N], NaN where
+    unknown."""
     layers = {
         row: {k: v.by[kind] for k, v in r.record.routing.items() if kind in v.by}
         for row, r in results.items()
@@ -64,7 +66,7 @@ def routing_by(
             names[layer]: _matrix([some[layer].get(group) for group in groups])
             for layer in some_of(list(some), LAYERS)
         }
-    return groups, made
+    return [one_line(group) for group in groups], made
 
 
 def _matrix(rows: Sequence[Sequence[float | None] | None]) -> np.ndarray:

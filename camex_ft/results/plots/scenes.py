@@ -56,7 +56,7 @@ def draw_task(made: Choice, scene: Scene) -> None:
 def _loss(made: Choice, scene: Scene) -> None:
     name, series = f"loss{scene.suffix}", data.losses(scene.entries)
     if not series:
-        made.left_out[name] = "no history was kept beside these records"
+        made.left_out[name] = _no_losses(scene.entries)
         return
     made.add(
         name,
@@ -67,14 +67,19 @@ def _loss(made: Choice, scene: Scene) -> None:
             y_label="training loss",
             baseline=scene.baseline,
         ),
-        f"{scene.task}: training loss, the mean over seeds; the band is one standard deviation either side.",
+        f"{scene.task}: training loss{_over_seeds(series)}.",
     )
 
 
 def _score(made: Choice, scene: Scene) -> None:
     name, series = f"score{scene.suffix}", data.epoch_scores(scene.entries)
     if not any(len(s.x) > 1 for s in series):
-        made.left_out[name] = "no run was evaluated more than once"
+        more = any(len(result.record.metrics.per_epoch) > 1 for _, result in data.done(scene.entries))
+        made.left_out[name] = (
+            "no record holds the deciding metric of two evaluations"
+            if more
+            else "no run was evaluated more than once"
+        )
         return
     label = data.metric_label(data.done(scene.entries)[0][1].record)
     made.add(
@@ -86,9 +91,26 @@ def _score(made: Choice, scene: Scene) -> None:
             y_label=label,
             baseline=scene.baseline,
         ),
-        f"{scene.task}: {label} on the validation split after every epoch, the mean over seeds; the band is one "
-        "standard deviation either side.",
+        f"{scene.task}: {label} on the validation split at every evaluation{_over_seeds(series)}.",
     )
+
+
+def _over_seeds(series: Sequence[data.Series]) -> str:
+    """Return what a line and its band are, where a row has several seeds; else nothing."""
+    counts = {len(s.values) for s in series}
+    if counts == {1}:
+        return ""
+    some = "" if 1 not in counts else ", where a row has several"
+    return f", the mean over seeds{some}; the band is one standard deviation either side"
+
+
+def _no_losses(entries: Sequence[Entry]) -> str:
+    """Return why there is no training loss to draw."""
+    results = [result for _, result in data.done(entries)]
+    if not any(result.history for result in results):
+        return "no history was kept beside these records"
+    steps = max((int(line.get("step") or 0) for result in results for line in result.history), default=0)
+    return f"the history holds no training loss: none was logged in {steps} steps, see training.logging_steps"
 
 
 def _one_run(
@@ -107,10 +129,12 @@ def _one_run(
     return dict(list(chosen.items())[:ROWS]), len(found)
 
 
-def _said(runs: Mapping[str, tuple[Entry, Result]], count: int) -> str:
+def _said(runs: Mapping[str, tuple[Entry, Result]], count: int, entries: Sequence[Entry]) -> str:
     seeds = sorted({entry.seed for entry, _ in runs.values()})
     words = f"seed {seeds[0]}" if len(seeds) == 1 else f"one seed a row ({', '.join(map(str, seeds))})"
     more = f"; the first {len(runs)} of {count} rows" if count > len(runs) else ""
+    if len({entry.seed for entry, _ in data.done(entries)}) == 1:
+        return f"{words[:1].upper()}{words[1:]}{more}."
     return f"One run, {words}, since experts of different seeds do not correspond{more}."
 
 
@@ -119,9 +143,11 @@ def _routing(made: Choice, scene: Scene) -> None:
         name = f"routing-{kind}{scene.suffix}"
         runs, count = _one_run(scene.entries, lambda r: any(kind in v.by for v in r.record.routing.values()))  # noqa: B023
         if not runs:
+            routed = any(result.record.routing for _, result in data.done(scene.entries))
             made.left_out[name] = (
-                f"the records hold no routing by {kind}: none has experts, its {plural} are not known, or the "
-                "record is older"
+                f"the records hold no routing by {kind}: their {plural} are not known, or the records are older"
+                if routed
+                else "no row has experts"
             )
             continue
         groups, weights = layers.routing_by({row: result for row, (_, result) in runs.items()}, kind)
@@ -129,7 +155,7 @@ def _routing(made: Choice, scene: Scene) -> None:
             name,
             maps.routing(weights, groups, title=f"{scene.title}, routing by {kind}", x_label=kind),
             f"{scene.task}: mean routing weight that each expert gets from the inputs of each {kind}, by layer. "
-            + _said(runs, count),
+            + _said(runs, count, scene.entries),
         )
 
 
@@ -137,8 +163,14 @@ def _load(made: Choice, scene: Scene) -> None:
     name = f"load{scene.suffix}"
     runs, count = _one_run(scene.entries, lambda r: len(layers.loads(r)[0]) > 1)
     if not runs:
+        routed = any(result.record.routing for _, result in data.done(scene.entries))
+        lines_of = any(layers.loads(result)[0].size for _, result in data.done(scene.entries))
         made.left_out[name] = (
-            "no history holds the load of each expert: no experts, no history, or an older run"
+            "no row has experts"
+            if not routed
+            else "the load of each expert was logged only once"
+            if lines_of
+            else _no_losses(scene.entries).replace("training loss", "load of each expert")
         )
         return
     shown = {row: layers.load_of(result) for row, (_, result) in runs.items()}
@@ -146,7 +178,7 @@ def _load(made: Choice, scene: Scene) -> None:
         name,
         lines.load_over_time(shown, title=f"{scene.title}, load over time"),
         f"{scene.task}: share of the inputs whose largest routing weight is each expert's while training, stacked from "
-        "expert 0 at the bottom. " + _said(runs, count),
+        "expert 0 at the bottom. " + _said(runs, count, scene.entries),
     )
 
 
@@ -163,5 +195,5 @@ def _curvature(made: Choice, scene: Scene) -> None:
             title=f"{scene.title}, distance of the curvature from the identity",
         ),
         f"{scene.task}: how far each expert's curvature is from the identity, relative, by layer (the mean over its "
-        "matrices). " + _said(runs, count),
+        "matrices). " + _said(runs, count, scene.entries),
     )

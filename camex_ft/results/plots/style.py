@@ -10,9 +10,9 @@ from typing import Any, ParamSpec
 
 import matplotlib
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 TITLE = 12  # characters of a title in an inch
 LETTERS = 14  # of another label
@@ -119,11 +119,12 @@ def hide_rest(axes: np.ndarray, used: int) -> None:
         ax.remove()
 
 
-def legend_below(figure: Figure, source: Axes | Sequence[Any], *, columns: int = 4) -> None:
-    """Put a legend under the axes, of one axes' labelled lines or of given handles."""
-    handles = source.get_legend_handles_labels()[0] if isinstance(source, Axes) else list(source)
-    if handles:
-        figure.legend(handles=handles, loc="outside lower left", ncols=min(columns, len(handles)))
+def legend_below(figure: Figure, lines: Sequence[Line2D], *, columns: int = 4) -> None:
+    """Put a legend of labelled lines under the axes."""
+    if lines:
+        # labels are given beside the lines, or Matplotlib hides those that begin with an underscore
+        names = [str(line.get_label()) for line in lines]
+        figure.legend(lines, names, loc="outside lower left", ncols=min(columns, len(lines)))
 
 
 def columns_for(count: int, *, most: int = 3) -> int:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from camex_ft.results.plots.data import Series
@@ -47,27 +48,29 @@ def sweep(
     found = looks([*labels, *([base] if base else [])], baseline=base)
     columns = columns_for(len(shown))
     figure, axes = panels(-(-len(shown) // columns), columns, height=2.5, title=title)
+    lines: dict[str, Line2D] = {}
     for ax, (task, some) in zip(axes.flat, shown.items(), strict=False):
         ax.grid(axis="y")
         ax.yaxis.set_major_locator(MaxNLocator(nbins=5, steps=STEPS))
         for series in some:
-            _line(ax, series, found[series.label])
+            lines[series.label] = _line(ax, series, found[series.label])
         if task in levels:
             name, level = levels[task]
-            ax.axhline(level, color=found[name].colour, linestyle=found[name].line, linewidth=1, label=name)
+            lines[name] = ax.axhline(
+                level, color=found[name].colour, linestyle=found[name].line, linewidth=1, label=name
+            )
         _ticks(ax, np.unique(np.concatenate([s.x for s in some])))
         ax.set_title(task if len(shown) > 1 else "")
         ax.set_xlabel(x_label)
         ax.set_ylabel(y_labels[task])
     hide_rest(axes, len(shown))
-    handles = {h.get_label(): h for ax in axes.flat[: len(shown)] for h in ax.get_legend_handles_labels()[0]}
-    legend_below(figure, list(handles.values()))
+    legend_below(figure, list(lines.values()))
     return figure
 
 
-def _line(ax: Axes, series: Series, look: Look) -> None:
+def _line(ax: Axes, series: Series, look: Look) -> Line2D:
     middle, spread = series.middle(), series.spread()
-    ax.plot(
+    [line] = ax.plot(
         series.x,
         middle,
         color=look.colour,
@@ -80,6 +83,7 @@ def _line(ax: Axes, series: Series, look: Look) -> None:
         ax.fill_between(
             series.x, middle - spread, middle + spread, color=look.colour, alpha=0.15, linewidth=0, zorder=2
         )
+    return line
 
 
 def _ticks(ax: Axes, values: np.ndarray) -> None:
