@@ -130,8 +130,11 @@ def _folder(key: Key, path: Path) -> Iterator[Lack]:
 
 
 def _writable(key: Key, path: Path) -> Iterator[Lack]:
-    standing = next(parent for parent in (path / "runs", path, *path.parents) if os.path.exists(parent))
-    if not os.path.isdir(standing):
+    runs = path / "runs"
+    standing = next(parent for parent in (runs, path, *path.parents) if os.path.exists(parent))
+    if standing == runs and not os.path.isdir(runs):
+        yield key, f"'{path}' cannot be written: expected a folder, and '{runs}' is a file"
+    elif not os.path.isdir(standing):
         yield key, f"expected a folder, and '{standing}' is a file"
     elif not os.access(standing, os.W_OK | os.X_OK):
         yield key, f"'{path}' cannot be written: no permission in '{standing}'"

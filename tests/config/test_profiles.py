@@ -239,3 +239,20 @@ def test_a_configuration_made_in_code_is_checked_too(machine):
         UserError, match=r"merging\.top_k: expected at most merging\.experts, which is 4, got 9"
     ):
         resolve(Config.model_validate({"profile": "embedded", "merging": {"top_k": 9}}), machine())
+
+
+def test_a_folder_that_takes_no_files_is_found_before_any_work(folder, machine, monkeypatch):
+    """As one of a file system that is read-only or full, whatever the permissions say."""
+
+    def refuse(**_):
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr("camex_ft.config.needs.tempfile.TemporaryFile", refuse)
+    (said,) = lacks(Config.model_validate({"profile": "embedded", "output": {"dir": "r"}}), machine())
+    assert said == "output.dir: 'r' cannot be written: Read-only file system in '.'"
+    monkeypatch.undo()
+    (folder / "r").mkdir()
+    (folder / "r" / "runs").write_text("a file")
+    monkeypatch.chdir(folder)
+    (said,) = lacks(Config.model_validate({"profile": "embedded", "output": {"dir": "r"}}), machine())
+    assert said == "output.dir: 'r' cannot be written: expected a folder, and 'r/runs' is a file"
