@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import copy
 import os
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -33,11 +35,19 @@ def logging_to(logs: Path, named: Sequence[str]) -> Iterator[None]:
     places = {name: place.format(logs=logs.absolute()) for name, place in VARIABLES.items()} if named else {}
     wanted = {name: place for name, place in places.items() if name not in os.environ}
     os.environ.update(wanted)
+    before = _mlflow_run()
     try:
         yield
     finally:
+        if before is None and _mlflow_run() is not None:
+            sys.modules["mlflow"].end_run()  # else it ends with the process, and is looked for elsewhere
         for name in wanted:
             os.environ.pop(name, None)
+
+
+def _mlflow_run() -> Any:
+    """Return the run that MLflow is logging to, or None."""
+    return sys.modules["mlflow"].active_run() if "mlflow" in sys.modules else None
 
 
 def trackers(named: Sequence[str], logs: Path) -> list[TrainerCallback]:
@@ -77,13 +87,13 @@ class _CodeCarbon(CodeCarbonCallback):
     def on_init_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Make the tracker, for the folder of logs."""
+        """Make the tracker, for the folder of logs, which has to be there."""
+        self.folder.mkdir(parents=True, exist_ok=True)
         moved = copy.copy(args)
         moved.output_dir = str(self.folder)
         super().on_init_end(moved, state, control, **kwargs)
 
 
 def _dvclive(folder: Path) -> TrainerCallback:
-    from dvclive import Live
-
-    return DVCLiveCallback(live=Live(dir=str(folder / "dvclive"), dvcyaml=str(folder / "dvc.yaml")))
+    live = import_module("dvclive").Live
+    return DVCLiveCallback(live=live(dir=str(folder / "dvclive"), dvcyaml=str(folder / "dvc.yaml")))
