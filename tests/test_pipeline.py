@@ -337,7 +337,7 @@ def test_training_arguments_are_checked_before_a_model_is_built(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pipeline, "load_model", lambda *_: pytest.fail("built a model"))
-    config = settings(tmp_path, training={"fp16": True, "bf16": True})
+    config = settings(tmp_path, training={"fp16": True})
     with pytest.raises(UserError, match="fp16"):
         pipeline.run(config)
 

@@ -103,8 +103,8 @@ def test_routing_is_known_for_every_layer_of_both_stacks(whole: Run) -> None:
 def test_a_run_goes_on_where_it_stopped(whole: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make = pipeline.make_trainer
 
-    def stopping(*args: Any) -> Any:
-        trainer = make(*args)
+    def stopping(*args: Any, **kwargs: Any) -> Any:
+        trainer = make(*args, **kwargs)
         trainer.add_callback(StopAt())
         return trainer
 

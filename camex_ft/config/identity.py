@@ -36,7 +36,7 @@ WITHOUT_EFFECT = {
     *("dataloader_prefetch_factor", "dataloader_multiprocessing_context"),
     *("per_device_eval_batch_size", "eval_accumulation_steps", "eval_use_gather_object"),
     # memory, and how processes talk to each other
-    *("activation_checkpointing", "gradient_checkpointing", "torch_empty_cache_steps"),
+    "torch_empty_cache_steps",
     *("ddp_backend", "ddp_broadcast_buffers", "ddp_bucket_cap_mb", "ddp_find_unused_parameters"),
     *("ddp_static_graph", "ddp_timeout"),
 }

@@ -183,9 +183,12 @@ def check(case: Case, folder: Path) -> None:
     assert found.metrics.keys() == expected.metrics.keys()
     names = [name.removeprefix("_orig_mod.") for name in found.weights]
     changed = same(dict(zip(names, found.weights.values(), strict=True)), expected.weights)
-    # float32: batches of another size add up in another order
+    # float32: batches of another size add up in another order; a correlation is of predictions that differ by little
+    close = {k: 1e-4 if k == "pearson" else 1e-5 for k in expected.metrics}
     moved = [
-        k for k, v in expected.metrics.items() if found.metrics[k] != pytest.approx(v, rel=1e-5, nan_ok=True)
+        k
+        for k, v in expected.metrics.items()
+        if found.metrics[k] != pytest.approx(v, rel=close[k], nan_ok=True)
     ]
     if found.hash == expected.hash:
         assert not changed and not moved
