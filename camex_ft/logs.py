@@ -49,11 +49,12 @@ def read_lines(file: Path) -> list[dict[str, Any]]:
     except OSError:
         return []
     found = []
+    experts: dict[str, int] = {}  # by layer, of the first line that has them
     lines = text.split("\n")
     for number, line in enumerate(lines, start=1):
         try:
             entry = json.loads(line)
-            wrong = fault(entry)
+            wrong = fault(entry) or _load_fault(entry, experts)
         except (ValueError, RecursionError) as error:
             wrong = f"it is no JSON: {error}" if line.strip() and number < len(lines) else ""
         if wrong is None:
@@ -61,6 +62,14 @@ def read_lines(file: Path) -> list[dict[str, Any]]:
         elif wrong:
             log.warning("%s: line %d is passed over: %s", file, number, wrong)
     return found
+
+
+def _load_fault(entry: dict[str, Any], experts: dict[str, int]) -> str | None:
+    """Return what is wrong with a line's load beside `experts`, which are added to, or None."""
+    for layer, shares in entry.get(LOAD, {}).items():
+        if len(shares) != experts.setdefault(layer, len(shares)):
+            return f"its {LOAD} of {short(layer)} has {len(shares)} experts, and {experts[layer]} in lines before"
+    return None
 
 
 def _is_number(value: Any) -> bool:

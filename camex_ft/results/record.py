@@ -97,8 +97,9 @@ class LayerRouting(Section):
 
     @model_validator(mode="after")
     def _of_the_same_experts(self) -> LayerRouting:
-        if any(len(weights) != len(self.load) for kinds in self.by.values() for weights in kinds.values()):
-            raise ValueError(f"expected routing weights of the {len(self.load)} experts of its load")
+        count = len(self.load)
+        if any(not kinds or any(len(w) != count for w in kinds.values()) for kinds in self.by.values()):
+            raise ValueError(f"expected routing weights of the {count} experts of its load")
         return self
 
 

@@ -138,6 +138,34 @@ def test_an_odd_line_is_passed_over_with_the_reason(
     assert f"{file}: line 2 is passed over: " in caplog.text and said in caplog.text
 
 
+def test_loads_of_another_number_of_experts(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A layer has as many experts in every line: none, one more or none at all cannot be drawn."""
+    file = tmp_path / "history.jsonl"
+    odd = [changed(LINES[1], ("routing_load", "encoder.0"), shares) for shares in ([], [1], [0.5, 0.3, 0.2])]
+    file.write_text("".join(json.dumps(line) + "\n" for line in [LINES[0], *odd, LINES[2]]))
+    assert read_lines(file) == [LINES[0], LINES[2]]
+    assert caplog.text.count("experts, and 2 in lines before") == 3
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        (("routing", "bert.encoder.layer.2.ffn", "by", "label"), {}),
+        (("routing", "bert.encoder.layer.2.ffn", "by", "label", "no", 0), GONE),
+        (("routing", "bert.encoder.layer.2.ffn", "load", 0), GONE),
+        (("curvature", "bert.encoder.layer.2.ffn", "distance", 0), GONE),
+        (("model", "parameters"), 10**40),
+        (("model", "parameters"), -1),
+    ],
+)
+def test_a_record_whose_parts_do_not_agree_is_none(
+    place: tuple[Any, ...], value: Any, tmp_path: Path
+) -> None:
+    (tmp_path / "a.json").write_text(json.dumps(changed(RECORD, place, value)))
+    with pytest.raises(UserError, match="not a record of this version"):
+        load_record(tmp_path / "a.json")
+
+
 def test_lines_that_are_cut_short_or_no_text(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """The end that a killed run leaves is no news."""
     file = tmp_path / "history.jsonl"
