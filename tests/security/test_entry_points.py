@@ -62,6 +62,8 @@ def checkpoint_of(model: Path) -> Path:
 def copy(source: str, target: str) -> None:
     if Path(source).is_fifo() or Path(source).is_socket():
         os.mkfifo(target)
+    elif os.lstat(source).st_nlink > 1:
+        os.link(source, target)
     else:
         shutil.copy2(source, target, follow_symlinks=False)
 
