@@ -95,6 +95,14 @@ class Family:
     masks: MakeMasks
     positions: CountPositions
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle the name: functions come from the registry of the process that unpickles."""
+        return _registered, (self.name,)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Family:
+        """Return the family itself, which nothing changes."""
+        return self
+
 
 def all_positions(config: Any) -> int | None:
     """Return the size of the table of positions, or what rotary positions were trained up to."""
@@ -116,6 +124,12 @@ def register(
         return ffns
 
     return add
+
+
+def _registered(name: str) -> Family:
+    """Return a registered family."""
+    found: Family = registry.BACKBONES.get(name)
+    return found
 
 
 def family_for(model_type: str) -> Family:

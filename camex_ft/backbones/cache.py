@@ -20,6 +20,11 @@ class Routed:
 
     routing: RoutingState
 
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        """Pickle the cache's own class, from which this one is made again."""
+        reduced: Any = super().__reduce_ex__(protocol)
+        return _blank, (type(self).__mro__[2],), *reduced[2:]
+
     def reorder_cache(self, beam_idx: Tensor) -> None:
         """Let rows follow their beams."""
         super().reorder_cache(beam_idx)  # type: ignore[misc]
@@ -54,6 +59,11 @@ def _routed(kind: type[Cache]) -> type[Cache]:
     if kind not in _classes:
         _classes[kind] = type(kind.__name__, (Routed, kind), {"__module__": kind.__module__})
     return _classes[kind]
+
+
+def _blank(kind: type[Cache]) -> Cache:
+    """Return an empty cache of the class with `Routed` mixed in."""
+    return object.__new__(_routed(kind))
 
 
 def _own(cache: Cache) -> Cache:

@@ -90,14 +90,14 @@ class Curvature(nn.Module):
     @property
     def factors(self) -> Factors:
         """The weight's factors."""
-        return KINDS[self.kind].weight.of(self.get_parameter(name) for name in self.names)
+        return KINDS[self.kind].weight.of(getattr(self, name) for name in self.names)
 
     @property
     def bias_factors(self) -> BiasFactors | None:
         """The bias's factors, or None without a bias."""
         if not self.bias_names:
             return None
-        return KINDS[self.kind].bias.of(self.get_parameter(name) for name in self.bias_names)
+        return KINDS[self.kind].bias.of(getattr(self, name) for name in self.bias_names)
 
     def forward_bias(self, tau: Tensor) -> Tensor:
         """Return the curved domain vectors of the bias; [N, out]."""

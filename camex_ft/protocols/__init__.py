@@ -66,6 +66,7 @@ class Protocol:
         pointwise: options -> whether an entry's multiplier depends on that entry of all experts alone.
         granularities: groups of tokens that may share routing weights.
         options: the protocol's own parameters: name to `inspect.Parameter`.
+        bound: values of options that were given; the others have their defaults.
         doc: docstring of the function that it was registered with: formula, convention, meaning of the options.
     """
 
@@ -81,7 +82,16 @@ class Protocol:
     pointwise: Callable[..., bool] = never
     granularities: tuple[str, ...] = MERGED
     options: Mapping[str, inspect.Parameter] = field(default_factory=dict)
+    bound: Mapping[str, Any] = field(default_factory=dict)
     doc: str = ""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle the name and the options: functions come from the registry of the process that unpickles."""
+        return _registered, (self.name, dict(self.bound))
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Protocol:
+        """Return the protocol itself, which nothing changes."""
+        return self
 
     @property
     def random(self) -> bool:
@@ -123,17 +133,17 @@ class Protocol:
 
     def bind(self, options: Mapping[str, Any]) -> Protocol:
         """Return the protocol with these values of its options."""
+        bound = {**self.bound, **options}
         if self.advance is not None:
-            return replace(self, advance=partial(self.advance, **options))
+            return replace(self, bound=bound, advance=partial(self.advance, **options))
         if self.weigh is None:
             return self
-        values = {k: p.default for k, p in self.options.items()} | dict(options)
-        pointwise, update = self.pointwise(**values), self.update_statistic
+        update = self.update_statistic
         return replace(
             self,
+            bound=bound,
             weigh=partial(self.weigh, **_named(self.weigh, options)),
             update_statistic=update and partial(update, **_named(update, options)),
-            pointwise=lambda **_: pointwise,
         )
 
     def keep(self, *, training: bool, seed: int, device: torch.device) -> Keep | None:
@@ -150,7 +160,7 @@ class Protocol:
         weigh = partial(self.weigh, training=training) if "training" in names else self.weigh
         if not self.random:
             values = {k: p.default for k, p in self.options.items()}
-            return Keep(weigh, self.pointwise(**values))
+            return Keep(weigh, self.pointwise(**{**values, **self.bound}))
 
         def drawn(tau: Tensor) -> Tensor | None:
             generator = torch.Generator(device=device)
@@ -235,6 +245,12 @@ def dynamic(name: str, *, summary: str, source: str) -> Callable[[Step], Step]:
         return advance
 
     return register
+
+
+def _registered(name: str, bound: Mapping[str, Any]) -> Protocol:
+    """Return a registered protocol with values of its options."""
+    found: Protocol = PROTOCOLS.get(name)
+    return found.bind(bound) if bound else found
 
 
 def _options(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
