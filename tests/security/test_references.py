@@ -118,7 +118,7 @@ def test_paths_that_saved_tokenizers_carry_from_another_machine_are_no_fault(tmp
         (tmp_path / "secret").touch()
         assert references.fault("tokenizer_config.json", {key: str(tmp_path / "secret")}, tmp_path)
     config = {
-        "_name_or_path": "/home/me/model",
+        "_name_or_path": "/data/model",
         "attn_implementation": "sdpa",
         "experts_implementation": None,
     }
