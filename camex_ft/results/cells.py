@@ -29,7 +29,7 @@ class Grid:
 
 
 def overview(table: Table) -> Grid:
-    """Return rows x tasks, of the best epochs; rows in the order in which they first come."""
+    """Return rows x tasks, of the best epochs (or evaluations); rows in the order in which they first come."""
     labels = list(dict.fromkeys(row.label for panel in table.panels for row in panel.rows))
     found = [{row.label: row for row in panel.rows} for panel in table.panels]
     rows = [
@@ -43,13 +43,14 @@ def overview(table: Table) -> Grid:
         "row",
         *(f"{panel.task} ({panel.metric})" if panel.metric else panel.task for panel in table.panels),
     )
-    return Grid(caption="Best epoch", head=head, rows=tuple(rows))
+    return Grid(caption=f"Best {_moment(table.panels)}", head=head, rows=tuple(rows))
 
 
 def scores(panel: Panel) -> Grid:
     """Return a task's scores and costs, and what is published, one column a source."""
     sources = list(dict.fromkeys(number.source for row in panel.rows for number in row.published))
-    head = ("row", "seeds", "best epoch", "last epoch", "parameters", "time", "memory")
+    moment = panel.moment
+    head = ("row", "seeds", f"best {moment}", f"last {moment}", "parameters", "time", "memory")
     rows = [
         (
             Cell(text=row.label, code=True),
@@ -92,6 +93,11 @@ def tests(panel: Panel, table: Table) -> Grid | None:
     return _without_empty_columns(grid)
 
 
+def _moment(panels: Sequence[Panel]) -> str:
+    """Return what scores are of: an epoch, or an evaluation where any run was not evaluated by epochs."""
+    return next((panel.moment for panel in panels if panel.moment != "epoch"), "epoch")
+
+
 def legend(tables: Sequence[Table]) -> list[str]:
     """Return what the signs in these tables mean, one sentence an entry, only of those that are there."""
     panels = [panel for table in tables for panel in table.panels]
@@ -123,9 +129,9 @@ def legend(tables: Sequence[Table]) -> list[str]:
             else "all comparisons of its table"
         )
         said.append(
-            "Differences are of best epochs, paired by seed, with the interval of the t-test. Effect: Hedges' g, with "
-            "the interval of the difference in standard deviations. p: paired t-test, studentised bootstrap, and the "
-            f"t-test's after Holm's correction over {over}; bold below {level}."
+            f"Differences are of best {_moment(panels)}s, paired by seed, with the interval of the t-test. Effect: "
+            "Hedges' g, with the interval of the difference in standard deviations. p: paired t-test, studentised "
+            f"bootstrap, and the t-test's after Holm's correction over {over}; bold below {level}."
         )
     if any(row.against is not None and row.against.mcnemar is not None for row in rows):
         said.append(

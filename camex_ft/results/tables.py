@@ -17,6 +17,7 @@ from camex_ft.results.agreement import Run, cautions, refuse_mixture, runs_of, w
 from camex_ft.results.correctness import unpack
 from camex_ft.results.entries import Entry
 from camex_ft.results.published import Published
+from camex_ft.results.record import Record
 from camex_ft.results.stats import Comparison, compare, finite, holm, paired_t, pairs
 
 BASELINE = "dense"
@@ -79,7 +80,13 @@ class Row:
 
 @dataclass(frozen=True, kw_only=True)
 class Panel:
-    """One task. `scale` has been applied to its scores: 100, or 1 where less is better; metric "" without runs."""
+    """One task.
+
+    Attributes:
+        scale: of its scores, applied: 100, or 1 where less is better.
+        metric: the primary one; "" without runs.
+        moment: "epoch" where every run is evaluated after each epoch, else "evaluation".
+    """
 
     task: str
     metric: str
@@ -88,6 +95,7 @@ class Panel:
     profile: str
     backbone: str
     rows: tuple[Row, ...]
+    moment: Literal["epoch", "evaluation"] = "epoch"
     notes: tuple[str, ...] = ()
 
 
@@ -182,11 +190,18 @@ def _panel(
         metric=first.metrics.primary if first else "",
         greater_is_better=greater,
         scale=scale,
+        moment="epoch" if all(_by_epoch(run.record) for run in runs) else "evaluation",
         profile=first.run.profile if first else "",
         backbone=", ".join(dict.fromkeys(run.record.backbone for run in runs)),
         rows=tuple(rows),
         notes=tuple(notes),
     )
+
+
+def _by_epoch(record: Record) -> bool:
+    """Return whether a run was evaluated after each epoch, as it is by default."""
+    training = record.config.get("training")
+    return not isinstance(training, Mapping) or training.get("eval_strategy", "epoch") == "epoch"
 
 
 def _row(label: str, entries: Sequence[Entry], seeds: Sequence[int], scale: float) -> Row:

@@ -74,6 +74,15 @@ def test_several_tasks_have_an_overview() -> None:
     assert text.count(" against dense:") == 2
 
 
+def test_scores_are_of_evaluations_where_runs_are_not_evaluated_by_epochs() -> None:
+    by_epoch = table("ties", tasks=("glue/sst2", "glue/rte"))
+    panels = (by_epoch.panels[0], replace(by_epoch.panels[1], moment="evaluation"))
+    text = render([replace(by_epoch, panels=panels)])
+    assert text.startswith("Best evaluation:\n")
+    assert "| best epoch | last epoch |" in text and "| best evaluation | last evaluation |" in text
+    assert "Differences are of best evaluations" in text
+
+
 def test_level_is_marked_and_explained_where_it_is_used() -> None:
     assert "83.17 ± 1.04 =" in render([table("ties", "dare")])
     assert "=: not significantly worse" in render([table("ties", "dare")])

@@ -80,6 +80,17 @@ def test_best_and_last_epoch_are_two_numbers() -> None:
     assert (made.rows[0].best.mean, made.rows[0].last.mean) == pytest.approx((90.0, 80.0))
 
 
+@pytest.mark.parametrize(
+    ("strategy", "moment"), [("epoch", "epoch"), ("steps", "evaluation"), ("no", "evaluation")]
+)
+def test_scores_are_of_what_the_configuration_evaluates_after(strategy: str, moment: str) -> None:
+    by_epoch = entry("dense", 0)
+    assert by_epoch.result is not None
+    config = {"training": {"eval_strategy": strategy}}
+    other = Result(record=by_epoch.result.record.model_copy(update={"config": config}))
+    assert panel(make_table([replace(by_epoch, result=other)])).moment == moment
+
+
 def test_missing_seeds_and_lame_scores_are_said() -> None:
     grid = [
         *entries({"dense": (0.8, 0.7, 0.75), "ties": (0.9, None)}),
