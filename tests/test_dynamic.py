@@ -190,10 +190,9 @@ def bases_of(angle: float, momentum: float) -> list[Tensor]:
     """Return the carried base expert of every layer of one map."""
     options = {"momentum": momentum, "angle": angle}
     made = shake(upcycled("bert", "namex-full", options=options), 0.1).eval()
-    with torch.no_grad():
-        made(**inputs_of(made, CLASSIFIER))
     layers = list(expert_layers(made).values())
-    return [layer.link._kept["up"].weight.base for layer in layers[1:]]
+    with torch.no_grad():
+        return [layer.carried()["up"].weight.base for layer in layers[1:]]
 
 
 def test_the_angle_matters_from_the_third_layer_on_and_its_sign_never() -> None:

@@ -13,6 +13,7 @@ from transformers.masking_utils import find_packed_sequence_indices
 from camex_ft.backbones import cache
 from camex_ft.backbones.base import Family
 from camex_ft.moe.context import Pass, RoutingContext
+from camex_ft.moe.plain import traced
 from camex_ft.moe.routing import masked_mean
 from camex_ft.moe.state import RoutingState
 
@@ -48,6 +49,7 @@ def read_pass(
     caching = past is not None or bool(
         getattr(module.config, "use_cache", False) if wanted is None else wanted
     )
+    caching = caching and not traced()  # an exported program has no place for what routing remembers
     outputs, encoded = arguments.get("encoder_outputs"), None
     if outputs is not None and state is None:
         encoded = masked_mean(outputs[0], masks.get("encoder"))

@@ -10,7 +10,7 @@ One call is a forward and a backward pass, to x and to all parameters; or, with 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -23,6 +23,7 @@ from camex_ft.bench.settings import LayerBench
 from camex_ft.bench.timing import Side, alternate, medians
 from camex_ft.moe.experts import ExpertLinear, LayerSettings
 from camex_ft.moe.plain import merged_linear_plain
+from camex_ft.moe.reuse import ParameterCache
 from camex_ft.moe.routing import Router, masked_mean
 from camex_ft.registry import PROTOCOLS
 
@@ -40,6 +41,7 @@ class Problem:
         upstream: gradient of the output; [B, L, out].
         weight: of the dense side; [out, in].
         router, linear: of the merged and the plain side.
+        cache: of the merged side, in evaluation.
     """
 
     x: Tensor
@@ -47,6 +49,7 @@ class Problem:
     weight: Tensor
     router: Router
     linear: ExpertLinear
+    cache: ParameterCache = field(default_factory=ParameterCache)
 
     def leaves(self) -> list[Tensor]:
         """Return all tensors that get a gradient."""
@@ -103,7 +106,7 @@ def dense(p: Problem) -> Tensor:
 
 def merged(p: Problem) -> Tensor:
     """Return the output of the package's layer; [B, L, out]."""
-    output: Tensor = p.linear(p.x, route(p))
+    output: Tensor = p.linear(p.x, route(p), cache=p.cache)
     return output
 
 

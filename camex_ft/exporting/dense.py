@@ -17,9 +17,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from camex_ft.exporting.plain import fill, plain_model
-from camex_ft.moe.context import Pass
 from camex_ft.moe.ffn import ExpertFFN, MergedFFN
-from camex_ft.upcycling import expert_layers
+from camex_ft.upcycling import cached, expert_layers
 
 
 @torch.no_grad()
@@ -34,8 +33,9 @@ def dense_model(model: PreTrainedModel, routing: Mapping[str, Tensor]) -> PreTra
     """
     made, ffns = plain_model(model, merge_lora=True)
     layers = expert_layers(model)
-    for ffn in ffns:
-        fill(ffn, merged_weights(layers[ffn.path], routing[ffn.path]))
+    with cached(model):
+        for ffn in ffns:
+            fill(ffn, merged_weights(layers[ffn.path], routing[ffn.path]))
     return made
 
 
@@ -51,7 +51,6 @@ def merged_weights(layer: ExpertFFN, s: Tensor) -> dict[str, tuple[Tensor, Tenso
 @torch.no_grad()
 def merged_maps(layer: ExpertFFN, s: Tensor) -> dict[str, tuple[Tensor, Tensor | None]]:
     """Return E_hat [n, out, in] and b_hat [n, out] or None of a layer's maps, for n rows of routing weights [n, N]."""
-    link = layer.link if isinstance(layer, MergedFFN) else None
-    bases = {} if link is None else link.bases(Pass())
+    bases = layer.carried() if isinstance(layer, MergedFFN) else {}
     weights = s.to(layer.router.gate.device, torch.promote_types(layer.router.gate.dtype, torch.float32))
     return {name: linear.merged(weights, bases.get(name)) for name, linear in layer.linears.items()}

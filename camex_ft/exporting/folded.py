@@ -25,7 +25,6 @@ from camex_ft import upcycling
 from camex_ft.errors import UserError
 from camex_ft.exporting.dense import merged_maps
 from camex_ft.exporting.plain import fill, plain_model
-from camex_ft.moe.context import Pass
 from camex_ft.moe.ffn import ExpertFFN, MergedFFN
 from camex_ft.protocols import Protocol
 from camex_ft.registry import PROTOCOLS
@@ -64,13 +63,15 @@ def folded_model(model: PreTrainedModel) -> PreTrainedModel:
     check_foldable(PROTOCOLS.get(kept["merging"]["protocol"]))
     layers = expert_layers(model)
     dense, ffns = plain_model(model, merge_lora=False)
-    for ffn in ffns:
-        fill(ffn, _bases(layers[ffn.path]))
+    with upcycling.cached(model):
+        for ffn in ffns:
+            fill(ffn, _bases(layers[ffn.path]))
     about = kept.get(adapters.BACKBONE) or {}
     dense.name_or_path = dense.config.name_or_path = about.get("name", "")
     made = upcycling.upcycle(dense, **_sections(kept, layers), seed=about.get("seed", 0), in_place=True)
-    for name, layer in expert_layers(made).items():
-        _fold(layers[name], layer)
+    with upcycling.cached(model):
+        for name, layer in expert_layers(made).items():
+            _fold(layers[name], layer)
     _copy_lora(model, made)
     return made.eval()
 
@@ -99,11 +100,10 @@ def _rank(layers: dict[str, ExpertFFN]) -> int:
 
 def _bases(layer: ExpertFFN) -> dict[str, tuple[Tensor, Tensor | None]]:
     """Return E_m [out, in] and b_m [out] or None of a layer's maps, also where they are carried."""
-    link = layer.link if isinstance(layer, MergedFFN) else None
-    carried = {} if link is None else link.bases(Pass())
+    carried = layer.carried() if isinstance(layer, MergedFFN) else {}
     found = {}
     for name, linear in layer.linears.items():
-        weight, bias, _ = carried.get(name, linear.own)
+        weight, bias = carried.get(name, linear.own)
         found[name] = (weight.base, None if bias is None else bias.base)
     return found
 

@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 from camex_ft.exporting.routing import MeanRouting, batches
 from camex_ft.results.record import Record
 from camex_ft.training.trainer import CamexTrainer
+from camex_ft.upcycling import cached
 
 Form = Literal["dense", "folded"]
 ROUNDS = 9  # forward passes of each model; the median of so many is steady on a busy machine
@@ -37,7 +38,7 @@ class Difference(NamedTuple):
 
 
 class Seconds(NamedTuple):
-    """Of a forward pass of one batch, evaluating: before and after; medians of passes in turns."""
+    """Of a forward pass of one batch, within an evaluation: before and after; medians of passes in turns."""
 
     before: float
     after: float
@@ -85,10 +86,11 @@ def difference(
 ) -> Difference:
     """Return how far the logits of `other` are from those of `one`, on the first rows of a data set."""
     largest = scale = 0.0
-    for inputs in batches(trainer, one, _some(rows, FEW)):
-        first, second = (_logits(model, inputs) for model in (one, other))
-        largest = max(largest, float((second - first).abs().max()))
-        scale = max(scale, float(first.abs().max()))
+    with cached(one), cached(other):
+        for inputs in batches(trainer, one, _some(rows, FEW)):
+            first, second = (_logits(model, inputs) for model in (one, other))
+            largest = max(largest, float((second - first).abs().max()))
+            scale = max(scale, float(first.abs().max()))
     return Difference(largest, scale)
 
 
@@ -97,7 +99,8 @@ def seconds(trainer: CamexTrainer, one: PreTrainedModel, other: PreTrainedModel,
     """Return the times of a forward pass of the first batch; both models have had one before."""
     size = trainer.args.eval_batch_size
     inputs = next(iter(batches(trainer, one, _some(rows, size))))
-    return Seconds(*in_turns([partial(_logits, model, inputs) for model in (one, other)]))
+    with cached(one), cached(other):
+        return Seconds(*in_turns([partial(_logits, model, inputs) for model in (one, other)]))
 
 
 def in_turns(calls: list[Callable[[], Any]], rounds: int = ROUNDS) -> list[float]:

@@ -72,12 +72,13 @@ def mean_routing(trainer: CamexTrainer, rows: Dataset) -> MeanRouting:
     sums: dict[str, _Sums] = {}
     model = cast(PreTrainedModel, trainer.model).eval()
     assert trainer.context is not None, "a model without experts has no routing"
-    for inputs in batches(trainer, model, rows):
-        with trainer.compute_loss_context_manager():
-            model(**inputs)
-        assert trainer.context.last is not None
-        for name, routing in trainer.context.last.layers.items():
-            sums.setdefault(name, _Sums()).add(routing)
+    with trainer.context.cached():
+        for inputs in batches(trainer, model, rows):
+            with trainer.compute_loss_context_manager():
+                model(**inputs)
+            assert trainer.context.last is not None
+            for name, routing in trainer.context.last.layers.items():
+                sums.setdefault(name, _Sums()).add(routing)
     weights = {name: each.weights / each.groups for name, each in sums.items()}
     inner = {name: each.entropy / each.groups for name, each in sums.items()}
     return MeanRouting(

@@ -15,7 +15,6 @@ from camex_ft.durable import write_atomically
 from camex_ft.folders import writing
 from camex_ft.inspection.spectra import Spectrum, spectrum
 from camex_ft.moe.chain import Bases, gram_matrix
-from camex_ft.moe.context import Pass
 from camex_ft.moe.experts import ExpertLinear
 from camex_ft.moe.ffn import ExpertFFN, MergedFFN
 from camex_ft.moe.low_rank_experts import LowRankLinear
@@ -27,7 +26,7 @@ from camex_ft.results.record import Record, all_finite, dumps
 from camex_ft.results.report import Picture, Section, write_report
 from camex_ft.steps import quieten
 from camex_ft.trained import load_trained, read_run
-from camex_ft.upcycling import expert_layers
+from camex_ft.upcycling import cached, expert_layers
 
 FOLDER = "inspection"
 LARGE = 1 << 16  # entries of a matrix from which on fewer layers' spectra are made
@@ -62,7 +61,8 @@ def inspect(run_folder: Path | str, out: Path | str | None = None) -> Path:
     with writing(target):
         target.mkdir(parents=True, exist_ok=True)
     model: nn.Module = load_trained(run_folder)[0]
-    similar = {name: domain_vectors(layer) for name, layer in expert_layers(model).items()}
+    with torch.no_grad(), cached(model):
+        similar = {name: domain_vectors(layer) for name, layer in expert_layers(model).items()}
     learned = spectra(model)
     numbers = all_finite(_numbers(result, similar, learned))
     record = result.record
@@ -95,8 +95,7 @@ def domain_vectors(layer: ExpertFFN) -> Vectors:
     tau_i is E_i - E_m for all matrices and biases of the layer together. E_m is the base expert, also where it is
     carried along the model; without one it is the experts' mean. For experts of low rank it is their frozen base.
     """
-    link = layer.link if isinstance(layer, MergedFFN) else None
-    bases: Mapping[str, Bases] = {} if link is None else link.bases(Pass())
+    bases = layer.carried() if isinstance(layer, MergedFFN) else {}
     parts = [_gram(linear, bases.get(name, linear.own)) for name, linear in layer.linears.items()]
     gram = torch.stack(parts).sum(0).cpu().numpy()
     length = np.sqrt(np.clip(np.diagonal(gram), 0, None))

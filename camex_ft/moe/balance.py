@@ -106,7 +106,7 @@ def balance_of(
     """
     experts = routing.weights.shape[-1]
     weights, loads = routing.weights, load(routing, top_k=top_k)
-    count = weights.new_tensor(weights[..., 0].numel()) if mask is None else (mask != 0).sum()
+    count = weights.new_ones(weights.shape[:-1]).sum() if mask is None else (mask != 0).sum()
     if mask is not None:
         padding = (mask == 0).unsqueeze(-1)
         weights, loads = weights.masked_fill(padding, 0), loads.masked_fill(padding, 0)

@@ -4,8 +4,8 @@
     E_m of layer l + 1    = step(E_m of layer l, domain vectors of layer l)        the protocol's step
 
 Only the first layer of a chain stores a base expert. What is carried does not depend on the input, but it is made in
-every forward pass, layer by layer, so that gradients flow back through it; without gradients it is kept for as long as
-no parameter changes. A layer whose matrices have other shapes than those of the layer before it starts a new chain.
+every forward pass, layer by layer, so that gradients flow back through it; in a scope in which parameters are declared
+unchanged it is cached. A layer whose matrices have other shapes than those of the layer before it starts a new chain.
 Source: CAMEx (arXiv 2502.18821, section 3.3); NAMEx (arXiv 2510.16138).
 """
 
@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from camex_ft.moe.plain import traced
 from camex_ft.moe.scratch import scratch
 from camex_ft.moe.vectors import slices
 
@@ -41,12 +42,10 @@ class Bases(NamedTuple):
 
     Attributes:
         weight, bias: base experts; None where the protocol has none, or the map no bias.
-        kept: where they are kept without gradients: an object that stands for their values.
     """
 
     weight: Carried | None
     bias: Carried | None
-    kept: object = None
 
 
 class Means(NamedTuple):
@@ -79,6 +78,8 @@ class Vectors:
 
     def sum(self, a: Tensor) -> Tensor:
         """Return sum_i a_i tau_i for weights a [N], which have no gradient; [...]."""
+        if traced():
+            return torch.einsum("n,n...->...", a.to(self.experts.dtype), self.experts - self.base)
         made: Tensor = WeightedSum.apply(self.experts, self.base, a)
         return made
 
@@ -140,6 +141,10 @@ def gram_matrix(experts: Tensor, base: Tensor) -> Tensor:
         experts: [N, out, in] or [N, out].
         base: [out, in] or [out].
     """
+    if traced():
+        tau = (experts - base).flatten(1)
+        tau = tau.to(torch.promote_types(tau.dtype, torch.float32))
+        return (tau @ tau.mT).double()
     count = experts.shape[0]
     total = torch.zeros(count, count, dtype=torch.float64, device=experts.device)
     for rows in slices(_matrices(experts)):

@@ -25,7 +25,8 @@ from torch import Tensor, nn
 from camex_ft.moe.balance import Balance
 from camex_ft.moe.chain import Bases
 from camex_ft.moe.layout import Layout
-from camex_ft.moe.reuse import Accumulation, Micro
+from camex_ft.moe.plain import traced
+from camex_ft.moe.reuse import Accumulation, Micro, ParameterCache
 from camex_ft.moe.routing import masked_mean
 from camex_ft.moe.state import LayerState, RoutingState
 
@@ -66,6 +67,7 @@ class Pass:
         state: goes in: what routing remembers with the cache.
         encoded: goes in, or comes from the encoder on the way: its output, pooled over the tokens that count; [B, d].
         micro: goes in: which micro-batch of an optimizer step this is, where it has several.
+        parameter_cache: goes in: results of parameters that are declared unchanged, or None.
         seed: goes in: what random multipliers of domain vectors are drawn from; None: the process's generator.
         carried: made on the way: base experts by layer name and map, of dynamic merging.
         grams, bargains: made on the way: Gram matrices of domain vectors and Nash weights by layer name.
@@ -81,6 +83,7 @@ class Pass:
     state: RoutingState | None = None
     encoded: Tensor | None = None
     micro: Micro | None = None
+    parameter_cache: ParameterCache | None = None
     seed: int | None = None
     carried: dict[str, Mapping[str, Bases]] = field(default_factory=dict)
     grams: dict[str, Tensor] = field(default_factory=dict)
@@ -146,6 +149,7 @@ class _Local(threading.local):
         self.entered: list[nn.Module] = []
         self.last: Pass | None = None
         self.accumulation = Accumulation()
+        self.parameter_cache: ParameterCache | None = None
         self.seed: int | None = None
 
 
@@ -180,6 +184,11 @@ class RoutingContext:
         """The pass that this thread finished last, or None."""
         return self._local.last
 
+    @property
+    def parameter_cache(self) -> ParameterCache | None:
+        """The cache of the `cached` block that this thread is in, or None."""
+        return self._local.parameter_cache
+
     def forget(self) -> None:
         """Forget all passes, which an error may have ended, with what they hold for a backward pass."""
         self._local.accumulation.give_up()
@@ -192,6 +201,24 @@ class RoutingContext:
         they come from have their gradients after the `last` one.
         """
         return self._local.accumulation.micro_batch(last=last)
+
+    @contextmanager
+    def cached(self) -> Iterator[None]:
+        """Declare the model's parameters unchanged in the passes of a ``with`` block, within this thread.
+
+        What evaluation makes of them alone (transformed domain vectors, base experts that are carried, merged experts
+        of a segment) is then made once. A block within a block shares its cache; the outermost one drops it.
+        """
+        local = self._local
+        if local.parameter_cache is not None:
+            yield
+            return
+        local.parameter_cache = made = ParameterCache()
+        try:
+            yield
+        finally:
+            local.parameter_cache = None
+            made.clear()
 
     @contextmanager
     def seeded(self, seed: int) -> Iterator[None]:
@@ -231,7 +258,9 @@ class RoutingContext:
             arguments = inspect.signature(module.forward).bind_partial(*args, **kwargs).arguments
             arguments.update(arguments.pop("kwargs", {}))
             self._local.stack[-1] = self.read(self, module, arguments)
-            self._local.stack[-1].micro = self._local.accumulation.now
+            if not traced():  # which follows each pass by itself
+                self._local.stack[-1].micro = self._local.accumulation.now
+                self._local.stack[-1].parameter_cache = self._local.parameter_cache
             self._local.stack[-1].seed = self._local.seed
             if module.training:
                 self._wrap_checkpointing(module)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from camex_ft.moe.chain import Bases, Means
 from camex_ft.moe.expert_map import ExpertMap
 from camex_ft.moe.linear import merged_linear, merged_linear_and_mean
-from camex_ft.moe.reuse import Micro, Reuse, Shared, versions
+from camex_ft.moe.reuse import Micro, ParameterCache, Shared
 from camex_ft.moe.settings import LayerSettings
 from camex_ft.moe.vectors import Recipe, transform
 
@@ -38,7 +38,7 @@ class ExpertLinear(ExpertMap):
         super().__init__((weight.shape[0], weight.shape[1]), settings)
         n = settings.experts
         self.sparse = settings.top_k < n
-        self.reuse = Reuse() if settings.keep_vectors else None
+        self.keep_vectors = settings.keep_vectors
         # a copied view would keep its strides (GPT-2 stores [in, out]), which a saved and loaded one has not
         weight = weight.detach().contiguous()
         self.experts = nn.Parameter(weight.repeat(n, 1, 1))
@@ -59,6 +59,7 @@ class ExpertLinear(ExpertMap):
         bases: Bases | None = None,
         *,
         seed: int | None = None,
+        cache: ParameterCache | None = None,
     ) -> Tensor:
         """Return x E_hat^T + b_hat; [G, L, out].
 
@@ -69,33 +70,41 @@ class ExpertLinear(ExpertMap):
             bases: the base expert, where it is carried.
             seed: of the protocol's multiplier in training, where it is random; None draws one from the process's
                 generator, so that a run's seed and its checkpoints determine the mask.
+            cache: of results of parameters that are declared unchanged; None makes them anew.
         """
-        return self._forward(x, weights, micro, bases or self.own, seed, mean=False)[0]
+        return self._forward(x, weights, micro, bases or self.own, seed, cache, mean=False)[0]
 
     def forward_and_mean(
-        self, x: Tensor, weights: Tensor, micro: Micro | None, bases: Bases
+        self,
+        x: Tensor,
+        weights: Tensor,
+        micro: Micro | None,
+        bases: Bases,
+        cache: ParameterCache | None = None,
     ) -> tuple[Tensor, Means]:
         """Return the same, and the means over the experts of M_i tau_i: [out, in], and of the bias [out] or None."""
-        y, mean = self._forward(x, weights, micro, bases, None, mean=True)
+        y, mean = self._forward(x, weights, micro, bases, None, cache, mean=True)
         assert mean is not None
         with torch.autocast(device_type=x.device.type, enabled=False):
             vectors = self.bias_vectors(bases)
         return y, Means(mean, None if vectors is None else vectors.mean(0))
 
-    def means(self, bases: Bases) -> Means:
+    def means(self, bases: Bases, cache: ParameterCache | None = None) -> Means:
         """Return the means alone."""
         x = self.experts.new_zeros(1, 1, self.experts.shape[2])
-        return self.forward_and_mean(x, x.new_zeros(1, len(self.experts)), None, bases)[1]
+        return self.forward_and_mean(x, x.new_zeros(1, len(self.experts)), None, bases, cache)[1]
 
     @torch.no_grad()
-    def merged(self, weights: Tensor, bases: Bases | None = None) -> tuple[Tensor, Tensor | None]:
+    def merged(
+        self, weights: Tensor, bases: Bases | None = None, cache: ParameterCache | None = None
+    ) -> tuple[Tensor, Tensor | None]:
         """Return E_hat [n, out, in] and b_hat [n, out] or None for routing weights [n, N], without a graph.
 
         The domain vectors are those of evaluation.
         """
         bases = bases or self.own
         recipe = self._recipe(0, bases)
-        shared = self._shared(recipe, 0, None, bases)
+        shared = self._shared(recipe, 0, None, cache)
         vectors = transform(recipe) if shared is None else shared.vectors  # [N, out, in]
         s, flat = weights.to(vectors.dtype), vectors.flatten(1)  # [n, N], [N, out * in]
         with torch.autocast(device_type=vectors.device.type, enabled=False):
@@ -106,22 +115,20 @@ class ExpertLinear(ExpertMap):
         bias = self.merged_bias(weights, bases)
         return mixed.view(-1, *vectors.shape[1:]), None if bias is None else bias.flatten(1)
 
-    def state(self, bases: Bases) -> tuple[object, ...] | None:
-        """Return what changes when a parameter or the carried base does; None where that could not be noticed."""
-        return versions(self.parameters(), bases.kept)
-
-    def train(self, mode: bool = True) -> ExpertLinear:
-        """Choose training or evaluation; forget what was kept, but not between two micro-batches in training."""
-        if self.reuse is not None and not (mode and self.training):
-            self.reuse.forget()
-        return super().train(mode)
-
     def _forward(
-        self, x: Tensor, weights: Tensor, micro: Micro | None, bases: Bases, seed: int | None, *, mean: bool
+        self,
+        x: Tensor,
+        weights: Tensor,
+        micro: Micro | None,
+        bases: Bases,
+        seed: int | None,
+        cache: ParameterCache | None,
+        *,
+        mean: bool,
     ) -> tuple[Tensor, Tensor | None]:
         seed = self._seed(seed)
         recipe = self._recipe(seed, bases)
-        shared = self._shared(recipe, seed, micro, bases)
+        shared = self._shared(recipe, seed, micro, cache)
         if shared is not None and shared.seed != seed:
             seed = shared.seed
             recipe = self._recipe(seed, bases)
@@ -145,9 +152,12 @@ class ExpertLinear(ExpertMap):
         base = None if bases.weight is None else bases.weight.base
         return Recipe(self.experts, base, self._keep(seed, self.statistic), factors)
 
-    def _shared(self, recipe: Recipe, seed: int, micro: Micro | None, bases: Bases) -> Shared | None:
+    def _shared(
+        self, recipe: Recipe, seed: int, micro: Micro | None, cache: ParameterCache | None
+    ) -> Shared | None:
+        """Return T where it is made once for several calls, else None."""
         if (
-            self.reuse is None
+            not self.keep_vectors
             or self.sharded
             or recipe.base is None
             or (recipe.keep is None and recipe.factors is None)
@@ -156,11 +166,10 @@ class ExpertLinear(ExpertMap):
         if self.training:
             if micro is None or recipe.by_rows or not torch.is_grad_enabled():
                 return None
-            return self.reuse.within(micro.step, recipe, seed, self.carried or None)
-        if self.carried and bases.kept is None:
+            return micro.step.share(self, recipe, seed, recipe.tensors(base=not self.carried))
+        if cache is None or (torch.is_grad_enabled() and any(t.requires_grad for t in recipe.tensors())):
             return None
-        learns = torch.is_grad_enabled() and any(p.requires_grad for p in self.parameters())
-        return None if learns else self.reuse.kept(recipe, bases.kept)
+        return cache.share(self, recipe)
 
     def _seed(self, given: int | None) -> int:
         if not (self.rule.random and self.training):

@@ -18,13 +18,14 @@ import torch
 from torch import Tensor, nn
 
 from camex_ft.moe.balance import Balance, balance_of
-from camex_ft.moe.chain import Means
+from camex_ft.moe.chain import Bases, Means
 from camex_ft.moe.context import LayerRouting, Pass, RoutingContext
 from camex_ft.moe.experts import ExpertLinear, LayerSettings
 from camex_ft.moe.granularity import Flow, Groups, group
 from camex_ft.moe.kept import Kept, Map, keep
 from camex_ft.moe.link import Link
 from camex_ft.moe.low_rank_experts import LowRank, LowRankLinear
+from camex_ft.moe.plain import traced
 from camex_ft.moe.routing import Router
 
 KEPT = 2  # merged experts that generating keeps, in units of the layer's own experts and base
@@ -175,21 +176,21 @@ class MergedFFN(ExpertFFN):
         start = next(self.up.parameters()).new_zeros(self.settings.experts) if rule.bargains else None
         self.register_buffer("bargain", start)
 
-    def train(self, mode: bool = True) -> MergedFFN:
-        """Choose training or evaluation; forget the base expert that was kept."""
-        if self.link is not None:
-            self.link.forget()
-        return super().train(mode)
+    def carried(self) -> Mapping[str, Bases]:
+        """Return the base expert that is carried to this layer, by map, made of the parameters; else nothing."""
+        return (
+            {} if self.link is None else self.link.bases(Pass(parameter_cache=self.context.parameter_cache))
+        )
 
     @torch.compiler.disable(reason=NOT_COMPILED)
     def forward(self, hidden: Tensor) -> Tensor:
         """Return the layer's output for hidden states; [B, L, d] -> [B, L, d]."""
         groups = self._route(hidden)
         current = self.context.active or Pass()
-        x, s, micro = groups.x, groups.weights, current.micro
+        x, s, micro, cache = groups.x, groups.weights, current.micro, current.parameter_cache
         kept = self._kept(groups, current)
         bases = {} if kept is not None or self.link is None else self.link.bases(current)
-        passes = bool(bases) and (torch.is_grad_enabled() or self.sharded)
+        passes = self.link is not None and bool(bases) and (self.sharded or not self.link.caches(current))
         means: dict[str, Means | None] = dict.fromkeys(bases)
 
         def mapped(name: str, x: Tensor) -> Tensor:
@@ -198,9 +199,9 @@ class MergedFFN(ExpertFFN):
             linear = getattr(self, name)
             if not (passes and self._needs_mean):
                 seed = current.seed_of(f"{self.name}.{name}")
-                made: Tensor = linear(x, s, micro, bases.get(name), seed=seed)
+                made: Tensor = linear(x, s, micro, bases.get(name), seed=seed, cache=cache)
                 return made
-            made, means[name] = linear.forward_and_mean(x, s, micro, bases[name])
+            made, means[name] = linear.forward_and_mean(x, s, micro, bases[name], cache)
             return made
 
         inner = self.activation(mapped("up" if self.gate is None else "gate", x))  # [G, L', f]
@@ -216,8 +217,9 @@ class MergedFFN(ExpertFFN):
         return self.settings.rule.needs_mean and self.link is not None and self.link.following is not None
 
     def _kept(self, groups: Groups, current: Pass) -> Kept | None:
-        """Return merged experts that are kept from token to token, where that pays: while generating."""
-        if self.sharded:
+        """Return merged experts that are cached from token to token, where that pays: while generating."""
+        cache = current.parameter_cache
+        if self.sharded or cache is None:
             return None
         if self.low_rank is not None:  # two thin products a token cost less than matrices for every row
             return None
@@ -227,10 +229,12 @@ class MergedFFN(ExpertFFN):
         dtype, device = self.up.experts.dtype, groups.x.device.type
         if torch.is_autocast_enabled(device):
             dtype = torch.get_autocast_dtype(device)
+        moment = cache.moment(self)
         kept = served.kept
-        if kept is None or kept.rows is None or kept.dtype != dtype:
+        if kept is None or kept.rows is None or kept.dtype != dtype or kept.moment is not moment:
             most = KEPT * (self.settings.experts + 1)
-            kept = keep(groups.weights, kept, partial(self._merged, dtype, current), most=most, dtype=dtype)
+            make = partial(self._merged, dtype, current)
+            kept = keep(groups.weights, kept, make, most=most, dtype=dtype, moment=moment)
         crossed = state.weights is not served.weights  # a segment ended: others serve the next token
         current.remembered[self.name] = replace(state, kept=kept.stale() if crossed else kept)
         return kept if kept.maps else None
@@ -240,7 +244,7 @@ class MergedFFN(ExpertFFN):
         bases = {} if self.link is None else self.link.bases(current)
         made = {}
         for name, linear in self.linears.items():
-            weight, bias = linear.merged(weights, bases.get(name))
+            weight, bias = linear.merged(weights, bases.get(name), current.parameter_cache)
             made[name] = (weight.to(dtype), None if bias is None else bias.to(dtype))
         return made
 
@@ -255,6 +259,9 @@ class MixtureFFN(ExpertFFN):
         x, s = hidden.flatten(0, 1), groups.weights.flatten(0, 1)  # [M, d], [M, N]
         y = x.new_zeros(len(x), self.down.out_features)
         for i in range(self.settings.experts):
+            if traced():  # which tokens an expert serves is not known then
+                y = y + self._expert(x, i) * s[:, i, None].to(x.dtype)
+                continue
             tokens = s[:, i].nonzero().squeeze(1)  # [m]
             out = self._expert(x[tokens], i) * s[tokens, i, None].to(x.dtype)
             y = y.index_add(0, tokens, out.to(y.dtype))

@@ -1,4 +1,4 @@
-"""Merged experts that are kept while tokens are generated one by one: made once a segment, used for each of its tokens.
+"""Merged experts that are cached while tokens are generated one by one: made once a segment, used for all its tokens.
 
 Rows with the same routing weights, such as beams of one prompt or prompts in their first segment, share one. Those that
 differ lie one behind the other, [D, out, in], so that one batched product serves all rows.
@@ -29,12 +29,18 @@ class Kept:
         keys: the routing weights of each; [D].
         maps: name of a map -> (E_hat [D, out, in], b_hat [D, out] or None); empty where there are none.
         dtype: of the maps.
+        moment: stands for the values of the parameters that they were made of (`ParameterCache.moment`).
     """
 
     rows: tuple[int, ...] | None
     keys: tuple[Key, ...]
     maps: Mapping[str, Map]
     dtype: torch.dtype
+    moment: object = None
+
+    def __reduce__(self) -> tuple[type[None], tuple[()]]:
+        """Pickle nothing: cached experts do not outlive the scope in which parameters are declared unchanged."""
+        return type(None), ()
 
     def stale(self) -> Kept:
         """Return the same for rows whose routing weights may have changed."""
@@ -70,7 +76,15 @@ def _products(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return y.transpose(1, 2)
 
 
-def keep(weights: Tensor, before: Kept | None, make: Make, *, most: int, dtype: torch.dtype) -> Kept:
+def keep(
+    weights: Tensor,
+    before: Kept | None,
+    make: Make,
+    *,
+    most: int,
+    dtype: torch.dtype,
+    moment: object = None,
+) -> Kept:
     """Return merged experts for rows with these routing weights.
 
     Args:
@@ -79,13 +93,14 @@ def keep(weights: Tensor, before: Kept | None, make: Make, *, most: int, dtype: 
         make: merges experts.
         most: where more rows than these differ, none is made and `maps` is empty: the memory would grow with the batch.
         dtype: of the maps.
+        moment: stands for the values of the parameters that `make` uses.
     """
     rows = [tuple(row) for row in weights.tolist()]
     keys = tuple(dict.fromkeys(rows))
     place = {key: i for i, key in enumerate(keys)}
     if len(keys) > most:
-        return Kept(tuple(place[row] for row in rows), keys, {}, dtype)
-    usable = before is not None and before.maps and before.dtype == dtype
+        return Kept(tuple(place[row] for row in rows), keys, {}, dtype, moment)
+    usable = before is not None and before.maps and before.dtype == dtype and before.moment is moment
     known = [key for key in before.keys if key in place] if usable and before is not None else []
     new = [key for key in keys if key not in known]
     keys = (*known, *new)
@@ -94,7 +109,7 @@ def keep(weights: Tensor, before: Kept | None, make: Make, *, most: int, dtype: 
     if known and before is not None:
         chosen = torch.tensor([before.keys.index(key) for key in known], device=weights.device)
         made = {name: _stack(pair, made.get(name), chosen) for name, pair in before.maps.items()}
-    return Kept(tuple(place[row] for row in rows), keys, made, dtype)
+    return Kept(tuple(place[row] for row in rows), keys, made, dtype, moment)
 
 
 def _stack(old: Map, new: Map | None, chosen: Tensor) -> Map:

@@ -57,13 +57,13 @@ class Layout:
         batch, length = shape
         before = () if state is None else state.counts
         real = None if mask is None else (mask != 0).sum(1)
-        added = [length] * batch
-        if real is not None and keep:
-            added = real.tolist()
+        after: tuple[int, ...] = ()
+        if keep:
+            added = [length] * batch if real is None else real.tolist()
             if min(added) == length:
                 mask = real = None
+            after = tuple(c + n for c, n in zip(before or [0] * batch, added, strict=True))
         order = None if mask is None else (mask == 0).to(torch.int8).argsort(dim=1, stable=True)
-        after = tuple(c + n for c, n in zip(before or [0] * batch, added, strict=True)) if keep else ()
         return cls(shape, mask, order, real, before, after, documents)
 
     def flags(self, device: torch.device) -> Tensor:

@@ -21,6 +21,7 @@ from camex_ft.moe.cost import Form, Shape, cheaper, curves_once
 from camex_ft.moe.factors import Factors
 from camex_ft.moe.merge import Gradients, merge_backward, merge_forward
 from camex_ft.moe.mix import Mix, mix_backward, mix_forward
+from camex_ft.moe.plain import merged_linear_traced, traced
 from camex_ft.moe.reuse import Shared
 from camex_ft.moe.source import Call, Gathered, Source, select
 from camex_ft.moe.vectors import Keep, Recipe, Weigh
@@ -204,6 +205,11 @@ def _run(
     device = x.device.type
     if torch.is_autocast_enabled(device):
         x = x.to(torch.get_autocast_dtype(device))
+    if traced():
+        with torch.autocast(device_type=device, enabled=False):
+            return merged_linear_traced(
+                x, weights, experts, base, alpha=given.alpha, keep=given.keep, factors=given.factors
+            )
     lead = x.shape[:2]
     if weights.dim() == 3:  # every token is a group
         x, weights = x.flatten(0, 1).unsqueeze(1), weights.flatten(0, 1)  # [G * L, 1, in], [G * L, N]

@@ -1,8 +1,8 @@
 """A layer's place in a chain of dynamic merging: where its base expert comes from, and what it passes on.
 
 In training a layer makes the base expert of the next one while it runs, with what its own merging needs anyway, and
-leaves it in the `Pass`; gradients flow back from layer to layer. Where gradients are off, base experts are made once
-and kept for as long as no parameter changes. A layer that runs by itself, outside a pass, makes those before it too.
+leaves it in the `Pass`; gradients flow back from layer to layer. So it does in evaluation, unless the pass has a cache:
+then base experts are made once and cached. A layer that runs by itself, outside a pass, makes those before it too.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from camex_ft.moe.chain import Bases, Carried, Means, Vectors, gram_matrix
 from camex_ft.moe.nash import nash_weights
+from camex_ft.moe.plain import traced
 
 if TYPE_CHECKING:
     from camex_ft.moe.context import Pass
@@ -52,12 +53,6 @@ class Link:
         self.following: Link | None = None
         if previous is not None:
             previous.following = self
-        self._kept: Carry | None = None
-        self._state: tuple[object, ...] | None = None
-
-    def forget(self) -> None:
-        """Drop what is kept."""
-        self._kept = self._state = None
 
     def bases(self, current: Pass) -> Carry:
         """Return the layer's base expert by map, from the pass or made anew."""
@@ -68,7 +63,7 @@ class Link:
             before = self.previous.bases(current)
             found = (
                 self.previous.made(before, current)
-                if torch.is_grad_enabled()
+                if not self.caches(current)
                 else self._settled(before, current)
             )
             current.carried[self.layer.name] = found
@@ -85,21 +80,24 @@ class Link:
         """Return the next layer's base expert, from this layer's parameters alone."""
         needed = self.layer.settings.rule.needs_mean
         linears = self.layer.linears.items()
-        return self._advance(bases, {n: m.means(bases[n]) if needed else None for n, m in linears}, current)
+        cache = current.parameter_cache
+        means = {n: m.means(bases[n], cache) if needed else None for n, m in linears}
+        return self._advance(bases, means, current)
+
+    def caches(self, current: Pass) -> bool:
+        """Return whether base experts are cached in a pass, and not passed on from layer to layer."""
+        settings = self.layer.settings
+        return current.parameter_cache is not None and settings.keep_vectors and not torch.is_grad_enabled()
 
     def _settled(self, before: Carry, current: Pass) -> Carry:
-        """Return the layer's base expert without a graph, kept while the chain before it stays the same."""
-        assert self.previous is not None
-        layer = self.previous.layer
-        states = [linear.state(before[name]) for name, linear in layer.linears.items()]
-        keeps = layer.settings.keep_vectors and None not in states
-        if keeps and self._kept is not None and self._state == tuple(states):
-            return self._kept
-        made = self.previous.made(before, current)
-        if keeps:
-            self._kept = made = {name: b._replace(kept=object()) for name, b in made.items()}
-            self._state = tuple(states)
-        return made
+        """Return the layer's base expert without a graph, cached while the chain before it stays the same."""
+        previous, cache = self.previous, current.parameter_cache
+        assert previous is not None and cache is not None
+        carried = [part for base in before.values() for part in (base.weight, base.bias) if part is not None]
+        tensors = [t for part in carried for t in part if t is not None]
+        own = previous.layer.linears.values()
+        made_of = (*tensors, *(p for linear in own for p in linear.parameters()))
+        return cache.get(self, made_of, lambda: previous.made(before, current))
 
     def _advance(self, bases: Carry, means: Mapping[str, Means | None], current: Pass) -> Carry:
         step, following = self.layer.settings.rule.step, self.following
@@ -116,7 +114,7 @@ class Link:
         made = {}
         with torch.autocast(device_type=self.layer.linears["up"].experts.device.type, enabled=False):
             for name, linear in self.layer.linears.items():
-                (weight, bias, _), (mean, bias_mean) = bases[name], means[name] or (None, None)
+                (weight, bias), (mean, bias_mean) = bases[name], means[name] or (None, None)
                 made[name] = Bases(
                     carry(linear.experts, weight, mean), carry(linear.expert_bias, bias, bias_mean)
                 )
@@ -136,7 +134,7 @@ class Link:
         known = current.bargains.get(layer.name)
         if known is None:
             known = nash_weights(self._gram(bases, current), start=layer.bargain)
-            if layer.training and layer.bargain is not None:
+            if layer.training and layer.bargain is not None and not traced():
                 with torch.no_grad():
                     layer.bargain.copy_(known)  # where the next step starts from
             current.bargains[layer.name] = known

@@ -23,7 +23,7 @@ from torch.nn import functional as F
 
 from camex_ft.moe.chain import Bases
 from camex_ft.moe.expert_map import ExpertMap
-from camex_ft.moe.reuse import Micro, versions
+from camex_ft.moe.reuse import Micro, ParameterCache
 from camex_ft.moe.settings import LayerSettings
 
 Pair = tuple[Tensor, Tensor]
@@ -75,7 +75,6 @@ class LowRankLinear(ExpertMap):
         # weights that sum to less than 1 scale the base with them, where no base stands by itself
         scaled = settings.router.normalise == "before" and settings.top_k < n
         self.shares_base = not settings.base and scaled
-        self._kept: tuple[tuple[object, ...], Pair] | None = None
         self.reset_parameters()
 
     @torch.no_grad()
@@ -95,16 +94,17 @@ class LowRankLinear(ExpertMap):
         bases: Bases | None = None,
         *,
         seed: int | None = None,
+        cache: ParameterCache | None = None,
     ) -> Tensor:
         """Return x E_hat^T + b_hat, in autocast's dtype or the base's; [G, L, out].
 
         Args:
             x: [G, L, in].
             weights: routing weights; [G, N] or [G, L, N].
-            micro, bases, seed: as of `ExpertLinear.forward`; nothing is shared between calls that learn, nothing
+            micro, bases, seed, cache: as of `ExpertLinear.forward`; nothing is shared between calls that learn, nothing
                 carried, nothing drawn.
         """
-        left, right = self.factors()  # B' [N, out, r'], A' [N, r', in]
+        left, right = self.factors(cache)  # B' [N, out, r'], A' [N, r', in]
         with torch.autocast(device_type=x.device.type, enabled=False):
             left = left.permute(1, 0, 2).flatten(1)  # [out, N r']
         x = x.to(self._dtype(x))
@@ -127,18 +127,14 @@ class LowRankLinear(ExpertMap):
             self.low_rank.scale * h, self.expert_out[i].to(x.dtype)
         )
 
-    def factors(self) -> Pair:
-        """Return B' [N, out, r'] and A' [N, r', in], the curvature applied; kept in evaluation without gradients."""
+    def factors(self, cache: ParameterCache | None = None) -> Pair:
+        """Return B' [N, out, r'] and A' [N, r', in], the curvature applied; cached in evaluation without gradients."""
         if self.curvature is None:
             return self.expert_out, self.expert_in
-        if self.training or self.sharded or torch.is_grad_enabled():
+        if cache is None or self.training or self.sharded or torch.is_grad_enabled():
             return self._curve()
-        state = versions(self.parameters())
-        if state is None:
-            return self._curve()
-        if self._kept is None or self._kept[0] != state:
-            self._kept = state, self._curve()
-        return self._kept[1]
+        made_of = (self.expert_out, self.expert_in, *self.curvature.factors)
+        return cache.get(self, made_of, self._curve)
 
     @torch.no_grad()
     def vectors(self) -> Tensor:
@@ -154,10 +150,12 @@ class LowRankLinear(ExpertMap):
         return self.low_rank.scale**2 * (left * right).sum((-1, -2))
 
     @torch.no_grad()
-    def merged(self, weights: Tensor, bases: Bases | None = None) -> tuple[Tensor, Tensor | None]:
+    def merged(
+        self, weights: Tensor, bases: Bases | None = None, cache: ParameterCache | None = None
+    ) -> tuple[Tensor, Tensor | None]:
         """Return E_hat [n, out, in] and b_hat [n, out] or None for routing weights [n, N], without a graph."""
         with torch.autocast(device_type=weights.device.type, enabled=False):
-            left, right = self.factors()
+            left, right = self.factors(cache)
             s = self.alpha * self.low_rank.scale * weights.to(left.dtype)  # [n, N]
             scaled = torch.einsum("gn,nor->gonr", s, left).flatten(2)  # [n, out, N r']
             base = self.base.to(left.dtype)
@@ -166,11 +164,6 @@ class LowRankLinear(ExpertMap):
             made = base + scaled @ right.flatten(0, 1)
         bias = self.merged_bias(weights)
         return made, None if bias is None else bias.flatten(1)
-
-    def train(self, mode: bool = True) -> LowRankLinear:
-        """Choose training or evaluation; forget what was kept."""
-        self._kept = None
-        return super().train(mode)
 
     def extra_repr(self) -> str:
         """Return the sizes."""

@@ -4,7 +4,9 @@
     E_hat = E_m + alpha * sum_i s_i T_i                                                    [G, out, in]
     y     = x E_hat^T                                                                      [G, L, out]
 
-It makes the [G, N, out, in] product on purpose; nothing in training calls it.
+`merged_linear_plain` makes the [G, N, out, in] product on purpose; nothing but tests and benchmarks calls it.
+`merged_linear_traced` is what `torch.export` and the transforms of `torch.func` see, which follow each operation: the
+same formula with autograd's own backward pass, and without buffers that are used again.
 Source: CAMEx (arXiv 2502.18821, section 3).
 """
 
@@ -16,6 +18,36 @@ from torch import Tensor
 from camex_ft.moe import diagonal, low_rank
 from camex_ft.moe.factors import Factors
 from camex_ft.moe.vectors import Weigh
+
+
+def traced() -> bool:
+    """Return whether `torch.export` or a transform of `torch.func` follows the operations."""
+    # nothing public tells of torch.func; torch's own `autograd.Function.apply` asks the same (2.13)
+    return torch.compiler.is_exporting() or torch._C._are_functorch_transforms_active()
+
+
+def merged_linear_traced(
+    x: Tensor,
+    weights: Tensor,
+    experts: Tensor,
+    base: Tensor | None,
+    *,
+    alpha: float,
+    keep: Weigh | None,
+    factors: Factors | None,
+) -> tuple[Tensor, Tensor]:
+    """Return y = x E_hat^T and the mean of T over the experts; arguments and shapes as those of `merged_linear`.
+
+    Groups of tokens have E_hat merged, [G, out, in]; where each token is a group, outputs of the T_i are mixed.
+    """
+    vectors = vectors_plain(experts, base, keep, factors)  # [N, out, in]
+    if weights.dim() == 3:
+        each = torch.einsum("gli,noi->glno", x, vectors.to(x.dtype))
+        y = alpha * (weights.to(x.dtype).unsqueeze(-1) * each).sum(2)  # [G, L, out]
+        return (y if base is None else y + x @ base.to(x.dtype).mT), vectors.mean(0)
+    merged = alpha * (weights.to(experts.dtype) @ vectors.flatten(1)).unflatten(1, experts.shape[1:])
+    merged = merged if base is None else base + merged
+    return x @ merged.to(x.dtype).mT, vectors.mean(0)
 
 
 def curve_plain(tau: Tensor, factors: Factors) -> Tensor:

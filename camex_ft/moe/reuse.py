@@ -1,22 +1,26 @@
-"""When transformed domain vectors T are made once for several calls.
+"""When results that are made of parameters are made once for several calls.
 
-In evaluation T is kept for as long as experts, base and curvature stay the same; `Reuse` notices changes made in place
-and tensors that were exchanged, and forgets on every change between training and evaluation.
-In training T is made once for the micro-batches of an optimizer step (a `Step`): their gradients with respect to T are
-summed, and the backward pass of the last one takes the sum back through multiplier and curvature, which are linear.
+`ParameterCache`: forward passes without gradients within a scope in which parameters are declared unchanged, such as
+an evaluation or one call of `generate` (`RoutingContext.cached`). Outside of a scope every pass makes them again, since
+an edit through ``parameter.data`` leaves no trace.
+`Step`: the micro-batches of an optimizer step. Transformed domain vectors T are made once; their gradients with respect
+to T are summed, and the backward pass of the last one takes the sum back through multiplier and curvature, which are
+linear.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from camex_ft.moe.vectors import Recipe, transform
+
+Result = TypeVar("Result")
 
 
 @dataclass(eq=False)
@@ -36,11 +40,103 @@ class Shared:
     closed: bool = False
 
 
+class Snapshot:
+    """Tensors at one moment, by identity, address and version counter.
+
+    Their memory is held, so that no later tensor has the address of an earlier one. An edit through ``.data`` counts no
+    version and is not seen; an inference tensor has no version.
+    """
+
+    def __init__(self, tensors: Iterable[Tensor]) -> None:
+        self._tensors = tuple(tensors)
+        self._memory = [t.detach() for t in self._tensors]
+        self._state = self._now()
+
+    def of(self, tensors: Iterable[Tensor]) -> bool:
+        """Return whether these are the same tensors, unchanged."""
+        given = tuple(tensors)
+        same = len(given) == len(self._tensors) and all(map(_is, given, self._tensors))
+        return same and self.unchanged()
+
+    def unchanged(self) -> bool:
+        """Return whether no change was counted since."""
+        return self._now() == self._state
+
+    def _now(self) -> list[tuple[int, int, torch.dtype]]:
+        return [(t.data_ptr(), 0 if t.is_inference() else t._version, t.dtype) for t in self._tensors]
+
+
+def _is(one: object, other: object) -> bool:
+    return one is other
+
+
+class ParameterCache:
+    """Results of parameters that are declared unchanged; a change that counts versions is noticed all the same."""
+
+    def __init__(self) -> None:
+        self._entries: dict[object, tuple[Snapshot, Any]] = {}
+        self._moments: dict[nn.Module, tuple[Snapshot, object]] = {}
+
+    def get(self, owner: object, tensors: Iterable[Tensor], make: Callable[[], Result]) -> Result:
+        """Return the owner's result, which is made of the tensors; made anew where one of them changed."""
+        given = tuple(tensors)
+        entry = self._entries.get(owner)
+        if entry is None or not entry[0].of(given):
+            entry = self._entries[owner] = Snapshot(given), make()
+        result: Result = entry[1]
+        return result
+
+    def share(self, owner: object, recipe: Recipe) -> Shared:
+        """Return T of a map in evaluation."""
+        return self.get(owner, recipe.tensors(), lambda: Shared(transform(recipe)))
+
+    def moment(self, module: nn.Module) -> object:
+        """Return an object that stands for the values of a module's parameters now.
+
+        A change drops everything: other modules' results may depend on these parameters.
+        """
+        found = self._moments.get(module)
+        if found is not None and not found[0].unchanged():
+            self.clear()
+            found = None
+        if found is None:
+            found = self._moments[module] = Snapshot(module.parameters()), object()
+        return found[1]
+
+    def clear(self) -> None:
+        """Drop all results."""
+        self._entries.clear()
+        self._moments.clear()
+
+
 @dataclass(eq=False)
 class Step:
-    """The micro-batches of one optimizer step, and what their calls share."""
+    """The micro-batches of one optimizer step, and the domain vectors that their calls share, by map."""
 
-    shared: list[Shared] = field(default_factory=list)
+    shared: dict[object, tuple[Snapshot, Shared]] = field(default_factory=dict)
+
+    def share(self, owner: object, recipe: Recipe, seed: int, tensors: Iterable[Tensor]) -> Shared:
+        """Return T of a map; the first micro-batch's recipe, and the seed of its multiplier, count for all.
+
+        Args:
+            owner: the map.
+            recipe: what T is made of.
+            seed: of the multiplier.
+            tensors: those of the recipe that have to stay the same. A base expert that is carried is another tensor in
+                every micro-batch, of the same values.
+
+        Raises:
+            RuntimeError: a parameter changed since the step's first micro-batch.
+        """
+        found = self.shared.get(owner)
+        if found is None:
+            with torch.no_grad():
+                found = self.shared[owner] = Snapshot(tensors), Shared(transform(recipe), seed)
+        elif not found[0].of(tensors):
+            raise RuntimeError(
+                "experts, base or curvature changed between the micro-batches of one optimizer step"
+            )
+        return found[1]
 
     def release(self) -> None:
         """Free the domain vectors.
@@ -57,8 +153,9 @@ class Step:
 
     def give_up(self) -> int:
         """Free the domain vectors, and return how many maps have gradients that were not taken further."""
-        lost = sum(shared.grad is not None and not shared.closed for shared in self.shared)
-        for shared in self.shared:
+        every = [shared for _, shared in self.shared.values()]
+        lost = sum(shared.grad is not None and not shared.closed for shared in every)
+        for shared in every:
             shared.vectors, shared.grad = shared.vectors.new_empty(0), None
         self.shared.clear()
         return lost
@@ -101,78 +198,3 @@ class Accumulation:
         if self._step is not None:
             self._step.give_up()
         self._step = self.now = None
-
-
-class Reuse:
-    """One map's transformed domain vectors, kept while they stay the same. A copied map starts without."""
-
-    def __init__(self) -> None:
-        self._shared: Shared | None = None
-        self._state: tuple[object, ...] = ()
-        self._step: Step | None = None
-
-    def __deepcopy__(self, memo: object) -> Reuse:
-        return Reuse()
-
-    def __reduce__(self) -> tuple[type[Reuse], tuple[()]]:
-        return Reuse, ()
-
-    def forget(self) -> None:
-        """Drop what is kept."""
-        self._shared, self._state, self._step = None, (), None
-
-    def kept(self, recipe: Recipe, carried: object = None) -> Shared | None:
-        """Return T for evaluation, made anew if a parameter changed; None where changes could not be noticed.
-
-        `carried` stands for the values of a base expert that is carried; None: it is a parameter.
-        """
-        state = _state(recipe, carried)
-        if state is None:
-            return None
-        if self._shared is None or self._state != state or self._step is not None:
-            self._set(Shared(transform(recipe)), state, None)
-        return self._shared
-
-    def within(self, step: Step, recipe: Recipe, seed: int, carried: object = None) -> Shared | None:
-        """Return T for a micro-batch of `step`; the first one's recipe, and the seed of its multiplier, count for all.
-
-        A base expert that is `carried` is another tensor in every micro-batch, of the same values.
-
-        Raises:
-            RuntimeError: a parameter changed since the step's first micro-batch.
-        """
-        state = _state(recipe, carried)
-        if state is None:
-            return None
-        if self._shared is None or self._step is not step:
-            with torch.no_grad():
-                self._set(Shared(transform(recipe), seed), state, step)
-            if self._shared is not None:
-                step.shared.append(self._shared)
-        elif self._state != state:
-            raise RuntimeError(
-                "experts, base or curvature changed between the micro-batches of one optimizer step"
-            )
-        return self._shared
-
-    def _set(self, shared: Shared, state: tuple[object, ...], step: Step | None) -> None:
-        self._shared, self._state, self._step = shared, state, step
-
-
-def _state(recipe: Recipe, carried: object = None) -> tuple[object, ...] | None:
-    """Return what changes when a parameter does, or None for tensors that do not count their changes.
-
-    `carried` stands for the values of a base expert that is carried; None: it is a parameter.
-    """
-    own = recipe.base if carried is None else None
-    statistic = None if recipe.keep is None else recipe.keep.statistic
-    tensors = (recipe.experts, own, statistic, *(recipe.factors or ()))
-    return versions((t for t in tensors if t is not None), carried)
-
-
-def versions(tensors: Iterable[Tensor], carried: object = None) -> tuple[object, ...] | None:
-    """Return what changes when one of the tensors or `carried` does, or None where that could not be noticed."""
-    found = list(tensors)
-    if any(t.is_inference() for t in found):
-        return None
-    return carried, *((t.data_ptr(), t._version, t.dtype) for t in found)

@@ -65,6 +65,12 @@ class Recipe(NamedTuple):
     keep: Keep | None
     factors: Factors | None
 
+    def tensors(self, *, base: bool = True) -> list[Tensor]:
+        """Return the tensors that T depends on, the base expert among them if asked for."""
+        statistic = None if self.keep is None else self.keep.statistic
+        given = (self.experts, self.base if base else None, statistic, *(self.factors or ()))
+        return [tensor for tensor in given if tensor is not None]
+
     @property
     def keep_is_pointwise(self) -> bool:
         """Whether rows can be multiplied apart."""

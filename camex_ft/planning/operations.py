@@ -95,7 +95,7 @@ def shape_of(linear: ExpertLinear, layer: ExpertFFN, groups: int, length: int) -
 
 def shares_vectors(linear: ExpertLinear, batch: Batch) -> bool:
     """Whether domain vectors are made once for all micro-batches of a step, and kept between them."""
-    if batch.steps == 1 or linear.reuse is None:
+    if batch.steps == 1 or not linear.keep_vectors:
         return False
     keep = linear.rule.keep(training=True, seed=0, device=linear.experts.device)
     return linear.curvature is not None or (keep is not None and not keep.pointwise)

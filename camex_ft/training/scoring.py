@@ -110,11 +110,15 @@ class ScoringTrainer(BatchSizeTrainer):
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
-        """Evaluate, with the mean loss over all targets of all processes; transformers' own is a mean over batches."""
+        """Evaluate, with the mean loss over all targets of all processes; transformers' own is a mean over batches.
+
+        Parameters do not change meanwhile, so that what is computed from them alone is cached.
+        """
         self._losses = []
-        made = super().evaluation_loop(
-            dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
-        )
+        with nullcontext() if self.context is None else self.context.cached():
+            made = super().evaluation_loop(
+                dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
+            )
         if not self._losses:
             return made
         sums = torch.stack(self._losses).cpu().double().sum(0)

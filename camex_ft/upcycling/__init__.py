@@ -15,6 +15,7 @@ from camex_ft.upcycling.classes import plain_class, plain_config
 from camex_ft.upcycling.granularities import granularity_of
 from camex_ft.upcycling.layers import (
     base_chains,
+    cached,
     caches,
     expert_layers,
     freeze,
@@ -26,6 +27,7 @@ from camex_ft.upcycling.making import for_run, upcycle
 
 __all__ = [
     "base_chains",
+    "cached",
     "caches",
     "expert_layers",
     "for_run",

@@ -26,6 +26,7 @@ from camex_ft.architectures import PREFIX
 from camex_ft.errors import UserError
 from camex_ft.upcycling import entry
 from camex_ft.upcycling.granularities import CAUSAL
+from camex_ft.upcycling.layers import cached
 from camex_ft.upcycling.restructuring import restructure
 
 NAME = "Camex"
@@ -37,6 +38,10 @@ class UpcycledConfig:
     """Mixed into the class of a configuration whose models have experts, as its entry ``camex`` says."""
 
     plain: ClassVar[type[PreTrainedConfig]]
+
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        """Pickle the plain class, from which the class is made again."""
+        return _by_plain_class(self, super().__reduce_ex__(protocol), config_class)
 
     def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
         """Write ``config.json``, with the format of the entry and the versions that write it."""
@@ -52,6 +57,10 @@ class Upcycled:
     plain: ClassVar[type[PreTrainedModel]]
     # `loading.read_as`, which sets it: reading a saved model needs the classes that are made here
     reader: ClassVar[Callable[..., Any]]
+
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        """Pickle the plain class, from which the class is made again."""
+        return _by_plain_class(self, super().__reduce_ex__(protocol), model_class)
 
     def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
         saved = getattr(config, entry.KEY, None)
@@ -86,6 +95,11 @@ class Upcycled:
         read = super().from_pretrained  # type: ignore[misc]
         return cls.reader(cls, read, pretrained_model_name_or_path, args, kwargs)
 
+    def generate(self, *args: Any, **kwargs: Any) -> Any:
+        """Generate as transformers does; the parameters are taken to stay as they are meanwhile."""
+        with cached(cast(PreTrainedModel, self)):
+            return super().generate(*args, **kwargs)  # type: ignore[misc]
+
 
 def config_class(plain: type[PreTrainedConfig]) -> type[PreTrainedConfig]:
     """Return the configuration class of upcycled models of a plain one's; the auto classes know it from then on."""
@@ -114,6 +128,19 @@ def model_class(plain: type[PreTrainedModel]) -> type[PreTrainedModel]:
         if plain not in _made:  # the configuration's models are made with it
             _made[plain] = type(NAME + plain.__name__, (Upcycled, plain), members)
         return _made[plain]
+
+
+def _by_plain_class(made: Any, reduced: Any, kind: Callable[[Any], type]) -> tuple[Any, ...]:
+    """Return how to pickle an object whose class `kind` makes of a plain one; a subclass is pickled by its name."""
+    plain = made.plain
+    if _made.get(plain) is not type(made):
+        return tuple(reduced)
+    return _blank, (kind, plain), *reduced[2:]
+
+
+def _blank(kind: Callable[[Any], type], plain: type) -> Any:
+    """Return an object of the class that `kind` makes of a plain one, without any state."""
+    return object.__new__(kind(plain))
 
 
 def _register_models(plain: type[PreTrainedConfig], made: type[PreTrainedConfig]) -> None:

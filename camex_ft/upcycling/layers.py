@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -30,6 +31,16 @@ def base_chains(model: nn.Module) -> list[list[str]]:
 def routing_context(model: nn.Module) -> RoutingContext | None:
     """Return the model's routing context, or None where no layer has experts."""
     return next((layer.context for layer in expert_layers(model).values()), None)
+
+
+def cached(model: nn.Module) -> AbstractContextManager[None]:
+    """Declare the model's parameters unchanged in a ``with`` block, so that what evaluation makes of them is made once.
+
+    Without it every forward pass makes transformed domain vectors and merged experts again. `generate` and the
+    Trainer's evaluations declare it themselves. In the block, a change through ``parameter.data`` is not seen.
+    """
+    context = routing_context(model)
+    return nullcontext() if context is None else context.cached()
 
 
 def keep_nothing(model: nn.Module) -> None:

@@ -13,6 +13,7 @@ from camex_ft import cli
 from camex_ft.bench.decode import Decoding, bench_decode, dense_model, upcycled
 from camex_ft.bench.settings import DecodeBench
 from camex_ft.errors import UserError
+from camex_ft.upcycling import cached
 
 FIGURES = {"dense_step_s", "step_s", "ratio_dense", "first_token_s", "merging_a_token_s", "times"}
 
@@ -33,7 +34,8 @@ def tiny(**given: Any) -> DecodeBench:
 def test_rows_share_a_merged_expert_where_they_share_a_prompt(same):
     settings = tiny(batch=4, same_prompt=same, experts=4)
     decoding = Decoding(upcycled(dense_model(settings), settings), settings)
-    decoding()
+    with cached(decoding.model):
+        decoding()
     kept = [layer.kept for layer in decoding.cache.routing.layers.values()]
     assert [len(each.keys) for each in kept] == [1 if same else 4] * 2
 

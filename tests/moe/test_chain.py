@@ -183,31 +183,34 @@ def test_without_curvature_and_at_alpha_one_the_base_makes_no_difference(
 
 
 @pytest.mark.parametrize(("protocol", "options"), CASES)
-def test_evaluation_keeps_bases_and_notices_changes(protocol: str, options: dict[str, float]) -> None:
+def test_a_scope_caches_bases_and_notices_changes(protocol: str, options: dict[str, float]) -> None:
     stack, x = Stack(protocol, options).eval(), tokens(2, 5)
-    with torch.no_grad():
-        first = stack(x)
+    with torch.no_grad(), stack.context.cached():
+        first, cache = stack(x), stack.context.parameter_cache
         close(first, plain(stack, protocol, options, x))
-        kept = stack.layers[2].link._kept
-        assert kept is not None
-        assert torch.equal(stack(x), first) and stack.layers[2].link._kept is kept
+        kept = cache._entries[stack.layers[2].link][1]
+        assert torch.equal(stack(x), first) and cache._entries[stack.layers[2].link][1] is kept
         stack.layers[0].down.experts.mul_(1.1)  # far up the chain
         close(stack(x), plain(stack, protocol, options, x))
-        assert stack.layers[2].link._kept is not kept
+        assert cache._entries[stack.layers[2].link][1] is not kept
         stack.layers[0].down.expert_bias.mul_(1.5)  # a bias alone
         close(stack(x), plain(stack, protocol, options, x))
         alone = stack.layers[2](x)  # outside a pass
+        stack.layers[0].up.experts.data.mul_(1.1)
+    with torch.no_grad():
+        close(stack(x), plain(stack, protocol, options, x))
+        stack.layers[0].up.experts.data.div_(1.1)
     fresh = copy.deepcopy(stack).train().eval()
-    assert fresh.layers[2].link._kept is None and fresh.layers[1].link.previous.layer is fresh.layers[0]
+    assert fresh.layers[1].link.previous.layer is fresh.layers[0]
     close(fresh.layers[2](x), alone)  # with gradients, and from the parameters of the layers before it
 
 
 @pytest.mark.parametrize(("protocol", "options"), CASES)
 def test_nothing_is_kept_where_it_is_not_wanted(protocol: str, options: dict[str, float]) -> None:
     stack, x = Stack(protocol, options, keep_vectors=False).eval(), tokens(2, 5)
-    with torch.no_grad():
+    with torch.no_grad(), stack.context.cached():
         close(stack(x), plain(stack, protocol, options, x))
-    assert all(layer.link._kept is None for layer in stack.layers)
+        assert not stack.context.parameter_cache._entries
 
 
 @pytest.mark.parametrize(("protocol", "options"), CASES)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from camex_ft.moe.context import Pass
 from camex_ft.moe.ffn import ExpertFFN
 from camex_ft.moe.granularity import Grouping
 from camex_ft.moe.kept import Kept, Map, keep
+from camex_ft.moe.reuse import ParameterCache
 from camex_ft.moe.state import RoutingState
 from camex_ft.registry import PROTOCOLS
 
@@ -87,10 +89,11 @@ class Reader:
     def __init__(self, layer: ExpertFFN) -> None:
         layer.stack = "decoder"
         self.layer, self.state, self.cached = layer, RoutingState(self), 0
+        self.cache: ParameterCache | None = ParameterCache()
 
     def __call__(self, x: Tensor) -> Tensor:
         state = self.state if self.cached else None
-        current = Pass(cached=self.cached, caching=True, state=state)
+        current = Pass(cached=self.cached, caching=True, state=state, parameter_cache=self.cache)
         with self.layer.context.open(current):
             y = self.layer(x)
         layout = current.layout("decoder", x)
@@ -141,6 +144,36 @@ def test_training_and_gradients_keep_nothing() -> None:
             reading(tokens(1, 2))
             reading(tokens(1, 1))
         assert reading.kept is None
+
+
+@pytest.mark.parametrize("seen", [False, True])
+def test_a_change_between_two_tokens_counts(seen: bool) -> None:
+    """Within a scope if it counts a version, outside of one in any case."""
+    found = []
+    for cache in (ParameterCache() if seen else None, None):
+        reading, x = reader("ties-ca"), tokens(2, 6)
+        reading.cache = cache
+        with torch.no_grad():
+            reading(x[:, :2]), reading(x[:, 2:3])
+            for p in reading.layer.parameters():
+                (p if seen else p.data).mul_(0.8)
+            found.append(reading(x[:, 3:4]))
+    torch.testing.assert_close(found[0], found[1], rtol=EXACT, atol=EXACT)
+    assert reading.kept is None and (not seen or found[0].isfinite().all())
+
+
+def test_experts_of_one_scope_are_not_used_in_another() -> None:
+    reading, x = reader("ties-ca"), tokens(2, 6)
+    with torch.no_grad():
+        reading(x[:, :2]), reading(x[:, 2:3])
+        for p in reading.layer.parameters():
+            p.data.mul_(0.8)
+        state, reading.cache = reading.state.layers["layer"], ParameterCache()
+        found = reading(x[:, 3:4])
+        reading.state.layers["layer"], reading.cached = state, 3
+        reading.state.counts, reading.cache = (3, 3), None
+        torch.testing.assert_close(found, reading(x[:, 3:4]), rtol=EXACT, atol=EXACT)
+    assert pickle.loads(pickle.dumps(state)).kept is None
 
 
 def test_many_different_rows_are_not_kept() -> None:

@@ -21,6 +21,7 @@ from camex_ft.moe.granularity import Grouping
 from camex_ft.moe.low_rank_experts import LowRank, LowRankLinear
 from camex_ft.moe.perturb import add_noise
 from camex_ft.moe.plain import curve_plain, merged_linear_plain
+from camex_ft.moe.reuse import ParameterCache
 from camex_ft.moe.routing import RouterSettings
 
 G, L, N, OUT, IN = 4, 3, 3, 6, 8
@@ -257,21 +258,24 @@ def test_nothing_as_large_as_a_matrix_is_saved() -> None:
 
 
 def test_curved_factors_are_kept_in_evaluation_until_a_parameter_changes() -> None:
-    low = linear().eval()
+    low, cache = linear().eval(), ParameterCache()
     with torch.no_grad():
-        first = low.factors()
-        assert low.factors() is first
+        first = low.factors(cache)
+        assert low.factors(cache) is first
         low.expert_out.mul_(2)
-        changed = low.factors()
+        changed = low.factors(cache)
         assert changed is not first
         torch.testing.assert_close(changed[0], 2 * first[0])
         twin = copy.deepcopy(low)
         twin.curvature.a1.add_(1)
-        torch.testing.assert_close(low.factors()[0], changed[0])
-        assert not torch.equal(twin.factors()[0], changed[0])
-    assert low.factors()[0].requires_grad  # where gradients are on they are made anew
+        torch.testing.assert_close(low.factors(cache)[0], changed[0])
+        assert not torch.equal(twin.factors(cache)[0], changed[0])
+        low.expert_out.data.mul_(2)
+        torch.testing.assert_close(low.factors()[0], 2 * changed[0])  # outside of a scope nothing is cached
+        low.expert_out.data.div_(2)
+    assert low.factors(cache)[0].requires_grad  # where gradients are on they are made anew
     with torch.inference_mode():
-        torch.testing.assert_close(low.factors()[0], changed[0])
+        torch.testing.assert_close(low.factors(cache)[0], changed[0])
 
 
 def test_dropout_is_for_training_and_the_experts_alone() -> None:

@@ -1,9 +1,8 @@
-"""Domain vectors that are made once: in evaluation until something changes, in training for one optimizer step."""
+"""Domain vectors that are made once: where parameters are declared unchanged, and for one optimizer step."""
 
 from __future__ import annotations
 
 import copy
-import pickle
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -16,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from camex_ft.moe import reuse
 from camex_ft.moe.context import Pass, RoutingContext
 from camex_ft.moe.ffn import ExpertFFN
-from camex_ft.moe.reuse import Accumulation
+from camex_ft.moe.reuse import Accumulation, ParameterCache, Step
 from camex_ft.registry import PROTOCOLS
 
 CURVED = [n for n in PROTOCOLS.names() if PROTOCOLS.get(n).curvature]
@@ -32,8 +31,8 @@ def made(monkeypatch: pytest.MonkeyPatch) -> list[object]:
     return seen
 
 
-def evaluated(layer: ExpertFFN) -> Tensor:
-    with torch.no_grad():
+def evaluated(layer: ExpertFFN, cache: ParameterCache | None = None) -> Tensor:
+    with torch.no_grad(), layer.context.open(Pass(parameter_cache=cache)):
         return layer(tokens(2, 5))
 
 
@@ -42,14 +41,17 @@ def evaluated(layer: ExpertFFN) -> Tensor:
 
 @pytest.mark.parametrize("protocol", CURVED)
 def test_evaluation_makes_them_once(protocol: str, made: list[object]) -> None:
-    layer = layer_of(settings(protocol)).eval()
-    first = evaluated(layer)
+    layer, cache = layer_of(settings(protocol)).eval(), ParameterCache()
+    first = evaluated(layer, cache)
     assert len(made) == 2  # up and down
-    assert torch.equal(evaluated(layer), first) and len(made) == 2
+    assert torch.equal(evaluated(layer, cache), first) and len(made) == 2
     fresh = layer_of(settings(protocol, keep_vectors=False)).eval()
-    # the same sums, made whole and not by slices
-    torch.testing.assert_close(evaluated(fresh), first, rtol=1e-12, atol=1e-12)
+    for other, given in ((fresh, cache), (layer, None)):
+        # the same sums, made whole and not by slices
+        torch.testing.assert_close(evaluated(other, given), first, rtol=1e-12, atol=1e-12)
     assert len(made) == 2
+    cache.clear()
+    assert torch.equal(evaluated(layer, cache), first) and len(made) == 4
 
 
 def in_place(layer: ExpertFFN) -> None:
@@ -77,42 +79,110 @@ def curvature(layer: ExpertFFN) -> None:
         layer.up.curvature.c2.mul_(1.5)
 
 
-def behind_the_back(layer: ExpertFFN) -> None:
-    layer.up.base.data.add_(1.0)  # counts no version
-    layer.train()
-    layer.eval()
+def parameter(layer: ExpertFFN) -> None:
+    layer.up.experts = torch.nn.Parameter(layer.up.experts.detach() + 1.0)
 
 
-@pytest.mark.parametrize("change", [in_place, exchange, load, step, curvature, behind_the_back])
-def test_a_change_is_noticed(change: Callable[[ExpertFFN], None], made: list[object]) -> None:
+def swap(layer: ExpertFFN) -> None:
+    torch.utils.swap_tensors(layer.up.experts, torch.nn.Parameter(layer.up.experts.detach() + 1.0))
+
+
+def set_(layer: ExpertFFN) -> None:
+    with torch.no_grad():
+        layer.up.experts.set_((layer.up.experts + 1.0).untyped_storage(), 0, layer.up.experts.shape)
+
+
+def narrow(layer: ExpertFFN) -> None:
+    layer.to(torch.bfloat16).double()
+
+
+def through_data(layer: ExpertFFN) -> None:
+    for p in layer.parameters():
+        p.data.mul_(0.8)
+
+
+def one_element(layer: ExpertFFN) -> None:
+    layer.up.experts.data[0, 0, 0] += 1.0
+
+
+def factors_through_data(layer: ExpertFFN) -> None:
+    layer.down.curvature.c2.data.mul_(1.5)
+
+
+def by_address(layer: ExpertFFN) -> None:
+    layer.up.experts.detach().numpy()[0] += 1.0
+
+
+VERSIONED = [in_place, exchange, load, step, curvature, parameter, swap, set_, narrow]
+UNVERSIONED = [through_data, one_element, factors_through_data, by_address]
+
+
+@pytest.mark.parametrize("change", [*VERSIONED, *UNVERSIONED])
+def test_no_change_is_missed_outside_of_a_scope(change: Callable[[ExpertFFN], None]) -> None:
     layer = layer_of(settings("ties-ca")).eval()
     before = evaluated(layer)
     change(layer)
     after = evaluated(layer)
     assert not torch.equal(after, before)
-    other = copy.deepcopy(layer)
-    assert torch.equal(evaluated(other), after)
+    assert torch.equal(evaluated(copy.deepcopy(layer)), after)
 
 
-def test_training_forgets(made: list[object]) -> None:
-    layer = layer_of(settings("ties-ca")).eval()
-    evaluated(layer)
-    layer.train()
-    assert layer.up.reuse is not None and layer.up.reuse._shared is None
-    layer(tokens(2, 5)).sum().backward()
-    assert len(made) == 2 and layer.up.reuse._shared is None
+@pytest.mark.parametrize("change", VERSIONED)
+def test_a_change_that_counts_versions_is_noticed_within_a_scope(
+    change: Callable[[ExpertFFN], None],
+) -> None:
+    layer, cache = layer_of(settings("ties-ca")).eval(), ParameterCache()
+    before = evaluated(layer, cache)
+    change(layer)
+    after = evaluated(layer, cache)
+    assert not torch.equal(after, before)
+    assert torch.equal(evaluated(copy.deepcopy(layer), ParameterCache()), after)
+
+
+def test_other_tensors_at_the_same_address_are_not_taken_for_the_cached_ones() -> None:
+    layer, cache = layer_of(settings("ties-ca")).eval(), ParameterCache()
+    for scale in (1.0, 0.5, 2.0):  # freed and allocated again, with version 0 each time
+        given = {n: p.detach() * scale for n, p in layer.named_parameters()}
+        with torch.no_grad(), layer.context.open(Pass(parameter_cache=cache)):
+            found = torch.func.functional_call(layer, given, (tokens(2, 5),))
+        alone = copy.deepcopy(layer)
+        alone.load_state_dict(given)
+        assert torch.equal(found, evaluated(alone, ParameterCache()))
+        del given
+
+
+def test_training_in_a_scope_makes_them_afresh(made: list[object]) -> None:
+    layer, cache = layer_of(settings("ties-ca")).eval(), ParameterCache()
+    evaluated(layer, cache)
+    with layer.context.open(Pass(parameter_cache=cache)):
+        layer.train()(tokens(2, 5)).sum().backward()
+    assert len(made) == 2
+
+
+def test_blocks_within_a_block_share_a_cache_that_the_outermost_drops() -> None:
+    context = layer_of(settings("ties-ca")).context
+    assert context.parameter_cache is None
+    with context.cached():
+        outer = context.parameter_cache
+        with pytest.raises(KeyboardInterrupt), context.cached():
+            raise KeyboardInterrupt
+        assert context.parameter_cache is outer
+        assert outer is not None
+        outer.get(context, (), object)
+    assert context.parameter_cache is None and not outer._entries
 
 
 def test_gradients_in_evaluation_mode_are_made_afresh(made: list[object]) -> None:
-    layer = layer_of(settings("ties-ca")).eval()
-    evaluated(layer)
-    layer(tokens(2, 5)).sum().backward()
-    assert len(made) == 2 and layer.up.experts.grad is not None
-    for parameter in layer.parameters():
-        parameter.requires_grad_(False)
-    x = tokens(2, 5).requires_grad_()
-    layer(x).sum().backward()
-    assert len(made) == 2 and x.grad is not None  # frozen experts may be kept
+    layer, cache = layer_of(settings("ties-ca")).eval(), ParameterCache()
+    evaluated(layer, cache)
+    with layer.context.open(Pass(parameter_cache=cache)):
+        layer(tokens(2, 5)).sum().backward()
+        assert len(made) == 2 and layer.up.experts.grad is not None
+        for parameter in layer.parameters():
+            parameter.requires_grad_(False)
+        x = tokens(2, 5).requires_grad_()
+        layer(x).sum().backward()
+    assert len(made) == 2 and x.grad is not None  # those of frozen experts may be cached
 
 
 def test_inference_mode(made: list[object]) -> None:
@@ -128,17 +198,9 @@ def test_inference_mode(made: list[object]) -> None:
         assert not torch.equal(inside(tokens(2, 5)), first)
 
 
-def test_copies_and_files_hold_none() -> None:
-    layer = layer_of(settings("ties-ca")).eval()
-    evaluated(layer)
-    assert not [k for k in layer.state_dict() if "reuse" in k or "shared" in k]
-    assert copy.deepcopy(layer).up.reuse._shared is None
-    assert pickle.loads(pickle.dumps(layer.up.reuse))._shared is None
-
-
 @pytest.mark.parametrize("protocol", ["smear", "domain"])
 def test_what_costs_nothing_is_not_kept(protocol: str, made: list[object]) -> None:
-    evaluated(layer_of(settings(protocol)).eval())
+    evaluated(layer_of(settings(protocol)).eval(), ParameterCache())
     assert not made
 
 
@@ -179,14 +241,15 @@ def test_sharing_equals_making_them_every_time(protocol: str, top_k: int, again:
         torch.testing.assert_close(shared[name], gradient, rtol=1e-10, atol=1e-10)
 
 
-def test_they_are_made_once_a_step(made: list[object]) -> None:
-    layer = layer_of(settings("ties-ca")).train()
+def test_they_are_made_once_a_step(made: list[object], monkeypatch: pytest.MonkeyPatch) -> None:
+    release = Step.release
+    layer, shared = layer_of(settings("ties-ca")).train(), []
+    monkeypatch.setattr(Step, "release", lambda self: shared.extend(self.shared.values()) or release(self))
     micro_batches(layer, 3, sharing=True)
     assert len(made) == 2
     micro_batches(layer, 2, sharing=True)
     assert len(made) == 4
-    assert layer.up.reuse is not None and layer.up.reuse._shared is not None
-    assert not layer.up.reuse._shared.vectors.numel()  # freed
+    assert len(shared) == 4 and not any(one.vectors.numel() for _, one in shared)  # freed
 
 
 def test_dare_draws_one_mask_a_step(made: list[object]) -> None:
