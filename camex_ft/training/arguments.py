@@ -17,6 +17,7 @@ from camex_ft.config import TrainingConfig
 from camex_ft.errors import UserError, nearest
 
 COMPILING = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
+FOLLOWING = ("reduce_lr_on_plateau", "greedy")  # schedules that follow the metric of the evaluations
 ASK_FOR_MODEL = ("galore", "apollo", "lomo", "adalomo")  # optimizers that are checked once it is there
 
 
@@ -53,6 +54,9 @@ def training_arguments(
         given["load_best_model_at_end"] = False
     else:
         defaults |= {"metric_for_best_model": best, "greater_is_better": greater_is_better}
+        if given.get("lr_scheduler_type") in FOLLOWING:  # by default they take less of a metric for better
+            mode = {"mode": "max" if greater_is_better else "min"}
+            given["lr_scheduler_kwargs"] = {**mode, **(given.get("lr_scheduler_kwargs") or {})}
     given["activation_checkpointing_kwargs"] = {"use_reentrant": False, **checkpointing}
     processes = int(os.environ.get("WORLD_SIZE", 1))  # as launchers set it
     given["per_device_train_batch_size"] = training.rows_a_device(processes)

@@ -42,6 +42,21 @@ def test_or_the_one_with_the_least() -> None:
     assert made.greater_is_better is False
 
 
+@pytest.mark.parametrize("schedule", ["reduce_lr_on_plateau", "greedy"])
+@pytest.mark.parametrize(("greater", "mode"), [(True, "max"), (False, "min")])
+def test_schedules_that_follow_a_metric_know_which_way_is_better(
+    schedule: str, greater: bool, mode: str
+) -> None:
+    def options(**given: Any) -> Any:
+        section = {"use_cpu": True, "lr_scheduler_type": schedule, **given}
+        training = TrainingConfig.model_validate(section)
+        made = training_arguments(training, output=Path("x"), best="eval_f1", greater_is_better=greater)
+        return made.lr_scheduler_kwargs
+
+    assert options() == {"mode": mode}
+    assert options(lr_scheduler_kwargs={"patience": 3, "mode": "min"}) == {"patience": 3, "mode": "min"}
+
+
 def test_without_a_metric_the_last_checkpoint_counts() -> None:
     made = arguments(best=None, load_best_model_at_end=True)
     assert not made.load_best_model_at_end and made.metric_for_best_model is None
