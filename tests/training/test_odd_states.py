@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 import torch
-from training_runs import model, trainer
-from transformers import EarlyStoppingCallback, TrainerCallback
+from training_runs import Stop, StopAfter, model, trainer
+from transformers import EarlyStoppingCallback
 
 from camex_ft.errors import UserError
 from camex_ft.training import manifest, stored
@@ -45,19 +45,6 @@ ODD: list[Any] = [
 TENSORS: list[Any] = [torch.tensor(float("nan")), torch.zeros(3, 5), torch.zeros(0), torch.tensor([True])]
 GONE = object()
 Place = tuple[Any, ...]
-
-
-class Stop(Exception):
-    """What a killed process looks like from inside."""
-
-
-class StopAfter(TrainerCallback):
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if state.global_step == self.step:
-            raise Stop
 
 
 def early() -> EarlyStoppingCallback:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from training_runs import STEPS_AN_EPOCH, model, same, trainer, weights
+from training_runs import STEPS_AN_EPOCH, Stop, StopAfter, model, same, trainer, weights
 from transformers import EarlyStoppingCallback, TrainerCallback
 
 from camex_ft.training import signals
@@ -17,19 +17,6 @@ EPOCHS = {"eval_strategy": "epoch", "save_strategy": "epoch"}
 STEPS = {"eval_strategy": "steps", "save_strategy": "steps", "eval_steps": 3, "save_steps": 3}
 APART = {"eval_strategy": "epoch", "save_strategy": "steps", "save_steps": 2, "logging_steps": 3.0}
 TIMES = ("runtime", "per_second", "preparation_time")
-
-
-class Stop(Exception):
-    """What a killed process looks like from inside."""
-
-
-class StopAfter(TrainerCallback):
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if state.global_step == self.step:
-            raise Stop
 
 
 class Ask(TrainerCallback):
