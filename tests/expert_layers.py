@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from camex_ft.moe.context import Pass, RoutingContext
-from camex_ft.moe.experts import LayerSettings
-from camex_ft.moe.ffn import ExpertFFN, MergedFFN, MixtureFFN
-from camex_ft.moe.granularity import Grouping
+from camex_ft.moe.layers.expert_linear import LayerSettings
+from camex_ft.moe.layers.ffn import ExpertFFN, MergedFFN, MixtureFFN
+from camex_ft.moe.routing.grouping import Grouping
 from camex_ft.registry import PROTOCOLS
 
 HIDDEN, INNER, EXPERTS = 6, 8, 3

@@ -6,8 +6,8 @@ import torch
 from expert_layers import EXPERTS, HIDDEN
 from torch import Tensor
 
-from camex_ft.moe.granularity import Grouping
-from camex_ft.moe.routing import Router
+from camex_ft.moe.routing.grouping import Grouping
+from camex_ft.moe.routing.router import Router
 
 EXACT = 1e-12  # float64, means of a dozen tokens
 

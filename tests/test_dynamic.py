@@ -19,7 +19,7 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel, T5
 from transformers.pytorch_utils import Conv1D
 
 from camex_ft.errors import FunctionChanged
-from camex_ft.moe.experts import ExpertLinear
+from camex_ft.moe.layers.expert_linear import ExpertLinear
 from camex_ft.planning import chains_of
 from camex_ft.registry import PROTOCOLS
 from camex_ft.training.cost import describe

@@ -135,8 +135,8 @@ def test_imports_point_one_way(file):
     ("module", "source"),
     [
         ("camex_ft.errors", "from camex_ft.registry import Registry"),
-        ("camex_ft.moe.ffn", "from camex_ft.errors import UserError"),
-        ("camex_ft.moe.ffn", "def f():\n    import transformers"),
+        ("camex_ft.moe.layers.ffn", "from camex_ft.errors import UserError"),
+        ("camex_ft.moe.layers.ffn", "def f():\n    import transformers"),
         ("camex_ft.config.schema", "import torch.nn"),
         ("camex_ft.results.record", "from camex_ft import upcycling"),
         ("camex_ft.results.record", "def f():\n    from torch import Tensor"),

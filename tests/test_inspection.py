@@ -17,7 +17,7 @@ from camex_ft.errors import UserError
 from camex_ft.inspection import gather, inspect, spectra
 from camex_ft.inspection.spectra import POINTS, ritz, spectrum
 from camex_ft.moe.curvature import KINDS, Curvature
-from camex_ft.moe.ffn import ExpertFFN
+from camex_ft.moe.layers.ffn import ExpertFFN
 from camex_ft.results.folder import RunFolder
 from camex_ft.results.plots import is_stale, of_inspection
 from camex_ft.upcycling import expert_layers, routing_context

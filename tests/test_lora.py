@@ -14,7 +14,7 @@ from tiny import VOCABULARY, gradients_twice, inputs_of, make
 from camex_ft.config import config_hash, load_config
 from camex_ft.errors import UserError
 from camex_ft.inspection.gather import domain_vectors
-from camex_ft.moe.low_rank_experts import LowRankLinear
+from camex_ft.moe.layers.low_rank_expert_linear import LowRankLinear
 from camex_ft.registry import PROTOCOLS
 from camex_ft.training.cost import count_parameters
 from camex_ft.upcycling import expert_layers, freeze, upcycle

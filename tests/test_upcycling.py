@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 
 from camex_ft.config import MergingConfig, RoutingConfig, UpcycleConfig
 from camex_ft.errors import UserError
-from camex_ft.moe.ffn import MergedFFN, MixtureFFN
+from camex_ft.moe.layers.ffn import MergedFFN, MixtureFFN
 from camex_ft.registry import PROTOCOLS
 from camex_ft.upcycling import expert_layers, freeze, granularity_of, load, routing_context, upcycle
 

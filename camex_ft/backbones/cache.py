@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers import Cache, EncoderDecoderCache
 
-from camex_ft.moe.state import RoutingState
+from camex_ft.moe.routing.cache import RoutingState
 
 
 class Routed:

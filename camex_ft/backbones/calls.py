@@ -13,9 +13,9 @@ from transformers.masking_utils import find_packed_sequence_indices
 from camex_ft.backbones import cache
 from camex_ft.backbones.base import Family
 from camex_ft.moe.context import Pass, RoutingContext
-from camex_ft.moe.plain import traced
-from camex_ft.moe.routing import masked_mean
-from camex_ft.moe.state import RoutingState
+from camex_ft.moe.merging.reference import traced
+from camex_ft.moe.routing.cache import RoutingState
+from camex_ft.moe.routing.router import masked_mean
 
 
 def read_pass(

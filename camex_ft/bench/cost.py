@@ -1,6 +1,6 @@
 """``camex-ft bench cost``: measure both forms of the merged map over many shapes and fit the cost model to them.
 
-    time = sum of counts times rates        (`camex_ft.moe.cost`)
+    time = sum of counts times rates        (`camex_ft.moe.merging.cost_model`)
 
 Each point is a forward and a backward pass; its time is the lower quartile of all repeats in all rounds. Rates are not
 negative and minimise the squared relative error.
@@ -19,10 +19,10 @@ from torch import Tensor
 from camex_ft.bench.layer import Problem, make, route, side
 from camex_ft.bench.settings import CostBench, LayerBench
 from camex_ft.bench.timing import Side, alternate
-from camex_ft.moe import cost
-from camex_ft.moe.cost import Form, Part, Shape
 from camex_ft.moe.curvature import nearest_factors
-from camex_ft.moe.linear import merged_linear
+from camex_ft.moe.merging import cost_model as cost
+from camex_ft.moe.merging.cost_model import Form, Part, Shape
+from camex_ft.moe.merging.functional import merged_linear
 
 EXPERTS = (2, 4, 8, 16)
 LENGTHS = (32, 64, 128, 256, 512)

@@ -21,10 +21,10 @@ from camex_ft.bench import memory
 from camex_ft.bench.child import in_child
 from camex_ft.bench.settings import LayerBench
 from camex_ft.bench.timing import Side, alternate, medians
-from camex_ft.moe.experts import ExpertLinear, LayerSettings
-from camex_ft.moe.plain import merged_linear_plain
-from camex_ft.moe.reuse import ParameterCache
-from camex_ft.moe.routing import Router, masked_mean
+from camex_ft.moe.layers.expert_linear import ExpertLinear, LayerSettings
+from camex_ft.moe.merging.caching import ParameterCache
+from camex_ft.moe.merging.reference import merged_linear_plain
+from camex_ft.moe.routing.router import Router, masked_mean
 from camex_ft.registry import PROTOCOLS
 
 SEED = 0

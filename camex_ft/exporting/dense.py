@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from camex_ft.exporting.plain import fill, plain_model
-from camex_ft.moe.ffn import ExpertFFN, MergedFFN
+from camex_ft.moe.layers.ffn import ExpertFFN, MergedFFN
 from camex_ft.upcycling import cached, expert_layers
 
 

@@ -25,7 +25,7 @@ from camex_ft import upcycling
 from camex_ft.errors import UserError
 from camex_ft.exporting.dense import merged_maps
 from camex_ft.exporting.plain import fill, plain_model
-from camex_ft.moe.ffn import ExpertFFN, MergedFFN
+from camex_ft.moe.layers.ffn import ExpertFFN, MergedFFN
 from camex_ft.protocols import Protocol
 from camex_ft.registry import PROTOCOLS
 from camex_ft.upcycling import adapters, expert_layers

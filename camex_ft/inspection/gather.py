@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from camex_ft.durable import write_atomically
 from camex_ft.folders import writing
 from camex_ft.inspection.spectra import Spectrum, spectrum
-from camex_ft.moe.chain import Bases, gram_matrix
-from camex_ft.moe.experts import ExpertLinear
-from camex_ft.moe.ffn import ExpertFFN, MergedFFN
-from camex_ft.moe.low_rank_experts import LowRankLinear
+from camex_ft.moe.layers.expert_linear import ExpertLinear
+from camex_ft.moe.layers.ffn import ExpertFFN, MergedFFN
+from camex_ft.moe.layers.low_rank_expert_linear import LowRankLinear
+from camex_ft.moe.merging.base_expert import Bases, gram_matrix
 from camex_ft.results import RunFolder, load_record
 from camex_ft.results.entries import Result
 from camex_ft.results.plots import layers as by_layer

@@ -22,8 +22,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from camex_ft.moe import diagonal, low_rank
-from camex_ft.moe.factors import Factors
+from camex_ft.moe.curvature import diagonal, low_rank
+from camex_ft.moe.curvature.base import Factors
 
 Quadrature = tuple[np.ndarray, np.ndarray]  # values and their weights; [k] each
 

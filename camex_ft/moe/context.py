@@ -22,13 +22,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from camex_ft.moe.balance import Balance
-from camex_ft.moe.chain import Bases
-from camex_ft.moe.layout import Layout
-from camex_ft.moe.plain import traced
-from camex_ft.moe.reuse import Accumulation, Micro, ParameterCache
-from camex_ft.moe.routing import masked_mean
-from camex_ft.moe.state import LayerState, RoutingState
+from camex_ft.moe.merging.base_expert import Bases
+from camex_ft.moe.merging.caching import Accumulation, Micro, ParameterCache
+from camex_ft.moe.merging.reference import traced
+from camex_ft.moe.routing.cache import LayerState, RoutingState
+from camex_ft.moe.routing.grouping import Layout
+from camex_ft.moe.routing.losses import Balance
+from camex_ft.moe.routing.router import masked_mean
 
 Total = Callable[[Tensor], Tensor]
 ReadPass = Callable[["RoutingContext", nn.Module, Mapping[str, Any]], "Pass"]

@@ -29,8 +29,8 @@ from dataclasses import dataclass
 from torch import nn
 
 from camex_ft.backbones import DenseFFN
-from camex_ft.moe.ffn import ExpertFFN, MixtureFFN
-from camex_ft.moe.low_rank_experts import LowRankLinear
+from camex_ft.moe.layers.ffn import ExpertFFN, MixtureFFN
+from camex_ft.moe.layers.low_rank_expert_linear import LowRankLinear
 from camex_ft.planning.flow import Flow
 from camex_ft.planning.operations import groups_of, linears_of, rank_of
 from camex_ft.planning.precision import FLOAT, HALF, Precision

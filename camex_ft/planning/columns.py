@@ -16,8 +16,8 @@ from camex_ft.backbones.source import OutOfReach
 from camex_ft.config import Config
 from camex_ft.config.backbones import EMBEDDED
 from camex_ft.config.rules import broken
-from camex_ft.moe.ffn import ExpertFFN, MergedFFN
-from camex_ft.moe.link import chains
+from camex_ft.moe.layers.ffn import ExpertFFN, MergedFFN
+from camex_ft.moe.layers.propagation import chains
 from camex_ft.planning import facts
 from camex_ft.planning.duration import TFLOPS, Duration, duration
 from camex_ft.planning.memory import Memory, Where, memory

@@ -3,8 +3,8 @@
     seconds = 2 * multiply-adds * micro-batches / rate  +  bytes sent / bandwidth
 
 A matrix costs its multiply-adds once forward, once for the gradient of its input, once for its own where it is trained,
-and once more under gradient checkpointing. Merged maps and curvature cost what the model of `moe.cost` says in units of
-its rate for products with tokens: those ratios were measured on a CPU. What is sent is not overlapped with the rest.
+and once more under gradient checkpointing. Merged maps and curvature cost what `moe.merging.cost_model` says, in units
+of its rate for products with tokens: those ratios were measured on a CPU. What is sent is not overlapped with the rest.
 Norms, activations, softmax, the optimizer and reading data are left out.
 """
 
@@ -18,9 +18,9 @@ from functools import lru_cache
 import torch
 from torch import nn
 
-from camex_ft.moe.cost import RATES, cheaper, predict
-from camex_ft.moe.ffn import ExpertFFN, MixtureFFN
-from camex_ft.moe.low_rank_experts import LowRankLinear
+from camex_ft.moe.layers.ffn import ExpertFFN, MixtureFFN
+from camex_ft.moe.layers.low_rank_expert_linear import LowRankLinear
+from camex_ft.moe.merging.cost_model import RATES, cheaper, predict
 from camex_ft.planning.engines import Engine, Stored
 from camex_ft.planning.flow import Flow
 from camex_ft.planning.operations import groups_of, linears_of, rank_of, shape_of

@@ -30,7 +30,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import nn
 
-from camex_ft.moe.ffn import ExpertFFN
+from camex_ft.moe.layers.ffn import ExpertFFN
 from camex_ft.planning import working
 from camex_ft.planning.activations import LARGE, Saved, saved
 from camex_ft.planning.engines import Engine, Stored

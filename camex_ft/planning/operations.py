@@ -10,17 +10,17 @@
 
 Products of matrices alone are counted, over all positions (padding, and what a causal mask hides, included): biases,
 norms, activations, softmax and look-ups are not, nor LoRA on attention and curvature of factors of low rank, which are
-small. Whether a map is merged or mixed is decided as in a run (`moe.cost`).
+small. Whether a map is merged or mixed is decided as in a run (`moe.merging.cost_model`).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from camex_ft.moe.cost import Shape, cheaper, counts
-from camex_ft.moe.experts import ExpertLinear
-from camex_ft.moe.ffn import ExpertFFN, MergedFFN, MixtureFFN
-from camex_ft.moe.low_rank_experts import LowRankLinear
+from camex_ft.moe.layers.expert_linear import ExpertLinear
+from camex_ft.moe.layers.ffn import ExpertFFN, MergedFFN, MixtureFFN
+from camex_ft.moe.layers.low_rank_expert_linear import LowRankLinear
+from camex_ft.moe.merging.cost_model import Shape, cheaper, counts
 from camex_ft.planning.survey import Batch, Survey
 
 

@@ -3,12 +3,12 @@
     logits          2 T V 4                    their gradient, and that of their log-probabilities
     feed-forward    T (2 f + d) e              gradients on both sides of the activation
     attention       2 T heads L 4              those of the scores, where they are written out
-    merged map      slices of E_hat, T and dT, all of T where curvature makes it (`moe.merge`, `moe.source`)
-    curvature       tau, three products and their way back, of as many experts as fit (`moe.kronecker`)
+    merged map      slices of E_hat, T and dT, all of T where curvature makes it (`moe.merging`)
+    curvature       tau, three products and their way back, of as many experts as fit (`moe.curvature.kronecker`)
     optimizer       2 of the largest tensor    where AdamW is not fused
     tied matrix     V d 4                      its gradient as an embedding, before it is added to the head's
 
-On a CPU buffers of merged maps are used again and stay (`moe.scratch`); the greatest of each counts.
+On a CPU buffers of merged maps are used again and stay (`moe.workspace`); the greatest of each counts.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from collections.abc import Mapping
 from torch import nn
 from transformers import PreTrainedModel
 
-from camex_ft.moe.cost import cheaper
-from camex_ft.moe.experts import ExpertLinear
-from camex_ft.moe.factors import BLOCK_ELEMENTS
-from camex_ft.moe.ffn import ExpertFFN, MixtureFFN
-from camex_ft.moe.kronecker import nearest_factors
-from camex_ft.moe.merge import SLICES
+from camex_ft.moe.curvature.base import BLOCK_ELEMENTS
+from camex_ft.moe.curvature.kronecker import nearest_factors
+from camex_ft.moe.layers.expert_linear import ExpertLinear
+from camex_ft.moe.layers.ffn import ExpertFFN, MixtureFFN
+from camex_ft.moe.merging.cost_model import cheaper
+from camex_ft.moe.merging.merge_weights import SLICES
 from camex_ft.planning.activations import written_out
 from camex_ft.planning.operations import groups_of, linears_of, shape_of
 from camex_ft.planning.precision import FLOAT, Precision

@@ -31,8 +31,8 @@ from typing import Any, Literal, get_type_hints
 import torch
 from torch import Tensor
 
-from camex_ft.moe.chain import Carried, Step, Vectors
-from camex_ft.moe.vectors import Keep
+from camex_ft.moe.merging.base_expert import Carried, Step, Vectors
+from camex_ft.moe.merging.domain_vectors import Keep
 from camex_ft.registry import PROTOCOLS
 
 Weigh = Callable[..., "Tensor | None"]

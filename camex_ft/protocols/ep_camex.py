@@ -7,7 +7,7 @@ from typing import Annotated
 from annotated_types import Ge
 from torch import Tensor
 
-from camex_ft.moe.chain import Carried
+from camex_ft.moe.merging.base_expert import Carried
 from camex_ft.protocols import dynamic
 
 

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from annotated_types import Ge, Lt
 
-from camex_ft.moe.chain import Carried, Vectors, descend
+from camex_ft.moe.merging.base_expert import Carried, Vectors, descend
 from camex_ft.protocols import dynamic
 
 

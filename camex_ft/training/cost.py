@@ -11,9 +11,9 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel, TrainingArguments
 
-from camex_ft.moe.experts import ExpertLinear
-from camex_ft.moe.ffn import ExpertFFN, MixtureFFN
-from camex_ft.moe.low_rank_experts import LowRankLinear
+from camex_ft.moe.layers.expert_linear import ExpertLinear
+from camex_ft.moe.layers.ffn import ExpertFFN, MixtureFFN
+from camex_ft.moe.layers.low_rank_expert_linear import LowRankLinear
 from camex_ft.upcycling import expert_layers
 
 STEMS = {"expert": "experts", "base": "base"}  # how names of parameters begin

@@ -8,7 +8,7 @@ from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from camex_ft.errors import UserError
-from camex_ft.moe.experts import ExpertLinear
+from camex_ft.moe.layers.expert_linear import ExpertLinear
 from camex_ft.training.distributed import whole
 
 

@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 from camex_ft.backbones import generates
 from camex_ft.config import RoutingConfig
 from camex_ft.errors import UserError
-from camex_ft.moe.granularity import Granularity
+from camex_ft.moe.routing.grouping import Granularity
 from camex_ft.protocols import Protocol
 
 CAUSAL = "causal"  # in a config's entry: routing is that of a language model, whatever the head

@@ -13,9 +13,9 @@ from transformers import PreTrainedModel
 
 from camex_ft.errors import UserError
 from camex_ft.moe.context import RoutingContext
-from camex_ft.moe.ffn import ExpertFFN, MergedFFN
-from camex_ft.moe.link import chains
-from camex_ft.moe.low_rank_experts import LowRankLinear
+from camex_ft.moe.layers.ffn import ExpertFFN, MergedFFN
+from camex_ft.moe.layers.low_rank_expert_linear import LowRankLinear
+from camex_ft.moe.layers.propagation import chains
 
 
 def expert_layers(model: nn.Module) -> dict[str, ExpertFFN]:

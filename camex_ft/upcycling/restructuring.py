@@ -16,15 +16,15 @@ from camex_ft.config.rules import DROPPED, not_low_rank
 from camex_ft.config.schema import Section
 from camex_ft.errors import UserError
 from camex_ft.moe.context import RoutingContext
-from camex_ft.moe.experts import LayerSettings
-from camex_ft.moe.ffn import ExpertFFN, MergedFFN, MixtureFFN
-from camex_ft.moe.granularity import Grouping
-from camex_ft.moe.link import continues
-from camex_ft.moe.low_rank_experts import LowRank
-from camex_ft.moe.perturb import add_noise, drop_units
-from camex_ft.moe.routing import RouterSettings
+from camex_ft.moe.layers.expert_linear import LayerSettings
+from camex_ft.moe.layers.ffn import ExpertFFN, MergedFFN, MixtureFFN
+from camex_ft.moe.layers.low_rank_expert_linear import LowRank
+from camex_ft.moe.layers.propagation import continues
+from camex_ft.moe.routing.grouping import Grouping
+from camex_ft.moe.routing.router import RouterSettings
 from camex_ft.protocols import Protocol
 from camex_ft.registry import PROTOCOLS
+from camex_ft.upcycling.expert_init import add_noise, drop_units
 from camex_ft.upcycling.granularities import granularity_of
 from camex_ft.upcycling.layers import expert_layers
 from camex_ft.upcycling.lora import add_lora

@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 from camex_ft.errors import UserError
 from camex_ft.exporting.dense import dense_model
 from camex_ft.exporting.folded import folded_model
-from camex_ft.moe.ffn import MixtureFFN
+from camex_ft.moe.layers.ffn import MixtureFFN
 from camex_ft.registry import PROTOCOLS
 from camex_ft.upcycling import expert_layers, load, save, upcycle
 

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from tiny import inputs_of
 from torch import Tensor
 
-from camex_ft.moe.experts import ExpertLinear, LayerSettings
-from camex_ft.moe.routing import topk_softmax
+from camex_ft.moe.layers.expert_linear import ExpertLinear, LayerSettings
+from camex_ft.moe.routing.router import topk_softmax
 from camex_ft.registry import PROTOCOLS
 from camex_ft.upcycling import expert_layers
 

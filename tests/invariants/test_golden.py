@@ -11,13 +11,12 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from camex_ft.moe.balance import balance_of
 from camex_ft.moe.context import RoutingContext
-from camex_ft.moe.experts import ExpertLinear, LayerSettings
-from camex_ft.moe.ffn import MixtureFFN
-from camex_ft.moe.granularity import Flow, Grouping, group
-from camex_ft.moe.layout import Layout
-from camex_ft.moe.routing import Router
+from camex_ft.moe.layers.expert_linear import ExpertLinear, LayerSettings
+from camex_ft.moe.layers.ffn import MixtureFFN
+from camex_ft.moe.routing.grouping import Flow, Grouping, Layout, group
+from camex_ft.moe.routing.losses import balance_of
+from camex_ft.moe.routing.router import Router
 from camex_ft.registry import PROTOCOLS
 
 # float64 sums in another order differ by about 1e-14; the balance loss was summed in float32 (parts in 1e7 of 1e-3)

@@ -10,11 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from camex_ft.moe import merge
 from camex_ft.moe.curvature import nearest_factors
-from camex_ft.moe.kronecker import Factors
-from camex_ft.moe.linear import merged_linear
-from camex_ft.moe.plain import merged_linear_plain
+from camex_ft.moe.curvature.kronecker import Factors
+from camex_ft.moe.merging import merge_weights as merge
+from camex_ft.moe.merging.functional import merged_linear
+from camex_ft.moe.merging.reference import merged_linear_plain
 from camex_ft.registry import PROTOCOLS
 
 # float64: sums of up to a few thousand products of numbers of about 1, in another order

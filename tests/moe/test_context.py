@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from camex_ft.moe.context import Pass, RoutingContext
-from camex_ft.moe.granularity import Grouping
+from camex_ft.moe.routing.grouping import Grouping
 
 ONE, OTHER = torch.tensor([[1, 1, 0, 0], [1, 1, 1, 1]]), torch.tensor([[1, 1, 1, 0], [0, 1, 1, 0]])
 X = tokens(2, 4)

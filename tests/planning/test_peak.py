@@ -8,7 +8,7 @@ import pytest
 import torch
 from planning_sizes import CLASSIFIER, SEGMENT, batch, inputs, small
 
-from camex_ft.moe import scratch
+from camex_ft.moe import workspace as scratch
 from camex_ft.planning.engines import Engine, Stored
 from camex_ft.planning.memory import MAPPED, Memory, Where, memory
 from camex_ft.planning.precision import Precision

@@ -11,9 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from camex_ft.moe import merge, vectors
-from camex_ft.moe.linear import merged_linear
-from camex_ft.moe.plain import merged_linear_plain
+from camex_ft.moe.merging import domain_vectors as vectors
+from camex_ft.moe.merging import merge_weights as merge
+from camex_ft.moe.merging.functional import merged_linear
+from camex_ft.moe.merging.reference import merged_linear_plain
 from camex_ft.protocols.fisher import fisher, running
 from camex_ft.registry import PROTOCOLS
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from torch import Tensor
 
-from camex_ft.moe.linear import merged_linear
+from camex_ft.moe.merging.functional import merged_linear
 from camex_ft.protocols.dare import dare
 from camex_ft.protocols.domain import domain
 from camex_ft.protocols.smear import smear

@@ -1,0 +1,76 @@
+"""The settings that a model's expert layers share, and what they need of a merging protocol."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from camex_ft.moe.merging.base_expert import Step
+from camex_ft.moe.merging.domain_vectors import Keep
+from camex_ft.moe.routing.grouping import Grouping
+from camex_ft.moe.routing.router import RouterSettings
+
+
+class Rule(Protocol):
+    """What a layer needs of a merging protocol."""
+
+    @property
+    def random(self) -> bool:
+        """Whether the multiplier is drawn anew for every training step."""
+
+    @property
+    def statistic(self) -> bool:
+        """Whether the multiplier depends on a running statistic of gradients."""
+
+    @property
+    def step(self) -> Step | None:
+        """How the base expert is carried to the next layer; None where every layer stores its own."""
+
+    @property
+    def bargains(self) -> bool:
+        """Whether `step` solves for Nash weights."""
+
+    @property
+    def needs_mean(self) -> bool:
+        """Whether `step` takes the mean of the transformed domain vectors."""
+
+    def keep(self, *, training: bool, seed: int, device: torch.device) -> Keep | None:
+        """Return the multiplier of domain vectors as a function of tau."""
+
+    def update(self, statistic: Tensor, gradient: Tensor) -> Tensor:
+        """Return the statistic after an optimizer step, from the gradient of T."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerSettings:
+    """Settings that all expert layers of a model share.
+
+    Attributes:
+        rule: the merging protocol's multiplier.
+        experts, top_k: N and k.
+        base: store a base expert E_m.
+        rank: R of the curvature; 0 has none.
+        curvature: its kind, one of `curvature.KINDS`.
+        alpha: merging step size.
+        noise: draw routing noise in training.
+        balance: coefficient of the balance loss.
+        grouping: which tokens share routing weights.
+        router: how routing weights are made.
+        keep_vectors: keep transformed domain vectors while they stay the same.
+    """
+
+    rule: Rule
+    experts: int
+    top_k: int
+    base: bool = True
+    rank: int = 0
+    curvature: str = "kronecker"
+    alpha: float = 1.0
+    noise: bool = True
+    balance: float = 1e-2
+    grouping: Grouping = field(default_factory=Grouping)
+    router: RouterSettings = field(default_factory=RouterSettings)
+    keep_vectors: bool = True

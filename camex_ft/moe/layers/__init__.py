@@ -1,0 +1,1 @@
+"""Layers with experts that stand in for a dense feed-forward layer."""

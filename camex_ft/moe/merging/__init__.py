@@ -1,0 +1,1 @@
+"""Merging: the merged linear map, its exact forms and their backward passes."""

@@ -1,0 +1,168 @@
+"""The merged map by merging weights: slices of `out` rows of E_hat are made, used and dropped.
+
+    E_hat_g = E_m + alpha * sum_i s_gi T_i        one matrix product over N       [G, out, in]
+    y_g     = x_g E_hat_g^T                                                       [G, L, out]
+
+Backward from dy, with H_g = dy_g^T x_g [out, in], slice by slice:
+
+    dx_g = dy_g E_hat_g      dE_m = sum_g H_g      ds_gi = alpha <H_g, T_i>      dT_i = alpha * sum_g s_gi H_g
+
+Saved for it: x, s and the parameters. Cost: 2 G N out in for each of E_hat, ds and dT beside the products with x, and
+G out in of memory traffic whatever L is. A slice is [g, rows, in] for g neighbouring groups, and stays in cache from
+where it is made to where it is used for the last time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from camex_ft.moe.workspace import workspace
+
+# rows -> T of those rows and the merged experts; [N, rows, in]
+Part = Callable[[slice], Tensor]
+# rows, dT of those rows [N, rows, in]; called once for each slice of rows
+Take = Callable[[slice, Tensor], None]
+
+# (tokens of a group at least, groups, elements) of a slice, measured in docs/cost.md: on a CPU few tokens want a slice
+# that stays close to the cores, 3 MB in float32, many want taller products; a GPU wants few large ones
+SLICES = {"cpu": ((128, 8, 3 << 19), (64, 16, 3 << 19), (0, 16, 3 << 18)), "cuda": ((0, 1 << 20, 1 << 28),)}
+
+
+class Gradients(NamedTuple):
+    """Where gradients of one product are added to; None where one is not wanted.
+
+    Attributes:
+        x: [G, L, in].
+        weights: [G, N].
+        base: [out, in].
+    """
+
+    x: Tensor | None
+    weights: Tensor | None
+    base: Tensor | None
+
+
+class Slices:
+    """How a merged map of `out` rows is cut: ``rows`` and, within them, ``groups``; ``buffer`` holds one slice."""
+
+    def __init__(self, x: Tensor, out: int, like: Tensor) -> None:
+        self.count, length, width = x.shape
+        self.out = out
+        kinds = SLICES.get(x.device.type, SLICES["cuda"])
+        groups, budget = next(kind[1:] for kind in kinds if length >= kind[0])
+        self.groups = min(self.count, groups)
+        self.height = min(out, max(16, budget // (self.groups * width) // 16 * 16))
+        self.width = width
+        self._buffer = workspace("slice", (self.groups * self.height * width,), like)
+
+    def rows(self) -> Iterator[slice]:
+        """Yield slices of rows."""
+        for start in range(0, self.out, self.height):
+            yield slice(start, min(start + self.height, self.out))
+
+    def blocks(self) -> Iterator[slice]:
+        """Yield slices of groups."""
+        for start in range(0, self.count, self.groups):
+            yield slice(start, min(start + self.groups, self.count))
+
+    def buffer(self, rows: slice, groups: slice) -> Tensor:
+        """Return the memory of one slice; [g, rows, in]."""
+        shape = groups.stop - groups.start, rows.stop - rows.start, self.width
+        return self._buffer[: shape[0] * shape[1] * shape[2]].view(shape)
+
+
+def merge_into(out: Tensor, weights: Tensor, base: Tensor | None, part: Tensor, alpha: float) -> Tensor:
+    """Write E_m + alpha * s T for rows of some groups: [g, N], [rows, in], [N, rows, in] -> [g, rows, in]."""
+    flat = part.flatten(1)  # [N, rows * in]
+    if base is None:
+        torch.mm(alpha * weights, flat, out=out.view(len(out), -1))
+    else:
+        torch.addmm(base.reshape(1, -1), weights, flat, alpha=alpha, out=out.view(len(out), -1))
+    return out
+
+
+def merge_forward(
+    x: Tensor, weights: Tensor, base: Tensor | None, part: Part, out: int, alpha: float
+) -> Tensor:
+    """Return y_g = x_g E_hat_g^T; [G, L, out] in x's dtype.
+
+    Args:
+        x: [G, L, in].
+        weights: s, in the experts' dtype; [G, N].
+        base: [out, in] or None.
+        part: rows -> T of those rows.
+        out: width of the result.
+        alpha: merging step size.
+    """
+    y = x.new_empty(*x.shape[:2], out)
+    cut = Slices(x, out, weights)
+    for rows in cut.rows():
+        vectors, base_rows = part(rows), None if base is None else base[rows]
+        for groups in cut.blocks():
+            merged = merge_into(cut.buffer(rows, groups), weights[groups], base_rows, vectors, alpha)
+            y[groups, :, rows] = torch.bmm(x[groups], merged.to(x.dtype).mT)
+    return y
+
+
+def merge_backward(
+    dy: Tensor,
+    x: Tensor,
+    weights: Tensor,
+    base: Tensor | None,
+    part: Part,
+    alpha: float,
+    into: Gradients,
+    take: Take | None,
+) -> None:
+    """Add the gradients of `merge_forward` to `into`, where the base's is set; `take` receives those of T."""
+    cut = Slices(x, dy.shape[-1], weights)
+    left = _left(weights, alpha, base=into.base is not None, vectors=take is not None)
+    for rows in cut.rows():
+        vectors = part(rows) if into.x is not None or into.weights is not None else None
+        base_rows = None if base is None else base[rows]
+        products = None
+        for groups in cut.blocks():
+            dy_part, buffer = dy[groups, :, rows], cut.buffer(rows, groups)
+            if into.x is not None and vectors is not None:
+                merged = merge_into(buffer, weights[groups], base_rows, vectors, alpha)
+                into.x[groups].baddbmm_(dy_part, merged.to(x.dtype))
+            if into.weights is None and left is None:
+                continue
+            h = _outer(dy_part, x[groups], buffer)  # H_g [g, rows * in]
+            if into.weights is not None and vectors is not None:
+                into.weights[groups].addmm_(h, vectors.flatten(1).mT, alpha=alpha)
+            if left is not None:
+                products = _add_product(products, left[:, groups], h)  # [N + 1, rows * in]
+        if products is not None:
+            made = products.view(len(products), -1, x.shape[-1])
+            if into.base is not None:
+                into.base[rows] = made[-1]
+            if take is not None:
+                take(rows, made[: weights.shape[1]])
+
+
+def _left(weights: Tensor, alpha: float, *, base: bool, vectors: bool) -> Tensor | None:
+    """Return what turns H [G, ...] into dT and, in a last row, into sum_g H_g; [N + 1, G], either may lack."""
+    made = [weights.mT * alpha] if vectors else []
+    if base:
+        made.append(weights.new_ones(1, len(weights)))
+    return torch.cat(made) if made else None
+
+
+def _outer(dy: Tensor, x: Tensor, out: Tensor) -> Tensor:
+    """Return H_g = dy_g^T x_g in the dtype and memory of `out`; [g, rows * in]."""
+    if x.dtype == out.dtype:
+        torch.bmm(dy.mT, x, out=out)
+    else:
+        out.copy_(torch.bmm(dy.mT, x))
+    return out.view(len(out), -1)
+
+
+def _add_product(total: Tensor | None, left: Tensor, right: Tensor) -> Tensor:
+    if total is not None:
+        return total.addmm_(left, right)
+    return torch.mm(left, right, out=workspace("dvectors", (left.shape[0], right.shape[1]), right))
