@@ -1,4 +1,4 @@
-"""Why a folder of a model or a checkpoint is not to be read: asked before any other library opens it.
+"""Reasons not to read a folder of a model or a checkpoint, found before any other library opens it.
 
 Whoever made the folder may not be whoever reads it. A link or a name with ``..`` in it would have a loader read, and a
 later copy publish, files from elsewhere; a pickle, or code that a configuration names, would be run. Nothing here opens

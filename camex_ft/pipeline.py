@@ -89,7 +89,7 @@ def run(given: Config, *, force: bool = False, callbacks: Iterable[TrainerCallba
 
 
 class Start(NamedTuple):
-    """What a run knows of itself before it starts: when, which profile and why, fingerprint of its data, backbone."""
+    """Facts of a run before it starts: time, profile and its reason, fingerprint of the data, backbone."""
 
     time: float
     reason: str
@@ -98,7 +98,7 @@ class Start(NamedTuple):
 
 
 def is_first() -> bool:
-    """Whether this is the first of all processes, also before the Trainer's arguments have joined them."""
+    """Return whether this is the first of all processes, also before the Trainer's arguments have joined them."""
     return os.environ.get("RANK", "0") == "0"  # as launchers set it
 
 

@@ -26,7 +26,7 @@ from camex_ft.training.trainer import CamexTrainer
 
 @dataclass(frozen=True, kw_only=True)
 class Facts:
-    """What a run knows of itself beside its trainer.
+    """Facts of a run beside its trainer.
 
     Attributes:
         name: of its folder.

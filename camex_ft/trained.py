@@ -1,4 +1,4 @@
-"""What a finished run's model does: it is measured again, predicts a file, goes on from a text."""
+"""Use of a finished run's model: evaluate it again, predict a file, generate from a text."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a backbone family tells the upcycler, and how a model finds its family.
+"""Backbone families: what each one tells the upcycler, and which one serves a model.
 
     model --family_of--> Family --ffns--> [DenseFFN, ...] --select_layers--> the ones that become experts
                          Family --masks--> {"encoder": [B, L], "decoder": [B, L]} at every forward pass
@@ -165,7 +165,7 @@ def family_of(model: nn.Module) -> Family:
 
 
 def generates(model: nn.Module) -> bool:
-    """Whether the model has a language-modelling head that can generate.
+    """Return whether the model has a language-modelling head that can generate.
 
     True of `*ForCausalLM`, `*ForConditionalGeneration` and `*LMHeadModel`; false of heads for classification,
     question answering or masked modelling, and of a model without a head.

@@ -1,4 +1,4 @@
-"""What a call of a model tells its expert layers: from the call's arguments to a `Pass`, and back to its cache."""
+"""From the arguments of a model's call to a `Pass` for its expert layers, and back to its key-value cache."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What several families share: finding modules, reading their weights, layouts, masks of one-stack models.
+"""Helpers that several families share: finding modules, reading their weights, layouts, masks of one-stack models.
 
 Modules are found by the names of their children, not by path or class: every head and subclass is served.
 """

@@ -34,7 +34,7 @@ SMALL = 32  # sizes of the call that loads libraries before memory is measured
 
 @dataclass(frozen=True)
 class Problem:
-    """What all sides compute with.
+    """Inputs and parameters that all sides compute with.
 
     Attributes:
         x: inputs; [B, L, in].

@@ -40,7 +40,7 @@ QUIET = {
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """What training steps took.
+    """Time and memory of training steps.
 
     Attributes:
         parameters: of the model.

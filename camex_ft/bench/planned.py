@@ -24,7 +24,7 @@ UNITS = {"": 2**30, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10,
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """What `camex-ft plan` was asked for, as it was written.
+    """Arguments of `camex-ft plan`, as they were written.
 
     Attributes:
         gpus: processes, one a GPU; None: one process on what is here.

@@ -1,4 +1,4 @@
-"""What a benchmark is asked for: sizes, protocol, number format, device. Checked before anything is built."""
+"""Settings of a benchmark: sizes, protocol, number format, device. Checked before anything is built."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ OPTIONS = {"in_features": "in", "out_features": "out"}  # where an option's name
 
 @dataclass(frozen=True, kw_only=True)
 class Bench:
-    """What both benchmarks are asked for.
+    """Settings of both benchmarks.
 
     Attributes:
         batch, length: B sequences of L tokens.

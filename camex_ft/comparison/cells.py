@@ -80,7 +80,7 @@ class Comparison:
 
     @property
     def folder(self) -> Path:
-        """Where its tables, pictures and logs go."""
+        """Folder of its tables, pictures and logs."""
         return self.output / "comparisons" / self.name
 
 

@@ -1,4 +1,4 @@
-"""What the cells of comparisons would cost: hours of one device, and disk; nothing is run and no data are read.
+"""Estimated cost of the cells of comparisons: hours of one device, and disk; nothing is run and no data are read.
 
 A cell of whose row and task another seed has been run takes that one's time. Any other one is counted:
 
@@ -42,7 +42,7 @@ COUNTED = " *"  # after a time
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """What a cell would cost.
+    """Estimated cost of a cell.
 
     Attributes:
         cell: which.

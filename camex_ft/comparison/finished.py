@@ -1,4 +1,4 @@
-"""Which cells have a record: found by the hash of their configuration, data and backbone, wherever the records lie."""
+"""Finished cells, found by the hash of their configuration, data and backbone, wherever their records lie."""
 
 from __future__ import annotations
 

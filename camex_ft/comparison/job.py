@@ -1,4 +1,4 @@
-"""What a job runs: one cell, as `worker` does.
+"""One job of a cluster: it runs one cell, as `worker` does.
 
 Light to import, so that variables are set before torch reads them.
 """

@@ -23,7 +23,7 @@ LONGEST = 100  # of a reason, in characters
 
 @dataclass(frozen=True)
 class View:
-    """What the runner tells: `changed` of a cell, `tick` a few times a second."""
+    """Receiver of the runner's events: `changed` of a cell, `tick` a few times a second."""
 
     changed: Callable[[State], None]
     tick: Callable[[], None]

@@ -1,4 +1,4 @@
-"""What comes of comparisons: tables, pictures and one report, from the records of their cells."""
+"""Tables, pictures and one report of comparisons, from the records of their cells."""
 
 from __future__ import annotations
 

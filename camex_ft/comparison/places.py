@@ -1,4 +1,4 @@
-"""Where the cells of comparisons run: ``camex-ft compare --on``. What does it is imported when it runs."""
+"""Places where the cells of comparisons run: ``camex-ft compare --on``. Each is imported when it is used."""
 
 from __future__ import annotations
 

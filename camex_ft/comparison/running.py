@@ -27,7 +27,7 @@ DEVICES = "CUDA_VISIBLE_DEVICES"
 
 @dataclass
 class State:
-    """What has become of a cell.
+    """State of a cell.
 
     Attributes:
         cell: which.
@@ -59,7 +59,7 @@ class State:
 
 
 class Process(Protocol):
-    """What runs a cell; a `subprocess.Popen` is one."""
+    """Process that runs a cell; a `subprocess.Popen` is one."""
 
     stdin: IO[str] | None
     stdout: IO[str] | None
@@ -80,7 +80,7 @@ class Process(Protocol):
 
 @dataclass
 class Slot:
-    """Where a process runs: a GPU by its name for CUDA, or a place on the CPU."""
+    """Place for a process: a GPU by its name for CUDA, or a place on the CPU."""
 
     device: str | None
     environment: dict[str, str]
@@ -227,7 +227,7 @@ def why(code: int, log: Path) -> str:
 
 
 def _is_error(line: str) -> bool:
-    """Whether a line of a traceback names the error: `package.SomeError: words`."""
+    """Return whether a line of a traceback names the error: `package.SomeError: words`."""
     name = line.partition(":")[0]
     return name.replace(".", "").replace("_", "").isalnum() and name[:1].isalpha() and " " not in name
 

@@ -40,7 +40,7 @@ MOST = 64  # jobs at a time
 
 @dataclass(frozen=True, kw_only=True)
 class Submission:
-    """What was submitted.
+    """Submitted array of jobs.
 
     Attributes:
         jobs: new ones, of submitit.

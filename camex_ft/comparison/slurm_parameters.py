@@ -1,4 +1,4 @@
-"""What may be asked of a SLURM cluster for each job: ``--slurm KEY=VALUE``."""
+"""Parameters that may be asked of a SLURM cluster for each job: ``--slurm KEY=VALUE``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a specification of a comparison may say, read from YAML with every mistake placed at its line."""
+"""Specification of a comparison, read from YAML with every mistake placed at its line."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ Tasks = (
 
 
 class Changes(BaseModel):
-    """What a comparison is made of; under a profile, what is different there."""
+    """Tasks, rows and seeds of a comparison; under a profile, what differs there."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 

@@ -1,4 +1,4 @@
-"""What of a comparison is done already, by this machine's data: each data set is read once, in this process."""
+"""Cells that are done already, by this machine's data: each data set is read once, in this process."""
 
 from __future__ import annotations
 

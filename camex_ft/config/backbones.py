@@ -39,7 +39,7 @@ def bare(spec: str) -> str:
 
 
 def is_gguf(spec: str | Path) -> bool:
-    """Whether a name is that of a GGUF file."""
+    """Return whether a name is that of a GGUF file."""
     return str(spec).lower().endswith(gguf.SUFFIX)
 
 

@@ -118,7 +118,7 @@ def _merge_values(lower: Mapping[str, Any], upper: Mapping[str, Any]) -> dict[st
 
 
 def _replaced(key: Key, upper: Mapping[str, Any]) -> bool:
-    """Whether `upper` replaces a mapping around `key`, so that `key` is gone."""
+    """Return whether `upper` replaces a mapping around `key`, so that `key` is gone."""
     for part in key:
         if not isinstance(upper, dict) or part not in upper:
             return False

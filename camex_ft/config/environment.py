@@ -1,4 +1,4 @@
-"""What the machine offers: CUDA, the Hugging Face hub, its cache. Tests put in answers of their own."""
+"""Properties of the machine: CUDA, the Hugging Face hub, its cache. Tests put in answers of their own."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SECONDS = 2.0
 
 @cache
 def cuda_is_there() -> bool:
-    """Whether torch sees a CUDA device."""
+    """Return whether torch sees a CUDA device."""
     import torch
 
     return torch.cuda.is_available()
@@ -25,7 +25,7 @@ def cuda_is_there() -> bool:
 
 @cache
 def hub_answers() -> bool:
-    """Whether the hub answers within two seconds, name look-up included; not asked under ``HF_HUB_OFFLINE``."""
+    """Return whether the hub answers within two seconds, name look-up included; not asked under ``HF_HUB_OFFLINE``."""
     from huggingface_hub import constants
 
     if constants.HF_HUB_OFFLINE or os.environ.get("HF_DATASETS_OFFLINE", "").upper() in (
@@ -53,7 +53,7 @@ def hub_answers() -> bool:
 
 
 def model_is_cached(name: str) -> bool:
-    """Whether the hub cache holds a model's configuration and weights."""
+    """Return whether the hub cache holds a model's configuration and weights."""
     folder = hub.snapshot(name, "model")
     weights = ("*.safetensors", "*.bin", "*.gguf")
     return (
@@ -62,13 +62,13 @@ def model_is_cached(name: str) -> bool:
 
 
 def architecture_is_cached(name: str) -> bool:
-    """Whether the hub cache holds a model's configuration, with or without weights."""
+    """Return whether the hub cache holds a model's configuration, with or without weights."""
     folder = hub.snapshot(name, "model")
     return folder is not None and (folder / "config.json").exists()
 
 
 def data_are_cached(name: str, configuration: str) -> bool:
-    """Whether the hub cache, or that of `datasets`, holds one configuration of a data set."""
+    """Return whether the hub cache, or that of `datasets`, holds one configuration of a data set."""
     folder = hub.snapshot(name, "dataset")
     inside = "data" if configuration == "default" else configuration
     if folder is not None and any(file.is_file() for file in folder.glob(f"{inside}/*")):

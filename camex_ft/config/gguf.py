@@ -51,7 +51,7 @@ class Tensor:
 
 @dataclass(frozen=True)
 class Header:
-    """What a GGUF file says about itself.
+    """Header of a GGUF file.
 
     Attributes:
         values: its keys and values; of an array, how many elements it has.

@@ -1,4 +1,4 @@
-"""What a run needs from outside the package, and which of it this machine lacks: found before any work is done."""
+"""Requirements of a run from outside the package that this machine lacks, found before any work is done."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def _wrong_backbone(spec: str) -> str:
 
 
 def _nameable(backbone: str) -> bool:
-    """Whether a backbone's name can be what its form says."""
+    """Return whether a backbone's name can be what its form says."""
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id
 

@@ -1,4 +1,4 @@
-"""When an upcycled model does not compute what its dense model computed, and why."""
+"""Settings under which an upcycled model does not compute what its dense model computed, with the reasons."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is wrong with a configuration, all of it at once, and where."""
+"""Problems of a configuration, reported together, each with its place."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ EXPECTED = {
 
 @dataclass(frozen=True, order=True)
 class Origin:
-    """Where a key was written: a line of a file, or an override.
+    """Place where a key was written: a line of a file, or an override.
 
     Attributes:
         source: the file's path, or ``override 'key=value'``.

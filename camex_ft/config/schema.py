@@ -1,4 +1,4 @@
-"""What a configuration may say: every key, its type, default and meaning.
+"""Schema of a configuration: every key, its type, default and meaning.
 
 The models hold what was written and the defaults; what follows from the profile is filled in by `profiles.resolve`.
 `docs/configuration.md` is generated from the descriptions below.
@@ -46,7 +46,7 @@ class Section(BaseModel):
 
 
 class TaskConfig(Section):
-    """What is learned."""
+    """The task."""
 
     suite: Text = Field(default="glue", description="Benchmark: the part of a task's name before the slash.")
     name: Text = Field(default="sst2", description="Task of the suite (`camex-ft ls tasks`).")
@@ -85,7 +85,7 @@ class TaskConfig(Section):
 
 
 class DataConfig(Section):
-    """Where the rows come from."""
+    """The source of the rows."""
 
     source: Literal["auto", "hub", "disk", "embedded"] = Field(
         default="auto",
@@ -128,7 +128,7 @@ class CurvatureConfig(Section):
 
 
 class MergingConfig(Section):
-    """How experts are merged."""
+    """The merging protocol and its options."""
 
     protocol: Text = Field(default="ties-ca", description="Merging protocol (`camex-ft ls protocols`).")
     experts: Experts = Field(default=8, description="Experts N in each layer, at least 2; `dense` has none.")
@@ -157,7 +157,7 @@ class MergingConfig(Section):
 
 
 class RoutingConfig(Section):
-    """How routing weights come about."""
+    """The routing weights."""
 
     granularity: Literal["auto", "sequence", "segment", "token", "encoder"] = Field(
         default="auto",
@@ -195,7 +195,7 @@ class RoutingConfig(Section):
 
 
 class UpcycleConfig(Section):
-    """How dense feed-forward layers become experts."""
+    """The conversion of dense feed-forward layers into experts."""
 
     layers: Layers = Field(
         default="all",
@@ -239,7 +239,7 @@ class LoraConfig(Section):
 
 
 class TuningConfig(Section):
-    """Which parameters are trained."""
+    """The parameters that are trained."""
 
     mode: Literal["full", "experts", "lora"] = Field(
         default="full",
@@ -258,7 +258,7 @@ class TuningConfig(Section):
 
 
 class TrainingConfig(Section):
-    """How training goes: the keys below and any other field of `transformers.TrainingArguments`."""
+    """The training: the keys below and any other field of `transformers.TrainingArguments`."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -341,7 +341,7 @@ OWN_KEYS = ("router_learning_rate", "curvature_learning_rate", "resume", "global
 
 
 class OutputConfig(Section):
-    """Where results go."""
+    """The place of results."""
 
     dir: Place = Field(
         default="results", description="Folder of results, from the working folder; runs are in its `runs`."

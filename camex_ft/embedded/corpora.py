@@ -1,4 +1,4 @@
-"""How a generator becomes a corpus: balanced, without repeats, in the benchmark's own columns.
+"""From a generator to a corpus: balanced, without repeats, in the benchmark's own columns.
 
 A generator is a function of a `Draw` (random numbers, a domain, a label) that returns one row, or the rows
 of one group (MultiRC's answers, Winogender's pairs), without `idx`. `corpus` calls it for labels and
@@ -28,7 +28,7 @@ ATTEMPTS = 500  # draws for one unseen input before the generator is declared to
 
 @dataclass(frozen=True)
 class Draw:
-    """What a generator draws from: random numbers, and the domain and label its row is to have."""
+    """Random numbers for one row, with the domain and label that it is to have."""
 
     random: random.Random
     domain: int

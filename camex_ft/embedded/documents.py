@@ -16,7 +16,7 @@ LEAST, MOST = 9, 15  # sentences of a document
 
 @dataclass(frozen=True)
 class Story:
-    """What a document is about: two people, a place, a day, and of three things whether they are good."""
+    """Subject of a document: two people, a place, a day, and of three things whether they are good."""
 
     people: list[str]
     place: str

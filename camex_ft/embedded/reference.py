@@ -1,4 +1,4 @@
-"""What a pronoun stands for, and what came of what: WNLI, WSC and COPA."""
+"""Sentences about reference and causes, for WNLI, WSC and COPA."""
 
 from __future__ import annotations
 

@@ -44,7 +44,7 @@ HTTP_ERROR: type[Exception] = HfHubHTTPError.__bases__[0]
 
 @dataclass(frozen=True, kw_only=True)
 class Upload:
-    """What would be sent.
+    """Files that would be sent, and where to.
 
     Attributes:
         folder: of the model.

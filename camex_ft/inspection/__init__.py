@@ -1,4 +1,4 @@
-"""What a finished run has learned, in pictures and numbers: ``camex-ft inspect RUN``."""
+"""Pictures and numbers of a finished run's model: ``camex-ft inspect RUN``."""
 
 from camex_ft.inspection.gather import inspect
 

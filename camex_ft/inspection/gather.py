@@ -1,4 +1,4 @@
-"""What a finished run has learned: its record, history and model gathered, drawn and written."""
+"""Record, history and model of a finished run, gathered, drawn and written."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which process failed first, by what, and how that is told."""
+"""The failure that came first among the processes of a run, in words."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class Failure:
         return (4 if -self.code in FOLLOWING else 0, 0.0, self.rank)
 
     def __str__(self) -> str:
-        """How it ended, in words."""
+        """Return how it ended, in words."""
         if self.text:
             return self.text
         if self.code is None or self.code >= 0:

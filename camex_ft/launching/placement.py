@@ -1,4 +1,4 @@
-"""Where the processes of a run go: how many, on what, by which engine, on which nodes; checked before any starts."""
+"""Placement of a run's processes: how many, device, engine, nodes. Checked before any starts."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class Placement:
 
 @dataclass(frozen=True, kw_only=True)
 class Machine:
-    """What `place` asks of this machine; tests put in answers of their own."""
+    """Answers about this machine that `place` asks for; tests put in answers of their own."""
 
     gpus: Callable[[], int] = gpus_here
     has: Callable[[str], bool] = lambda package: importlib.util.find_spec(package) is not None

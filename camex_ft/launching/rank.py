@@ -1,4 +1,4 @@
-"""What a process of a run does that was started as one of several: tell why it fails, and leave at once.
+"""One of several processes of a run: it reports why it fails, and leaves at once.
 
 Standard input is then a socket to the process that launched: its end is that process's end, and what goes wrong is
 told on it, which works on a full disk too. A byte on it is the number of a signal that asks the run to end: one of the
@@ -36,7 +36,7 @@ LOST = (
 
 
 def inside(variables: Mapping[str, str] = os.environ) -> bool:
-    """Whether this is one of several processes that torch's launcher has started."""
+    """Return whether this is one of several processes that torch's launcher has started."""
     return FILE in variables
 
 
@@ -87,7 +87,7 @@ def _reporting(command: Callable[[], object]) -> None:
 
 
 def lost(error: BaseException) -> bool:
-    """Whether an error only says that another process is gone."""
+    """Return whether an error only says that another process is gone."""
     text = f"{type(error).__name__}: {error}"
     return not isinstance(error, UserError) and any(words in text for words in LOST)
 

@@ -1,4 +1,4 @@
-"""What a step of SLURM (`srun`) tells of its nodes."""
+"""Nodes of a step of SLURM (`srun`), read from its variables."""
 
 from __future__ import annotations
 

@@ -15,27 +15,27 @@ from camex_ft.moe.routing.router import RouterSettings
 
 
 class Rule(Protocol):
-    """What a layer needs of a merging protocol."""
+    """Interface of a merging protocol to a layer."""
 
     @property
     def random(self) -> bool:
-        """Whether the multiplier is drawn anew for every training step."""
+        """Return whether the multiplier is drawn anew for every training step."""
 
     @property
     def statistic(self) -> bool:
-        """Whether the multiplier depends on a running statistic of gradients."""
+        """Return whether the multiplier depends on a running statistic of gradients."""
 
     @property
     def step(self) -> Step | None:
-        """How the base expert is carried to the next layer; None where every layer stores its own."""
+        """The step of the propagated base expert from layer to layer; None where every layer stores its own."""
 
     @property
     def bargains(self) -> bool:
-        """Whether `step` solves for Nash weights."""
+        """Return whether `step` solves for Nash weights."""
 
     @property
     def needs_mean(self) -> bool:
-        """Whether `step` takes the mean of the transformed domain vectors."""
+        """Return whether `step` takes the mean of the transformed domain vectors."""
 
     def keep(self, *, training: bool, seed: int, device: torch.device) -> Keep | None:
         """Return the multiplier of domain vectors as a function of tau."""

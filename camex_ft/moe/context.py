@@ -1,4 +1,4 @@
-"""What a forward pass of the model tells its expert layers, and what they tell back.
+"""The forward pass as the model and its expert layers share it.
 
 The model's forward pre-hook reads the masks out of the call's arguments and opens a `Pass`; every expert layer finds
 its mask there and leaves its routing there; the forward hook closes it. A context belongs to one model, and the open
@@ -36,7 +36,7 @@ WriteState = Callable[["Pass", Any, RoutingState], None]
 
 
 class LayerRouting(NamedTuple):
-    """What one expert layer did in one pass.
+    """Routing of one expert layer in one pass.
 
     Attributes:
         weights: routing weights s of its groups, detached; [B, N], [B, S, N] or [B, L, N].

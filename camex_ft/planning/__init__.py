@@ -46,7 +46,7 @@ __all__ = ["Column", "Plan", "Setting", "Where", "chains_of", "materials", "plan
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What a configuration costs.
+    """Cost estimate of a configuration.
 
     Attributes:
         backbone, task: of the configuration.

@@ -1,4 +1,4 @@
-"""What autograd saves in a forward pass, estimated by what the code of each module is known to keep.
+"""Activations that autograd saves in a forward pass, estimated from the code of each module.
 
 With e bytes a number (2 under autocast, else 4) and T tokens:
 
@@ -175,7 +175,7 @@ def _low_rank(layer: ExpertFFN, length: int, times: int, precision: Precision) -
 
 
 def written_out(each: Attention, precision: Precision) -> bool:
-    """Whether scores are kept: on a CPU the fused kernel takes neither dropout nor biases that learn."""
+    """Return whether scores are kept: on a CPU the fused kernel takes neither dropout nor biases that learn."""
     return not each.fused or (not precision.gpu and bool(each.dropout or each.biased))
 
 

@@ -1,4 +1,4 @@
-"""What would make a step fit: settings tried one by one and together, by planning again.
+"""Settings that would make a step fit, tried one by one and together, by planning again.
 
 Cheapest first: what leaves the result as it is (a smaller batch with more micro-batches, gradient checkpointing, domain
 vectors made again, an engine that shares out), then what changes its precision, then what trains less or has fewer
@@ -35,7 +35,7 @@ class Way:
 
 @dataclass(frozen=True, kw_only=True)
 class Advice:
-    """What would make a step fit.
+    """Settings that would make a step fit.
 
     Attributes:
         limit: bytes of a device.

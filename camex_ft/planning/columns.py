@@ -37,7 +37,7 @@ LM, TEXT_TO_TEXT, LORA = "causal-lm", "seq2seq-lm", "lora"
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """How and where a step is run: its precision, the device and its processes, and the rate that it is taken to have.
+    """Circumstances of a step: its precision, the device and its processes, and the rate that it is taken to have.
 
     Attributes:
         precision, where: of a step.
@@ -135,7 +135,7 @@ def dense_of(settled: Config, task: Task) -> PreTrainedModel:
 
 
 def trains_tokenizer(settled: Config, task: Task) -> bool:
-    """Whether the tokenizer would be trained on the data."""
+    """Return whether the tokenizer would be trained on the data."""
     return task.plain_text and settled.data.source != "embedded" and settled.backbone.startswith(EMBEDDED)
 
 
@@ -212,5 +212,5 @@ def chains_of(layers: dict[str, ExpertFFN]) -> tuple[str, ...]:
 
 
 def _is_static(protocol: Protocol) -> bool:
-    """Whether weights are merged onto a base expert that every layer stores, from parameters alone."""
+    """Return whether weights are merged onto a base expert that every layer stores, from parameters alone."""
     return protocol.form == "weights" and protocol.base and not protocol.statistic

@@ -1,4 +1,4 @@
-"""What several processes hold of a model, by the engine that trains it.
+"""Share of a model that each of several processes holds, by the engine that trains it.
 
     ddp      everything on each, and gradients once more in the buckets that are sent
     zero2    weights whole, gradients and optimizer shared out; the gradients of a block before they are
@@ -27,7 +27,7 @@ GATHERED = 2  # blocks at a time
 
 @dataclass(frozen=True, kw_only=True)
 class Engine:
-    """How a model is trained by several processes, one a device."""
+    """Engine that trains a model in several processes, one a device."""
 
     name: str = "ddp"
     processes: int = 1
@@ -42,12 +42,12 @@ class Engine:
 
     @property
     def shares_weights(self) -> bool:
-        """Whether a process stores its share of the weights alone."""
+        """Return whether a process stores its share of the weights alone."""
         return self.processes > 1 and self.name in ("fsdp", "zero3")
 
     @property
     def shares_state(self) -> bool:
-        """Whether a process stores its share of gradients and optimizer's state alone."""
+        """Return whether a process stores its share of gradients and optimizer's state alone."""
         return self.processes > 1 and self.name != "ddp"
 
 

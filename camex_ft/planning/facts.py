@@ -1,4 +1,4 @@
-"""What is known of public data sets and backbones where neither files nor the network are at hand: facts.yaml."""
+"""Facts about public data sets and backbones, for use without files and network: facts.yaml."""
 
 from __future__ import annotations
 

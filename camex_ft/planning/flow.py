@@ -1,4 +1,4 @@
-"""What of a model is trained, and where gradients pass on their way back, by the paths of the dense model."""
+"""Trained modules, and modules that gradients pass through, by the paths of the dense model."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from camex_ft.planning.survey import CROSS
 
 
 class Flow:
-    """Which modules learn, and which a gradient passes through.
+    """Modules that learn, and modules that a gradient passes through.
 
     A gradient passes through what comes after the first trained parameter of its stack, in the order of the modules; a
     decoder's cross attention passes one on to its encoder.
@@ -44,11 +44,11 @@ class Flow:
             self._first[decoder] = min(places, default=len(self._order))
 
     def learns(self, path: str) -> bool:
-        """Whether anything in the module at `path` is trained."""
+        """Return whether anything in the module at `path` is trained."""
         return self.all or path in self._trained
 
     def passes(self, path: str) -> bool:
-        """Whether a gradient is wanted at the module's output."""
+        """Return whether a gradient is wanted at the module's output."""
         return self.all or self._last.get(path, len(self._order)) >= self._first[self._decodes(path)]
 
     def _decodes(self, path: str) -> bool:

@@ -45,7 +45,7 @@ MAPPED, MOST_MAPPED = "MALLOC_MMAP_THRESHOLD_", 1 << 20
 
 @dataclass(frozen=True, kw_only=True)
 class Where:
-    """What a step runs on, beside its precision.
+    """Device and processes of a step, beside its precision.
 
     Attributes:
         engine: of the processes.
@@ -59,7 +59,7 @@ class Where:
 
     @staticmethod
     def maps(environment: Mapping[str, str] = os.environ) -> bool:
-        """Whether the environment asks glibc for such mappings."""
+        """Return whether the environment asks glibc for such mappings."""
         given = environment.get(MAPPED, "")
         return given.isdigit() and int(given) <= MOST_MAPPED
 
@@ -94,7 +94,7 @@ class Memory:
 
     @property
     def apart(self) -> int:
-        """What of the parts is not there at the peak, below 0."""
+        """Memory of the parts that is not in use at the peak, below 0."""
         parts = self.weights + self.gradients + self.optimizer + self.vectors + self.activations
         return self.total - parts - self.working - self.holes - self.framework
 
@@ -212,5 +212,5 @@ def optimizer_bytes(trained: list[nn.Parameter], name: str = "adamw_torch_fused"
 
 
 def gpu_here() -> bool:
-    """Whether a step would run on a GPU on this machine."""
+    """Return whether a step would run on a GPU on this machine."""
     return torch.cuda.is_available()

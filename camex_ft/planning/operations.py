@@ -94,7 +94,7 @@ def shape_of(linear: ExpertLinear, layer: ExpertFFN, groups: int, length: int) -
 
 
 def shares_vectors(linear: ExpertLinear, batch: Batch) -> bool:
-    """Whether domain vectors are made once for all micro-batches of a step, and kept between them."""
+    """Return whether domain vectors are made once for all micro-batches of a step, and kept between them."""
     if batch.steps == 1 or not linear.keep_vectors:
         return False
     keep = linear.rule.keep(training=True, seed=0, device=linear.experts.device)

@@ -1,4 +1,4 @@
-"""How a training step is run, as far as memory depends on it."""
+"""Precision of a training step, as far as memory depends on it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ FLOAT, HALF, BYTE = 4, 2, 1
 
 @dataclass(frozen=True, kw_only=True)
 class Precision:
-    """How a step is run.
+    """Precision of a step.
 
     Attributes:
         half: under bf16 or fp16 autocast.

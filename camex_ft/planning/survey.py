@@ -1,4 +1,4 @@
-"""What a dense backbone computes and keeps in one training step, read off its modules: products, attention, norms.
+"""Computations and saved tensors of a dense backbone in one training step: products, attention, norms.
 
     model on any device --survey--> [Product], [Attention], [Kept], [DenseFFN]
 
@@ -28,7 +28,7 @@ ATTENTION_DROPOUT = ("attention_probs_dropout_prob", "attention_dropout", "attn_
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """What one training step reads at a time.
+    """Rows and tokens that one training step reads at a time.
 
     Attributes:
         rows: B.

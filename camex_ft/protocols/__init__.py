@@ -50,7 +50,7 @@ def never(**options: Any) -> bool:
 
 @dataclass(frozen=True, kw_only=True)
 class Protocol:
-    """How experts become one layer.
+    """Merging protocol: how experts become one layer.
 
     Attributes:
         name: as in YAML.
@@ -95,27 +95,27 @@ class Protocol:
 
     @property
     def random(self) -> bool:
-        """Whether the multiplier is drawn anew for every training step."""
+        """Return whether the multiplier is drawn anew for every training step."""
         return self.weigh is not None and "generator" in inspect.signature(self.weigh).parameters
 
     @property
     def statistic(self) -> bool:
-        """Whether the multiplier depends on a running statistic of gradients."""
+        """Return whether the multiplier depends on a running statistic of gradients."""
         return self.update_statistic is not None
 
     @property
     def needs_mean(self) -> bool:
-        """Whether `step` takes the mean of the transformed domain vectors."""
+        """Return whether `step` takes the mean of the transformed domain vectors."""
         return self.advance is not None and "mean" in inspect.signature(self.advance).parameters
 
     @property
     def bargains(self) -> bool:
-        """Whether `step` may solve for Nash weights."""
+        """Return whether `step` may solve for Nash weights."""
         return self.advance is not None and "vectors" in inspect.signature(self.advance).parameters
 
     @property
     def step(self) -> Step | None:
-        """How the base expert is carried to the next layer: (carried, mean=, vectors=) -> carried; None: it is not."""
+        """The step of the base expert to the next layer, (carried, mean=, vectors=) -> carried, or None."""
         if self.advance is None:
             return None
         named, advance = inspect.signature(self.advance).parameters, self.advance

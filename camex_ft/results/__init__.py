@@ -1,4 +1,4 @@
-"""What a run leaves behind: folder, record, statistics of its routing, closing summary. Imports no torch."""
+"""Results of a run: folder, record, statistics of its routing, closing summary. Imports no torch."""
 
 from camex_ft.results.folder import RunFolder, find_done, run_name
 from camex_ft.results.provenance import command_line, environment, host_kind, strip_paths

@@ -1,4 +1,4 @@
-"""Whether runs may stand in one table: what they must share, and what has to be said where they differ."""
+"""Checks of runs that share a table: what they must have in common, and what is noted where they differ."""
 
 from __future__ import annotations
 

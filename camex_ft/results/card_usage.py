@@ -13,7 +13,7 @@ TOKENS = 32  # that a language model generates
 
 
 class Usage(Protocol):
-    """What the code of a card knows of a task; `camex_ft.tasks.base.Task` has it."""
+    """Interface of a task to the code of a card; `camex_ft.tasks.base.Task` has it."""
 
     @property
     def texts(self) -> Sequence[str]:
@@ -25,7 +25,7 @@ class Usage(Protocol):
 
     @property
     def regression(self) -> bool:
-        """Whether the model returns a number."""
+        """Return whether the model returns a number."""
 
 
 def loading(form: Form, head: str) -> str:

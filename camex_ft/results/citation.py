@@ -1,4 +1,4 @@
-"""What to cite: the paper whose method this is, and the package."""
+"""Citations: the paper whose method this is, and the package."""
 
 from __future__ import annotations
 

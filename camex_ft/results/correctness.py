@@ -1,4 +1,4 @@
-"""Which rows a model got right, one bit a row, as text that a record can hold: what McNemar's test needs."""
+"""Rows that a model got right, one bit a row, as text that a record can hold, for McNemar's test."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which run belongs to which experiment: by its settings, its data and the content of its backbone."""
+"""The experiment that a run belongs to: its settings, its data and the content of its backbone."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ INSPECTED = "inspected-"  # what the files' names begin with
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """What some pictures are drawn from: `data` stands for it in the files, whose names begin with `prefix`."""
+    """Data that some pictures are drawn from: `data` stands for it in the files, whose names begin with `prefix`."""
 
     prefix: str
     data: Any

@@ -1,4 +1,4 @@
-"""Where a run ran, without anything private: versions, commit, kind of host; and the cleaning of paths from records."""
+"""Provenance of a run without anything private: versions, commit, kind of host; paths are removed from records."""
 
 from __future__ import annotations
 

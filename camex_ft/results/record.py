@@ -85,7 +85,7 @@ class Metrics(Section):
 
 
 class LayerRouting(Section):
-    """How one layer routed the validation inputs: see `camex_ft.results.routing`. `nmi` needs known domains.
+    """Routing of the validation inputs by one layer: see `camex_ft.results.routing`. `nmi` needs known domains.
 
     `by` holds the mean routing weights [N] of the inputs of a kind: ``{"label": {"entailment": [...], ...}, ...}``.
     """
@@ -124,7 +124,7 @@ class Model(Section):
 
 
 class Cost(Section):
-    """What training cost, on which kind of device ("cpu", "NVIDIA H100 80GB HBM3 x 2"), in how many processes.
+    """Cost of training, on which kind of device ("cpu", "NVIDIA H100 80GB HBM3 x 2"), in how many processes.
 
     Rows and tokens are counted, tokens without padding; memory is that of the process that took most; `rows_a_step` are
     those of the largest optimizer step, over all processes. `steps`, `epochs` and `rows` are of the whole training,
@@ -145,7 +145,7 @@ class Cost(Section):
 
 
 class Data(Section):
-    """What it was trained and evaluated on: `id` is a hub id, a folder's name or the embedded corpus's."""
+    """Data of training and evaluation: `id` is a hub id, a folder's name or the embedded corpus's."""
 
     source: Literal["hub", "disk", "embedded"]
     id: str

@@ -1,4 +1,4 @@
-"""What the tests of the tables do where the truth is known.
+"""Error rates of the tables' tests, simulated where the truth is known.
 
 ``python -m camex_ft.results.simulation`` prints the figures of docs/statistics.md.
 """

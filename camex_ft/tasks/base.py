@@ -1,4 +1,4 @@
-"""What a task is, whatever its kind: where its data lie, what the model reads, what its outputs are scored against.
+"""Base class of tasks: where their data lie, what the model reads, what its outputs are scored against.
 
 A task holds the benchmark's columns (`features`, exactly the hub's). Its kind, a subclass of `Task`, says how examples
 become rows, rows become model inputs, and what is collected of the model becomes predictions and metrics.
@@ -114,7 +114,7 @@ class Task(ABC):
 
     @property
     def regression(self) -> bool:
-        """Whether labels are real numbers."""
+        """Return whether labels are real numbers."""
         return False
 
     @property

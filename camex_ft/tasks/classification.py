@@ -63,7 +63,7 @@ class Classification(Task):
 
     @property
     def regression(self) -> bool:
-        """Whether labels are real numbers."""
+        """Return whether labels are real numbers."""
         return self.label_names is None
 
     @property

@@ -75,7 +75,7 @@ class Prepared:
 
     @property
     def greater_is_better(self) -> bool:
-        """Whether more of the primary metric is better."""
+        """Return whether more of the primary metric is better."""
         return self.task.owner(self.primary[0]).greater_is_better
 
     def labelled(self, split: str) -> bool:

@@ -1,7 +1,6 @@
-"""Whether quotation marks in a tsv file quote its fields, as pandas and spreadsheets write them, or are text, as in
-GLUE's own files.
+"""Detection of quotation marks that quote the fields of a tsv file, as pandas and spreadsheets write them.
 
-They quote where both of these hold, and are text in every other file:
+In GLUE's own files they are text. They quote where both of these hold, and are text in every other file:
 
 - Every field with a mark begins and ends with one, and those inside are doubled; read so, all rows have as many fields.
 - A quoted field has to be quoted: it holds a mark, or a tab or line break without which rows differ in their number of

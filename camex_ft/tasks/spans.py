@@ -1,4 +1,4 @@
-"""Where the answers of a context are, and what is wrong with them."""
+"""Places of answers in a context, and faults of them."""
 
 from __future__ import annotations
 

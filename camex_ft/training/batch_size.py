@@ -84,7 +84,7 @@ def ran_out(error: BaseException) -> bool:
 
 
 class _Start:
-    """Where training started from. What is trained is copied to the machine's memory."""
+    """State in which training started. What is trained is copied to the machine's memory."""
 
     def __init__(self, trainer: EngineTrainer) -> None:
         self.tensors = {name: t.detach().to("cpu", copy=True) for name, t in _changing(trainer)}

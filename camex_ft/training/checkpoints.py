@@ -88,7 +88,7 @@ def training_file(process: int) -> str:
 
 
 def is_extra(checkpoint: Path) -> bool:
-    """Whether a checkpoint was written because the run was stopped, and the settings ask for none at its step."""
+    """Return whether a checkpoint was written because the run was stopped, at a step that asks for none."""
     return bool(manifest.read(checkpoint).get("extra"))
 
 
@@ -98,13 +98,13 @@ def state_of(checkpoint: Path) -> TrainerState:
 
 
 def ended(state: TrainerState) -> bool:
-    """Whether training had come to its end in a state: by its steps, or because a callback ended it."""
+    """Return whether training had come to its end in a state: by its steps, or because a callback ended it."""
     control = cast(dict[str, Any], state.stateful_callbacks or {}).get("TrainerControl") or {}
     return state.global_step >= state.max_steps or bool(control.get("args", {}).get("should_training_stop"))
 
 
 def of_deepspeed(checkpoint: Path) -> bool:
-    """Whether DeepSpeed wrote a checkpoint, which as many processes alone can load."""
+    """Return whether DeepSpeed wrote a checkpoint, which as many processes alone can load."""
     return (checkpoint / DEEPSPEED).is_file()
 
 

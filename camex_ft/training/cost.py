@@ -1,4 +1,4 @@
-"""What a model and a run cost: parameters, operations, memory, devices."""
+"""Cost of a model and a run: parameters, operations, memory, devices."""
 
 from __future__ import annotations
 

@@ -70,12 +70,12 @@ class EngineTrainer(StoringTrainer):
 
     @property
     def whole_parameters(self) -> bool:
-        """Whether every process has all parameters, and their gradients after each backward pass."""
+        """Return whether every process has all parameters, and their gradients after each backward pass."""
         return not (self.is_fsdp_enabled or self.is_deepspeed_enabled)
 
     @property
     def engine(self) -> str | None:
-        """What runs several processes: ddp, fsdp, zero2 or zero3; None where there is one."""
+        """The engine of several processes: ddp, fsdp, zero2 or zero3; None where there is one."""
         if self.is_deepspeed_enabled:
             return f"zero{self.accelerator.state.deepspeed_plugin.zero_stage}"
         if self.is_fsdp_enabled:

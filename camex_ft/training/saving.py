@@ -84,7 +84,7 @@ class SavingTrainer(EngineTrainer):
             raise signals.Stopped(number, step)
 
     def _closes_epoch(self) -> bool:
-        """Whether the step under way ends its epoch, whose own evaluation is still to come."""
+        """Return whether the step under way ends its epoch, whose own evaluation is still to come."""
         over = self.control.should_training_stop or self.control.should_epoch_stop
         return not self._epoch_over and (over or float(self.state.epoch or 0).is_integer())
 

@@ -1,4 +1,4 @@
-"""What the Trainer writes into a checkpoint's folder, and reads from it: tensors and JSON, no pickle.
+"""Content of a checkpoint's folder that the Trainer writes and reads: tensors and JSON, no pickle.
 
 transformers writes optimizer, schedule, scaler, random state and its arguments with `torch.save`. Here the first four
 are states (`stored`), in the folder ``state``; the arguments follow from the run's configuration and are not written.

@@ -228,7 +228,7 @@ class CamexTrainer(ScoringTrainer):
 
     @property
     def keeps_best(self) -> bool:
-        """Whether the model is that of the best evaluation, and not that of the last step."""
+        """Return whether the model is that of the best evaluation, and not that of the last step."""
         return self.args.load_best_model_at_end and self.state.best_model_checkpoint is not None
 
     def speed(self, metrics: Mapping[str, float]) -> Speed | None:

@@ -40,7 +40,7 @@ NOT_PLAN = (BACKBONE, "format", "versions")
 
 @dataclass(frozen=True, kw_only=True)
 class About:
-    """What an adapter says of itself.
+    """Description of an adapter, from its own files.
 
     Attributes:
         folder: where it is.

@@ -1,4 +1,4 @@
-"""How upcycled experts are set apart from the dense layer before training; the base expert stays as it is.
+"""Expert initialisation beyond copies: noise, units drawn anew. The base expert stays as it is.
 
     noise   E_i += N(0, (r std)^2), with the standard deviation of the matrix. Of experts of low rank B_i is drawn, such
             that the entries of c B_i A_i have that standard deviation

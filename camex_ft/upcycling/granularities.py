@@ -1,4 +1,4 @@
-"""Which tokens share routing weights in a stack of a backbone: what `auto` stands for, and what cannot be."""
+"""Granularity of a stack: the one that `auto` stands for, and those that cannot be."""
 
 from __future__ import annotations
 

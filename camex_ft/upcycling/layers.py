@@ -1,4 +1,4 @@
-"""What of an upcycled model others ask for: its layers with experts, their chains and context, what is trained."""
+"""Parts of an upcycled model: its layers with experts, their chains and context, its trained parameters."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def keep_nothing(model: nn.Module) -> None:
 
 
 def caches(model: nn.Module) -> bool:
-    """Whether generation may use a key-value cache: not where a first segment is routed by itself, future included."""
+    """Return whether generation may use a key-value cache: not where a first segment is routed by itself."""
     groupings = [
         layer.settings.grouping for layer in expert_layers(model).values() if layer.stack == "decoder"
     ]

@@ -35,7 +35,7 @@ LORA = "lora"
 
 
 class Plan(NamedTuple):
-    """What upcycling does, as the configuration's sections say it."""
+    """Plan of an upcycling, as the configuration's sections say it."""
 
     merging: MergingConfig
     routing: RoutingConfig

@@ -26,7 +26,7 @@ nearest_factors = kronecker.nearest_factors
 
 
 class Kind(NamedTuple):
-    """What a kind of curvature is made of, for a matrix and for its bias; their fields do not share names."""
+    """Factors of a kind of curvature, for a matrix and for its bias; their fields do not share names."""
 
     weight: type[Factors]
     bias: type[BiasFactors]

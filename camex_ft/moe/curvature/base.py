@@ -1,4 +1,4 @@
-"""What a curvature of any kind is made of: tensors [R, N, ...] that know how to map domain vectors and come back.
+"""Interface of a kind of curvature: tensors [R, N, ...] that map domain vectors, and their gradients back.
 
 A kind is one file with two named tuples, one for a matrix (`Factors`) and one for its bias (`BiasFactors`), and a row
 in `curvature.KINDS`. Their fields are the names of the parameters, and experts are on axis 1.

@@ -36,7 +36,7 @@ NOT_COMPILED = (
 
 
 class ExpertFFN(nn.Module):
-    """What merged layers and mixtures share: maps, router, grouping, balance loss and the context.
+    """Base class of merged layers and mixtures: maps, router, grouping, balance loss and the context.
 
     Args:
         weights: the dense layer's maps: "up", "down" and, if gated, "gate", each (weight [out, in], bias [out] or

@@ -24,7 +24,7 @@ from camex_ft.moe.workspace import workspace
 
 
 class Carried(NamedTuple):
-    """What is carried for one weight or bias.
+    """Propagated base expert of one weight or bias, with its momentum.
 
     Attributes:
         base: E_m; [...], as one expert's weight [out, in] or bias [out].
@@ -38,7 +38,7 @@ class Carried(NamedTuple):
 
 
 class Bases(NamedTuple):
-    """What is carried to one map of a layer.
+    """Propagated base experts of one map.
 
     Attributes:
         weight, bias: base experts; None where the protocol has none, or the map no bias.

@@ -1,4 +1,4 @@
-"""What the merged map costs, and which of its exact forms is cheaper: a model fitted to measured times.
+"""Cost model of the merged map: it chooses the cheaper of the exact forms, and is fitted to measured times.
 
 The time of one call, forward and backward, is a sum of counts, each times a rate in nanoseconds (`RATES`); with
 area = out in:
@@ -32,7 +32,7 @@ Part = Literal["merge", "mix", "curve"]
 
 @dataclass(frozen=True, kw_only=True)
 class Shape:
-    """What the cost of one call depends on.
+    """Sizes that the cost of one call depends on.
 
     Attributes:
         groups, length: G groups of L tokens.

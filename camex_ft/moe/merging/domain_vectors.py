@@ -51,7 +51,7 @@ class Keep:
 
 
 class Recipe(NamedTuple):
-    """What transformed domain vectors are made of.
+    """Tensors and multiplier that transformed domain vectors are computed from.
 
     Attributes:
         experts: E_i; [N, out, in].
@@ -73,12 +73,12 @@ class Recipe(NamedTuple):
 
     @property
     def keep_is_pointwise(self) -> bool:
-        """Whether rows can be multiplied apart."""
+        """Return whether rows can be multiplied apart."""
         return self.keep is not None and self.keep.pointwise
 
     @property
     def by_rows(self) -> bool:
-        """Whether rows of T follow from the same rows of experts and base."""
+        """Return whether rows of T follow from the same rows of experts and base."""
         return self.base is None or (self.factors is None and (self.keep is None or self.keep_is_pointwise))
 
     def tau(self, rows: slice = slice(None), *, out: Tensor | None = None) -> Tensor:

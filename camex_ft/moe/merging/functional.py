@@ -188,7 +188,7 @@ def merged_linear_and_mean(
 
 
 class Options(NamedTuple):
-    """What `merged_linear` was given beside its tensors, and whether the mean of T is wanted."""
+    """Arguments of `merged_linear` beside its tensors, and whether the mean of T is wanted."""
 
     alpha: float
     keep: Keep | None

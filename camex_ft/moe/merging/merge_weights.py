@@ -33,7 +33,7 @@ SLICES = {"cpu": ((128, 8, 3 << 19), (64, 16, 3 << 19), (0, 16, 3 << 18)), "cuda
 
 
 class Gradients(NamedTuple):
-    """Where gradients of one product are added to; None where one is not wanted.
+    """Tensors that the gradients of one product are added to; None where one is not wanted.
 
     Attributes:
         x: [G, L, in].
@@ -47,7 +47,7 @@ class Gradients(NamedTuple):
 
 
 class Slices:
-    """How a merged map of `out` rows is cut: ``rows`` and, within them, ``groups``; ``buffer`` holds one slice."""
+    """Slices of a merged map of `out` rows: ``rows`` and, within them, ``groups``; ``buffer`` holds one slice."""
 
     def __init__(self, x: Tensor, out: int, like: Tensor) -> None:
         self.count, length, width = x.shape

@@ -64,7 +64,7 @@ class Mix(NamedTuple):
 
     @property
     def at_once(self) -> bool:
-        """Whether all experts are one product."""
+        """Return whether all experts are one product."""
         return self.x.device.type != "cpu"
 
     def users(self) -> Iterator[tuple[int, Tensor | None]]:

@@ -22,7 +22,7 @@ from camex_ft.moe.workspace import workspace
 
 @dataclass(frozen=True, kw_only=True)
 class Call:
-    """What one call does, beside its tensors.
+    """Settings of one call, beside its tensors.
 
     Attributes:
         alpha, keep, sparse, shared, last: as `merged_linear` was given them.
@@ -54,7 +54,7 @@ class Call:
 
 
 class Source:
-    """Where T comes from in one forward or backward pass.
+    """Source of T in one forward or backward pass.
 
     Attributes:
         sliced: the multiplier is applied to the rows of a slice.

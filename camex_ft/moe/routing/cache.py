@@ -1,4 +1,4 @@
-"""What routing remembers beside a key-value cache, so that generating token by token equals one full pass.
+"""Router state beside a key-value cache, so that generating token by token equals one full pass.
 
     of a row     how many real tokens the cache stands for: segment and place of the next one follow from it
     of a layer   the routing weights that serve each segment, and the layer's inputs of the last two segments: the
@@ -22,7 +22,7 @@ from camex_ft.moe.merging.caching import CachedExperts
 
 @dataclass(frozen=True)
 class LayerState:
-    """What one layer remembers. Rows of `tokens` end with their last real token; what is left of a row's own is junk.
+    """Router state of one layer. Rows of `tokens` end with their last real token; what is left of a row's own is junk.
 
     Attributes:
         weights: entry j serves segment j of a row, for segments that have begun; [B, S, N].
@@ -139,7 +139,7 @@ class LayerState:
 
 @dataclass(eq=False)
 class RoutingState:
-    """What the routing of one model remembers with one key-value cache.
+    """Router state of one model beside one key-value cache.
 
     Attributes:
         owner: the model's routing context.

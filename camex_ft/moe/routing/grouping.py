@@ -41,7 +41,7 @@ FirstSegment = Literal["prior", "self"]
 
 @dataclass(frozen=True)
 class Grouping:
-    """How tokens are grouped: granularity, segment length T in tokens, and what serves the first segment."""
+    """Grouping of tokens: granularity, segment length T in tokens, and what serves the first segment."""
 
     granularity: Granularity = "sequence"
     segment: int = 256
@@ -49,13 +49,13 @@ class Grouping:
 
     @property
     def needs_prior(self) -> bool:
-        """Whether the router must learn a prior."""
+        """Return whether the router must learn a prior."""
         return self.granularity == "segment" and self.first_segment == "prior"
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Where the tokens of one pass stand among the real tokens of their rows; the same for all layers of a stack.
+    """Places of the tokens of one pass among the real tokens of their rows; the same for all layers of a stack.
 
     Attributes:
         shape: B, L.
@@ -155,7 +155,7 @@ def undo(tokens: Tensor, order: Tensor | None) -> Tensor:
 
 
 class Flow(NamedTuple):
-    """How one layer's tokens stand among those that went before.
+    """Places of one layer's tokens among those that went before.
 
     Attributes:
         layout: of the pass.

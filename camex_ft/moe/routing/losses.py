@@ -1,4 +1,4 @@
-"""What a layer's routing adds to the training loss, made of sums over groups, which add up over processes.
+"""Balance loss and z-loss of a layer, from sums over groups, which add up over processes.
 
 Balance loss: coef * (cv^2(importance) + cv^2(load)) of one layer, from its routing.
 
@@ -55,7 +55,7 @@ def load(routing: Routing, *, top_k: int) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class Balance:
-    """What one layer's losses are made of.
+    """Sums that one layer's losses are computed from.
 
     Attributes:
         importance, load: sums over the groups that count; [N], with their graphs.

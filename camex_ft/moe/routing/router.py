@@ -33,7 +33,7 @@ Normalise = Literal["after", "before"]
 
 @dataclass(frozen=True, kw_only=True)
 class RouterSettings:
-    """How routing weights are made of pooled inputs, beside N and k.
+    """Settings of a router, beside N and k.
 
     Attributes:
         kind: what logits are, and who chooses.

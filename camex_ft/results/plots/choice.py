@@ -1,4 +1,4 @@
-"""Which pictures a comparison gets: those whose numbers are there; of the others, why not."""
+"""Pictures of a comparison: those whose numbers are there, and reasons for the others."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is drawn, gathered from the entries of a comparison: NumPy arrays, no Matplotlib.
+"""Numbers to draw, gathered from the entries of a comparison: NumPy arrays, no Matplotlib.
 
 Scores are in hundredths, as in the tables; those of which less is better stay as they are.
 """

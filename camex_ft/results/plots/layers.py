@@ -1,4 +1,4 @@
-"""What is drawn of single runs, layer by layer: routing, load, distance of the curvature from the identity."""
+"""Numbers to draw of single runs, layer by layer: routing, load, distance of the curvature from the identity."""
 
 from __future__ import annotations
 

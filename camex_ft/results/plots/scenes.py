@@ -19,7 +19,7 @@ GROUPS = {"domain": "domains", "label": "labels"}
 
 @dataclass(frozen=True, kw_only=True)
 class Scene:
-    """What the pictures of one task are made of: its entries, their common title, and the end of their names."""
+    """Material of the pictures of one task: its entries, their common title, and the end of their names."""
 
     task: str
     entries: Sequence[Entry]

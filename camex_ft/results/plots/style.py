@@ -1,4 +1,4 @@
-"""How pictures look: figures, axes, and the colour, line and marker of each row."""
+"""Style of pictures: figures, axes, and the colour, line and marker of each row."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ P = ParamSpec("P")
 
 @dataclass(frozen=True, kw_only=True)
 class Look:
-    """How one row is drawn, the same in every panel of a picture."""
+    """Colour, line and marker of one row, the same in every panel of a picture."""
 
     colour: str
     marker: str
