@@ -41,6 +41,7 @@ APART = {
     ("exporting/writing.py", ".write_text"): "in the draft of a folder",
     ("launching/rank.py", ".write_text"): "for the process that started this one",
     ("pipeline.py", ".write_text"): "in the draft of a folder",
+    ("planning/columns.py", ".write_text"): "in a temporary folder",
     ("results/folder.py", "self.history.open"): "a line is added; one that is cut short is passed over",
     ("results/plots/files.py", "figure.savefig"): "into memory",
     ("training/manifest.py", ".write_text"): "in the draft of a folder",
@@ -86,7 +87,7 @@ def tables(folder: Path) -> Any:
     """Write a comparison's tables, pictures and report."""
 
     class Spec:
-        baseline, about = None, ""
+        baseline, about = "dense", ""
 
         def seed_list(self) -> list[int]:
             return [0]
