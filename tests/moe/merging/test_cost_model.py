@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from camex_ft.moe.merging import cost_model as cost
 from camex_ft.moe.merging.cost_model import Shape
 
-RECORD = Path(__file__).resolve().parents[2] / "results" / "bench" / "cost-768x3072-float32-cpu.json"
+RECORD = Path(__file__).resolve().parents[3] / "results" / "bench" / "cost-768x3072-float32-cpu.json"
 LAYER = Shape(groups=16, length=128, out=3072, width=768, experts=8, used=8)
 SHAPES = st.builds(
     Shape,

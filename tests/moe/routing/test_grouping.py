@@ -14,9 +14,9 @@ from segment_loop import EXACT, by_loop, router
 from torch import Tensor
 
 from camex_ft.moe.context import Pass
+from camex_ft.moe.routing import grouping as granularity
 from camex_ft.moe.routing.grouping import Flow, Grouping, Groups, Layout
 from camex_ft.moe.routing.router import Router
-from camex_ft.moe.routing.router import grouping as granularity
 
 LONGEST = 13
 
