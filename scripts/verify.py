@@ -1,4 +1,4 @@
-"""What holds on this machine: the invariants, the published numbers, going on after an end, every command. One page.
+"""Claims checked on this machine: invariants, published numbers, resuming, every command. Writes one page.
 
     make verify                        # everything; writes results/verify.md
     make verify ARGS="--only commands" # one part of it
@@ -37,7 +37,7 @@ MINUTES = 20  # that a command may take: it then counts as hanging
 
 @dataclass(frozen=True)
 class Claim:
-    """What is claimed, and the tests that show it."""
+    """Claim, and the tests that show it."""
 
     says: str
     tests: Sequence[str]
@@ -104,7 +104,7 @@ SMOKES: Mapping[str, str] = {
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of one claim or command."""
+    """Outcome of one claim or command."""
 
     name: str
     says: str
@@ -115,7 +115,7 @@ class Outcome:
 
     @property
     def holds(self) -> bool:
-        """Whether something was looked at, and all of it was right."""
+        """Return whether something was looked at, and all of it was right."""
         return self.passed > 0 and not self.failed
 
     @property

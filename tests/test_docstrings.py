@@ -1,4 +1,4 @@
-"""Docstrings of the package begin as those of PyTorch and transformers do."""
+"""Docstrings of the package and its scripts begin as those of PyTorch and transformers do."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-PACKAGE = Path(__file__).resolve().parents[1] / "camex_ft"
+ROOT = Path(__file__).resolve().parents[1]
+FILES = sorted([*(ROOT / "camex_ft").rglob("*.py"), *(ROOT / "scripts").rglob("*.py")])
 # An imperative verb or a noun phrase says more than a question that the docstring answers.
 QUESTIONS = ("What", "Where", "Whether", "How", "Why", "When", "Which")
 
@@ -22,7 +23,7 @@ def questions(source: str) -> list[str]:
     return [name for name, word in begins.items() if word in QUESTIONS]
 
 
-@pytest.mark.parametrize("file", sorted(PACKAGE.rglob("*.py")), ids=lambda f: str(f.relative_to(PACKAGE)))
+@pytest.mark.parametrize("file", FILES, ids=lambda f: str(f.relative_to(ROOT)))
 def test_no_docstring_begins_with_a_question_word(file: Path) -> None:
     assert questions(file.read_text(encoding="utf-8")) == []
 
