@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import Any, cast
@@ -97,16 +97,7 @@ def make_record(config: Config, data: Prepared, trainer: CamexTrainer, facts: Fa
         routing=routing,
         curvature={name: LayerCurvature.model_validate(entry) for name, entry in curvature.items()},
         model=Model(**facts.counted, tokenizer=facts.tokenizer, backbone_sha256=facts.backbone_sha256),
-        cost=Cost(
-            samples_per_second=facts.speed.samples if facts.speed else None,
-            tokens_per_second=facts.speed.tokens if facts.speed else None,
-            peak_memory_mb=largest(peak_memory_mb(trainer.args.device.type)),
-            device=" x ".join([gpus[0], str(len(gpus))]) if gpus else "cpu",
-            processes=trainer.args.world_size,
-            engine=trainer.engine,
-            rows_a_step=trainer.rows_a_step(),
-            **_trained(data, trainer),
-        ),
+        cost=_cost(data, trainer, facts, gpus),
         data=Data(
             source=cast(Any, config.data.source),
             id=data.task.hub if config.data.source == "hub" else strip_paths(config.data.dir or data.task.id),
@@ -135,13 +126,23 @@ def _evaluate(
     return metrics, routing, correct
 
 
-def _trained(data: Prepared, trainer: CamexTrainer) -> dict[str, Any]:
-    """Return what was trained on in all: `steps`, `epochs` and `rows`."""
-    epochs = float(trainer.state.epoch or 0.0)
+def _cost(data: Prepared, trainer: CamexTrainer, facts: Facts, gpus: Sequence[str]) -> Cost:
+    """Return the cost of a training, interruptions included in its steps, epochs and rows."""
+    epochs_done = float(trainer.state.epoch or 0.0)
     batch = trainer.args.train_batch_size * trainer.args.world_size
     rows = 0 if data.train is None else len(data.train)
-    read = rows_read(epochs, rows, batch, drop_last=trainer.args.dataloader_drop_last)
-    return {"steps": trainer.state.global_step, "epochs": epochs, "rows": read}
+    return Cost(
+        samples_per_second=facts.speed.samples if facts.speed else None,
+        tokens_per_second=facts.speed.tokens if facts.speed else None,
+        peak_memory_mb=largest(peak_memory_mb(trainer.args.device.type)),
+        device=" x ".join([gpus[0], str(len(gpus))]) if gpus else "cpu",
+        processes=trainer.args.world_size,
+        engine=trainer.engine,
+        rows_a_step=trainer.rows_a_step(),
+        steps=trainer.state.global_step,
+        epochs=epochs_done,
+        rows=rows_read(epochs_done, rows, batch, drop_last=trainer.args.dataloader_drop_last),
+    )
 
 
 def _test(data: Prepared, trainer: CamexTrainer) -> dict[str, Any] | None:
