@@ -3,12 +3,12 @@
     config -> data -> backbone -> upcycle -> train -> results
 
     load_config     a YAML file and overrides      -> Config              camex_ft.config
-    train           Config                         -> Record              camex_ft.pipeline
+    train           Config                         -> Record              camex_ft.run.pipeline
     upcycle         a dense transformers model     -> one with experts    camex_ft.upcycling
     load            a folder, or an id on the hub  -> the model           camex_ft.upcycling
     export          a finished run                 -> a dense or folded one camex_ft.exporting
 
-`import camex_ft` also lets transformers' auto classes load upcycled models (`camex_ft.registration`).
+`import camex_ft` also lets transformers' auto classes load upcycled models (`camex_ft.hf`).
 The method is in `camex_ft.moe` (routing, curvature, merging) and `camex_ft.protocols` (one file each).
 """
 
@@ -17,27 +17,27 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from camex_ft import registration
+from camex_ft import hf
 
 if TYPE_CHECKING:
     from camex_ft.config import load_config
-    from camex_ft.errors import UserError
     from camex_ft.exporting.export import export
-    from camex_ft.pipeline import run as train
+    from camex_ft.run.pipeline import run as train
     from camex_ft.upcycling import load, upcycle
+    from camex_ft.utils.errors import UserError
 
 __all__ = ["UserError", "export", "load", "load_config", "train", "upcycle"]
 
 _PLACES = {
-    "UserError": ("camex_ft.errors", "UserError"),
+    "UserError": ("camex_ft.utils.errors", "UserError"),
     "export": ("camex_ft.exporting.export", "export"),
     "load": ("camex_ft.upcycling", "load"),
     "load_config": ("camex_ft.config", "load_config"),
-    "train": ("camex_ft.pipeline", "run"),
+    "train": ("camex_ft.run.pipeline", "run"),
     "upcycle": ("camex_ft.upcycling", "upcycle"),
 }
 
-registration.register()
+hf.register()
 
 
 def __getattr__(name: str) -> Any:

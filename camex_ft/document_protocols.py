@@ -8,9 +8,9 @@ from collections.abc import Mapping
 
 from camex_ft.config.document import type_words
 from camex_ft.config.problems import show
-from camex_ft.escaping import markdown_cell
 from camex_ft.protocols import CURVED, Protocol
-from camex_ft.registry import PROTOCOLS
+from camex_ft.utils.escaping import markdown_cell
+from camex_ft.utils.registry import PROTOCOLS
 
 HEAD = """\
 # Protocols

@@ -25,7 +25,7 @@ from typing import Any
 import yaml
 
 import camex_ft  # noqa: F401 - the harness then reads upcycled models as any other
-from camex_ft import embedded
+from camex_ft import synthetic
 
 CHOICES, MOST = 4, 200
 METRICS = {"stories": ("word_perplexity", "byte_perplexity"), "endings": ("acc", "acc_norm")}
@@ -34,7 +34,7 @@ METRICS = {"stories": ("word_perplexity", "byte_perplexity"), "endings": ("acc",
 def write_tasks(work: Path, *, seed: int = 0, rows: int = MOST) -> None:
     """Write both tasks and their rows, taken of the validation split of the embedded corpus, to `work`."""
     work.mkdir(parents=True, exist_ok=True)
-    texts = embedded.corpus("lm/wikitext-2", seed=seed)["validation"]["text"][:]
+    texts = synthetic.corpus("lm/wikitext-2", seed=seed)["validation"]["text"][:]
     stories = [text for text in texts if text.count(". ") >= CHOICES][:rows]
     endings = _endings(stories, random.Random(seed))
     _write(

@@ -4,7 +4,7 @@
 #   scripts/odd_environment.sh                       # all but the slow tests
 #   scripts/odd_environment.sh tests/hf tests/exporting
 #
-# Tests make their own environment (tests/own_environment.py), so that they pass here as anywhere.
+# Tests make their own environment (tests/helpers/own_environment.py), so that they pass here as anywhere.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 umask 077

@@ -27,8 +27,8 @@ import typer
 from typer.core import TyperGroup
 
 from camex_ft.cli import app
-from camex_ft.doctor import diagnose
-from camex_ft.escaping import markdown_notes
+from camex_ft.cli.doctor import diagnose
+from camex_ft.utils.escaping import markdown_notes
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMANDS = "commands"

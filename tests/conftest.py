@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import own_environment
 import pytest
+
+from tests.helpers import own_environment
 
 own_environment.use()  # here, since libraries read it when they are imported
 

@@ -10,15 +10,15 @@ from typing import Any
 
 import pytest
 import torch
-from cases import dense, output, shake
-from lora_models import ABLE, CLASSIFIER, FIRST, HEADS, SOME, lora, train
 from safetensors.torch import load_file, save_file
-from tiny import inputs_of
 from transformers import PreTrainedModel
 
-from camex_ft.backbones.load import load as load_backbone
-from camex_ft.errors import UserError
+from camex_ft.backbones.loading import load as load_backbone
 from camex_ft.upcycling import load, restore, save, trained_state, upcycle
+from camex_ft.utils.errors import UserError
+from tests.helpers.invariant_cases import dense, output, shake
+from tests.helpers.lora_models import ABLE, CLASSIFIER, FIRST, HEADS, SOME, lora, train
+from tests.helpers.tiny import inputs_of
 
 TUNING = {"mode": "lora", "lora": {"rank": 2}}
 MERGING = {"protocol": "domain-ca", "experts": 3, "curvature": {"rank": 2}}

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from cases import dense
 
 from camex_ft.upcycling import routing_context, upcycle
+from tests.helpers.invariant_cases import dense
 
 SLOW = pytest.mark.slow
 

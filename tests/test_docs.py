@@ -17,11 +17,12 @@ import transformers
 import typer
 
 import camex_ft
-from camex_ft import cli, document_protocols, registry
-from camex_ft.comparison.cells import make_comparison
-from camex_ft.comparison.spec import is_spec, of_config, read_spec
+from camex_ft import cli, document_protocols
+from camex_ft.compare.cells import make_comparison
+from camex_ft.compare.spec import is_spec, of_config, read_spec
 from camex_ft.config import load_config
-from camex_ft.tasks import sources
+from camex_ft.data import sources
+from camex_ft.utils import registry
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -11,19 +11,19 @@ from typing import Any
 
 import pytest
 import torch
-from cases import MERGING, dense, shake
-from tiny import inputs_of
 from torch import Tensor
-from training_runs import model, trainer
 from transformers import AutoModelForSequenceClassification, PreTrainedModel, T5Config
 from transformers.pytorch_utils import Conv1D
 
-from camex_ft.errors import FunctionChanged
+from camex_ft.estimate import chains_of
 from camex_ft.moe.layers.expert_linear import ExpertLinear
-from camex_ft.planning import chains_of
-from camex_ft.registry import PROTOCOLS
 from camex_ft.training.cost import describe
 from camex_ft.upcycling import base_chains, expert_layers, load, upcycle
+from camex_ft.utils.errors import FunctionChanged
+from camex_ft.utils.registry import PROTOCOLS
+from tests.helpers.invariant_cases import MERGING, dense, shake
+from tests.helpers.tiny import inputs_of
+from tests.helpers.training_runs import model, trainer
 
 CLASSIFIER = "sequence-classification"
 DYNAMIC = [n for n in PROTOCOLS.names() if PROTOCOLS.get(n).form == "dynamic"]
@@ -275,8 +275,8 @@ def test_statistics_weigh_domain_vectors(protocol: str, tmp_path: Path) -> None:
 PROCESS = """
 import sys, torch
 from accelerate import PartialState
-sys.path.insert(0, {tests!r}); sys.path.insert(0, {invariants!r})
-from training_runs import model, trainer
+sys.path.insert(0, {root!r})
+from tests.helpers.training_runs import model, trainer
 from pathlib import Path
 state = PartialState(cpu=True)
 made = trainer(Path({folder!r}), model({protocol!r}, noise=False, balance=0.0), use_cpu=True, save_strategy="no",
@@ -295,12 +295,11 @@ if state.is_main_process:
 @pytest.mark.parametrize("protocol", [*DYNAMIC, *FISHER])
 def test_two_processes_are_one(protocol: str, tmp_path: Path) -> None:
     """Eight steps of SGD on the same batches of four rows, by one process and by two with gloo."""
-    tests, found = Path(__file__).parent, []
+    found = []
     for count in (1, 2):
         script, out = tmp_path / f"run{count}.py", tmp_path / f"weights{count}"
         given = {
-            "tests": str(tests),
-            "invariants": str(tests / "invariants"),
+            "root": str(Path(__file__).parents[1]),
             "folder": str(tmp_path / str(count)),
         }
         script.write_text(PROCESS.format(protocol=protocol, out=str(out), **given))

@@ -12,12 +12,12 @@ import torch
 import yaml
 from transformers import AutoTokenizer
 
-from camex_ft import pipeline, trained
 from camex_ft.config import Config, load_config
-from camex_ft.errors import UserError
 from camex_ft.results import Record, summary_rows
+from camex_ft.run import inference, pipeline
 from camex_ft.tasks import stream
 from camex_ft.upcycling import expert_layers, load
+from camex_ft.utils.errors import UserError
 
 LINES = [
     " = A title = \n",
@@ -131,7 +131,7 @@ def test_a_model_with_experts_starts_from_the_pretrained_one(
 
 
 def test_evaluate_measures_the_same(pretrained: Run) -> None:
-    found = trained.evaluate(pretrained.folder)
+    found = inference.evaluate(pretrained.folder)
     for name, value in pretrained.record.metrics.all.items():
         assert found[f"validation_{name}"] == pytest.approx(value, rel=1e-5)
 
@@ -139,7 +139,7 @@ def test_evaluate_measures_the_same(pretrained: Run) -> None:
 def test_predicting_is_refused_with_advice(pretrained: Run, texts: Path, tmp_path: Path) -> None:
     advice = r"lm/text has nothing to predict.*evaluate RUN.*generate RUN"
     with pytest.raises(UserError, match=advice):
-        trained.predict(pretrained.folder, texts / "test.txt")
+        inference.predict(pretrained.folder, texts / "test.txt")
     with pytest.raises(UserError, match=advice):
         pipeline.run(settings(tmp_path, task={"predict": True}))
     assert not (tmp_path / "runs").exists()
@@ -149,22 +149,22 @@ def test_predicting_is_refused_with_advice(pretrained: Run, texts: Path, tmp_pat
 
 
 def test_it_goes_on_from_a_text(pretrained: Run) -> None:
-    model, tokenizer = trained.load_trained(pretrained.folder)
+    model, tokenizer = inference.load_trained(pretrained.folder)
     ids = tokenizer(" It was", add_special_tokens=False, return_tensors="pt")["input_ids"]
     for _ in range(5):  # the likeliest token, five times
         with torch.no_grad():
             ids = torch.cat([ids, model(ids, use_cache=False).logits[:, -1:].argmax(-1)], dim=1)
-    assert trained.generate(pretrained.folder, " It was", tokens=5) == tokenizer.decode(ids[0, -5:])
+    assert inference.generate(pretrained.folder, " It was", tokens=5) == tokenizer.decode(ids[0, -5:])
 
 
 def test_draws_follow_the_seed(pretrained: Run) -> None:
     before = torch.get_rng_state()
     made = [
-        trained.generate(pretrained.folder, " It", tokens=20, sample=True, seed=seed) for seed in (1, 1, 2)
+        inference.generate(pretrained.folder, " It", tokens=20, sample=True, seed=seed) for seed in (1, 1, 2)
     ]
     assert made[0] == made[1] != made[2]
     assert torch.equal(torch.get_rng_state(), before)
-    assert trained.generate(pretrained.folder, " It", tokens=4, beams=3)
+    assert inference.generate(pretrained.folder, " It", tokens=4, beams=3)
 
 
 @pytest.mark.parametrize(
@@ -173,7 +173,7 @@ def test_draws_follow_the_seed(pretrained: Run) -> None:
 )
 def test_a_prompt_must_fit(prompt: str, tokens: int, words: str, pretrained: Run) -> None:
     with pytest.raises(UserError, match=words):
-        trained.generate(pretrained.folder, prompt, tokens=tokens)
+        inference.generate(pretrained.folder, prompt, tokens=tokens)
 
 
 @pytest.mark.parametrize(("family", "first"), [("gpt2", "prior"), ("llama", "prior"), ("gpt2", "self")])
@@ -191,15 +191,15 @@ def test_generation_with_experts_and_segments(
     assert made.record.model.tokenizer is None
     assert set(made.record.routing) == set(expert_layers(load(made.folder / "model")))
     assert all(sum(layer.load) == pytest.approx(1) for layer in made.record.routing.values())
-    assert isinstance(trained.generate(made.folder, "the cook went to", tokens=20), str)
+    assert isinstance(inference.generate(made.folder, "the cook went to", tokens=20), str)
 
 
 def test_a_classifier_writes_no_text(monkeypatch: pytest.MonkeyPatch) -> None:
     classifier = type("Task", (), {"head": "sequence-classification", "id": "glue/sst2"})
-    monkeypatch.setattr(trained, "read_run", lambda folder: (None, classifier))
-    monkeypatch.setattr(trained, "load_trained", lambda folder: pytest.fail("loaded"))
+    monkeypatch.setattr(inference, "read_run", lambda folder: (None, classifier))
+    monkeypatch.setattr(inference, "load_trained", lambda folder: pytest.fail("loaded"))
     with pytest.raises(UserError, match=r"glue/sst2 is a classification.*suite lm"):
-        trained.generate("somewhere", "the cook")
+        inference.generate("somewhere", "the cook")
 
 
 # -- what is refused before any work

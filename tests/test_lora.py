@@ -6,18 +6,18 @@ import copy
 
 import pytest
 import torch
-from cases import dense, output
-from lora_models import ABLE, CLASSIFIER, FAMILIES, FIRST, HEADS, LORA, SOME, lora, train
 from peft.tuners.lora import LoraLayer
-from tiny import VOCABULARY, gradients_twice, inputs_of, make
 
+from camex_ft.analysis.gather import domain_vectors
 from camex_ft.config import config_hash, load_config
-from camex_ft.errors import UserError
-from camex_ft.inspection.gather import domain_vectors
 from camex_ft.moe.layers.low_rank_expert_linear import LowRankLinear
-from camex_ft.registry import PROTOCOLS
 from camex_ft.training.cost import count_parameters
 from camex_ft.upcycling import expert_layers, freeze, upcycle
+from camex_ft.utils.errors import UserError
+from camex_ft.utils.registry import PROTOCOLS
+from tests.helpers.invariant_cases import dense, output
+from tests.helpers.lora_models import ABLE, CLASSIFIER, FAMILIES, FIRST, HEADS, LORA, SOME, lora, train
+from tests.helpers.tiny import VOCABULARY, gradients_twice, inputs_of, make
 
 # -- what is made
 
@@ -97,7 +97,7 @@ def test_which_protocols_can() -> None:
     assert not {"ties", "dare-ca", "fisher", "ep-camex", "namex"} & set(ABLE)
 
 
-@pytest.mark.filterwarnings("ignore::camex_ft.errors.FunctionChanged")
+@pytest.mark.filterwarnings("ignore::camex_ft.utils.errors.FunctionChanged")
 def test_dropped_units_are_not_of_low_rank() -> None:
     with pytest.raises(UserError, match=r"upcycle.init: drop draws whole units anew.*expected copy or noise"):
         lora(upcycle={"init": "drop"})

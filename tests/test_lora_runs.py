@@ -10,15 +10,16 @@ from pathlib import Path
 
 import pytest
 import torch
-import training_runs as runs
-from lora_models import CLASSIFIER, lora
-from tiny import inputs_of
 from torch import Tensor, nn
 from transformers import T5Config
 
-from camex_ft import embedded, pipeline
+from camex_ft import synthetic
 from camex_ft.config import load_config
-from camex_ft.trained import evaluate
+from camex_ft.run import pipeline
+from camex_ft.run.inference import evaluate
+from tests.helpers import training_runs as runs
+from tests.helpers.lora_models import CLASSIFIER, lora
+from tests.helpers.tiny import inputs_of
 
 
 def moved(model: nn.Module) -> dict[str, Tensor]:
@@ -91,8 +92,8 @@ def test_two_processes_have_the_gradients_of_one(tmp_path: Path) -> None:
         import sys
         import torch
         import torch.distributed as dist
-        from lora_models import CLASSIFIER, lora
-        from tiny import inputs_of
+        from tests.helpers.lora_models import CLASSIFIER, lora
+        from tests.helpers.tiny import inputs_of
         from torch.nn.parallel import DistributedDataParallel
 
         file, rank = sys.argv[1], int(sys.argv[2])
@@ -125,9 +126,9 @@ def test_two_processes_have_the_gradients_of_one(tmp_path: Path) -> None:
 STEP = """
 import json, resource, sys
 import torch
-from camex_ft import pipeline
+from camex_ft.run import pipeline
 from camex_ft.config import load_config
-from camex_ft.registry import TASKS
+from camex_ft.utils.registry import TASKS
 from camex_ft.training.cost import count_parameters
 
 settled, _ = pipeline.resolve(load_config("scale/t5-large-lora", [f"backbone=new:{sys.argv[1]}", *sys.argv[2:]]))
@@ -156,7 +157,7 @@ def test_t5_large_takes_a_step_within_12_gib(tmp_path: Path) -> None:
         num_decoder_layers=24,
         decoder_start_token_id=0,
     ).save_pretrained(tmp_path)
-    embedded.backbone("t5")[1].save_pretrained(tmp_path)
+    synthetic.backbone("t5")[1].save_pretrained(tmp_path)
     overrides = ["profile=embedded", "data.source=embedded"]
     done = subprocess.run(
         [sys.executable, "-c", STEP, str(tmp_path), *overrides], check=True, capture_output=True, text=True

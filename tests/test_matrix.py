@@ -10,14 +10,14 @@ import pytest
 import torch
 from datasets import Dataset
 
-from camex_ft import pipeline
 from camex_ft.config import Config
-from camex_ft.embedded import heads
-from camex_ft.registry import EMBEDDED, TASKS
+from camex_ft.data import sources
 from camex_ft.results import RunFolder
-from camex_ft.tasks import sources
+from camex_ft.run import pipeline
+from camex_ft.synthetic import heads
 from camex_ft.tasks.prepared import Prepared
 from camex_ft.upcycling import expert_layers
+from camex_ft.utils.registry import EMBEDDED, TASKS
 
 ROWS = 4  # examples a split; a candidate task makes more rows of them
 STEPS = 2

@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from own_environment import clean
+from tests.helpers.own_environment import clean
 
 ROOT = Path(__file__).resolve().parents[1]
 ODD = {
@@ -60,9 +60,9 @@ def test_it_is_gone_before_a_library_is_imported(tmp_path):
         "no:cacheprovider",
     ]
     done = subprocess.run(
-        [*command, "--rootdir", str(ROOT), "--confcutdir", str(ROOT), "-p", "conftest", str(probe)],
+        [*command, "--rootdir", str(ROOT), "--confcutdir", str(ROOT), "-p", "tests.conftest", str(probe)],
         cwd=ROOT,
-        env={**os.environ, **ODD, "PYTHONPATH": str(ROOT / "tests")},
+        env={**os.environ, **ODD, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
         umask=0o077,

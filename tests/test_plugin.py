@@ -41,7 +41,7 @@ COMMANDS = [
 SCRIPT = """
 import json, sys
 from camex_ft.cli import app
-from camex_ft.errors import guard
+from camex_ft.utils.errors import guard
 for command in json.loads(sys.argv[1]):
     print("code", guard(lambda: app(command, standalone_mode=False)), flush=True)
 """

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from cases import MERGING, dense
-from tiny import inputs_of
 
 import camex_ft
+from tests.helpers.invariant_cases import MERGING, dense
+from tests.helpers.tiny import inputs_of
 
 
 @pytest.mark.parametrize("name", camex_ft.__all__)
@@ -20,15 +20,15 @@ def test_public_names_are_there_and_documented(name: str) -> None:
 
 def test_public_names_are_those_of_their_modules() -> None:
     import camex_ft.config
-    import camex_ft.errors
-    import camex_ft.pipeline
+    import camex_ft.run.pipeline
     import camex_ft.upcycling
+    import camex_ft.utils.errors
 
-    assert camex_ft.train is camex_ft.pipeline.run
+    assert camex_ft.train is camex_ft.run.pipeline.run
     assert camex_ft.upcycle is camex_ft.upcycling.upcycle
     assert camex_ft.load is camex_ft.upcycling.load
     assert camex_ft.load_config is camex_ft.config.load_config
-    assert camex_ft.UserError is camex_ft.errors.UserError
+    assert camex_ft.UserError is camex_ft.utils.errors.UserError
 
 
 def test_other_names_are_not() -> None:

@@ -10,10 +10,10 @@ import pytest
 import yaml
 from transformers import TrainerCallback
 
-from camex_ft import pipeline, trained
 from camex_ft.config import Config, load_config
-from camex_ft.errors import UserError
 from camex_ft.results import Record
+from camex_ft.run import inference, pipeline
+from camex_ft.utils.errors import UserError
 
 SETTINGS: dict[str, Any] = {
     "profile": "embedded",
@@ -118,17 +118,17 @@ def test_a_run_goes_on_where_it_stopped(whole: Run, tmp_path: Path, monkeypatch:
 
 
 def test_evaluate_measures_the_same(whole: Run) -> None:
-    found = trained.evaluate(whole.folder)
+    found = inference.evaluate(whole.folder)
     for name in ("exact_match", "f1"):
         assert found[f"validation_{name}"] == whole.record.metrics.all[name]
     assert found["validation_loss"] == pytest.approx(whole.record.metrics.all["loss"], rel=1e-6)
 
 
 def test_predict_writes_an_answer_to_every_question_of_a_file(whole: Run, tmp_path: Path) -> None:
-    settled, task = trained.read_run(whole.folder)
+    settled, task = inference.read_run(whole.folder)
     examples = pipeline.load_splits(settled, task)["validation"]
     file = write(tmp_path / "mine.jsonl", examples, ["id", "title", "context", "question"])  # without answers
-    target = trained.predict(whole.folder, file)
+    target = inference.predict(whole.folder, file)
     assert target == whole.folder / "predictions" / "mine.json"
     found = json.loads(target.read_text())
     assert list(found) == examples["id"][:]
@@ -138,10 +138,10 @@ def test_predict_writes_an_answer_to_every_question_of_a_file(whole: Run, tmp_pa
 def test_the_predictions_of_a_file_score_what_the_run_scored(whole: Run, tmp_path: Path) -> None:
     from camex_ft.tasks.answer_metrics import SquadAnswers
 
-    settled, task = trained.read_run(whole.folder)
+    settled, task = inference.read_run(whole.folder)
     examples = pipeline.load_splits(settled, task)["validation"]
     found = json.loads(
-        trained.predict(whole.folder, write(tmp_path / "x.jsonl", examples, task.features)).read_text()
+        inference.predict(whole.folder, write(tmp_path / "x.jsonl", examples, task.features)).read_text()
     )
     scores = SquadAnswers().compute(
         predictions=[found[row["id"]] for row in examples],
@@ -176,11 +176,11 @@ def test_wikiqa_ranks_sentences_and_predicts_its_test_split(wikiqa: Run) -> None
 
 
 def test_wikiqa_evaluates_and_predicts_a_file_the_same(wikiqa: Run, tmp_path: Path) -> None:
-    found = trained.evaluate(wikiqa.folder)
+    found = inference.evaluate(wikiqa.folder)
     assert found["validation_map"] == wikiqa.record.metrics.all["map"]
-    settled, task = trained.read_run(wikiqa.folder)
+    settled, task = inference.read_run(wikiqa.folder)
     file = write(tmp_path / "x.jsonl", pipeline.load_splits(settled, task)["test"], task.columns)
-    said = trained.predict(wikiqa.folder, file).read_text()
+    said = inference.predict(wikiqa.folder, file).read_text()
     assert said == (wikiqa.folder / "predictions" / "WikiQA.tsv").read_text()
 
 

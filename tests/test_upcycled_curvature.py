@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from cases import Case, dense, shake, upcycled
-from tiny import PAD, VOCABULARY, inputs_of
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from camex_ft.moe.curvature import KINDS, Curvature
 from camex_ft.training.monitor import curvature_statistics
 from camex_ft.upcycling import load, routing_context, upcycle
+from tests.helpers.invariant_cases import Case, dense, shake, upcycled
+from tests.helpers.tiny import PAD, VOCABULARY, inputs_of
 
 CASE = Case("gpt2", "causal-lm", "ties-ca", "auto")
 TOLERANCE = 1e-9  # float64: the same sums in another order, through three layers

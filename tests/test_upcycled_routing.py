@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 import torch
-from cases import dense, shake
-from tiny import gradients_twice, inputs_of
 from transformers import PreTrainedModel
 
-from camex_ft.errors import FunctionChanged, UserError
 from camex_ft.upcycling import expert_layers, load, routing_context, upcycle
+from camex_ft.utils.errors import FunctionChanged, UserError
+from tests.helpers.invariant_cases import dense, shake
+from tests.helpers.tiny import gradients_twice, inputs_of
 
 CLASSIFIER = "sequence-classification"
 CHOICE = {"router": "expert-choice"}

@@ -12,17 +12,17 @@ from typing import Any
 
 import pytest
 import torch
-from cases import MERGING, dense, shake
 from safetensors.torch import load_file, save_file
-from tiny import LAYERS, VOCABULARY, inputs_of, make
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from camex_ft.config import MergingConfig, RoutingConfig, UpcycleConfig
-from camex_ft.errors import UserError
 from camex_ft.moe.layers.ffn import MergedFFN, MixtureFFN
-from camex_ft.registry import PROTOCOLS
 from camex_ft.upcycling import expert_layers, freeze, granularity_of, load, routing_context, upcycle
+from camex_ft.utils.errors import UserError
+from camex_ft.utils.registry import PROTOCOLS
+from tests.helpers.invariant_cases import MERGING, dense, shake
+from tests.helpers.tiny import LAYERS, VOCABULARY, inputs_of, make
 
 CLASSIFIER = "sequence-classification"
 
@@ -164,7 +164,7 @@ def test_an_unknown_backbone_is_refused() -> None:
         num_attention_heads=2,
         word_embed_proj_dim=8,
     )
-    with pytest.raises(UserError, match=r"unknown backbone type 'opt'.*camex_ft/backbones/opt.py"):
+    with pytest.raises(UserError, match=r"unknown backbone type 'opt'.*camex_ft/backbones/families/opt.py"):
         upcycle(OPTModel(small), merging=MERGING)
 
 

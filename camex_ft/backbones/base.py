@@ -12,9 +12,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from camex_ft import registry
-from camex_ft.architectures import families, plain_type
-from camex_ft.errors import UserError, nearest
+from camex_ft.utils import registry
+from camex_ft.utils.architectures import families, plain_type
+from camex_ft.utils.errors import UserError, nearest
 
 if TYPE_CHECKING:  # so that listing the families needs no torch
     from torch import Tensor, nn
@@ -145,7 +145,7 @@ def family_for(model_type: str) -> Family:
         raise UserError(
             f"unknown backbone type '{model_type}'.{nearest(model_type, known)} "
             f"Known types: {', '.join(sorted(known))}. "
-            f"To add it, write one file, camex_ft/backbones/{module}.py, that lists its feed-forward layers "
+            f"To add it, write one file, camex_ft/backbones/families/{module}.py, that lists its feed-forward layers "
             f"(or put that file in a folder named by {registry.PLUGINS})."
         )
     family: Family = known[model_type]

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers import Cache
 from transformers.masking_utils import find_packed_sequence_indices
 
-from camex_ft.backbones import cache
+from camex_ft.backbones import kv_cache
 from camex_ft.backbones.base import Family
 from camex_ft.moe.context import Pass, RoutingContext
 from camex_ft.moe.merging.reference import traced
@@ -39,12 +39,12 @@ def read_pass(
             "nothing: use generate, with padding on the left"
         )
     past: Any = arguments.get("past_key_values")
-    cached = cache.length(past)
+    cached = kv_cache.length(past)
     if not isinstance(past, Cache) or not past.is_compileable:
         masks = family.masks(module, arguments)
     else:
         masks = family.masks(module, _with_flat_masks(arguments))
-    state = cache.state_of(past, context) if cached else None
+    state = kv_cache.state_of(past, context) if cached else None
     wanted = arguments.get("use_cache")
     caching = past is not None or bool(
         getattr(module.config, "use_cache", False) if wanted is None else wanted
@@ -66,9 +66,9 @@ def read_pass(
 
 def write_state(ended: Pass, output: Any, state: RoutingState) -> None:
     """Put what routing remembers beside the key-value cache that the call was given, or returned."""
-    found = ended.cache if ended.cache is not None else cache.find(output)
+    found = ended.cache if ended.cache is not None else kv_cache.find(output)
     if found is not None:
-        cache.attach(found, state)
+        kv_cache.attach(found, state)
 
 
 def _documents(arguments: Mapping[str, Any]) -> Tensor | None:

@@ -24,8 +24,8 @@ from typing import NamedTuple
 from camex_ft.backbones import source
 from camex_ft.config import gguf
 from camex_ft.config.backbones import NEW
-from camex_ft.durable import write_atomically
-from camex_ft.errors import UserError
+from camex_ft.utils.durable import write_atomically
+from camex_ft.utils.errors import UserError
 
 BLOCK = 1 << 24  # bytes; part of the definition of a file's digest
 PIECE = 1 << 20  # bytes that a thread holds

@@ -11,8 +11,8 @@ import torch
 from tokenizers import Tokenizer
 
 from camex_ft.config import gguf
-from camex_ft.embedded import HEADS
-from camex_ft.errors import UserError
+from camex_ft.synthetic import HEADS
+from camex_ft.utils.errors import UserError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast

@@ -5,14 +5,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from camex_ft import registry
 from camex_ft.backbones import source
 from camex_ft.backbones.base import family_of, select_layers
 from camex_ft.backbones.skeleton import configuration, skeleton
 from camex_ft.config import Config, ConfigErrors, Problem
-from camex_ft.errors import UserError
+from camex_ft.data.headers import check_headers
 from camex_ft.tasks.base import Task
-from camex_ft.tasks.headers import check_headers
+from camex_ft.utils import registry
+from camex_ft.utils.errors import UserError
 
 
 def check_files(settled: Config) -> None:

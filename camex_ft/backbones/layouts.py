@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from camex_ft.backbones.base import DenseFFN, Stack
-from camex_ft.errors import UserError
+from camex_ft.utils.errors import UserError
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from camex_ft import embedded
+from camex_ft import synthetic
 from camex_ft.backbones import source
-from camex_ft.backbones.load import label_fields, read_config
+from camex_ft.backbones.loading import label_fields, read_config
 from camex_ft.config.backbones import EMBEDDED
-from camex_ft.embedded import HEADS
-from camex_ft.embedded.tokenizer import TRAINED_SIZE
-from camex_ft.errors import UserError, nearest
+from camex_ft.synthetic import HEADS
+from camex_ft.synthetic.tokenizer import TRAINED_SIZE
+from camex_ft.utils.errors import UserError, nearest
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
@@ -42,7 +42,7 @@ def configuration(
     labels = label_fields(head, label_names, num_labels, regression)
     if source.kind(spec) == "embedded":
         source.check(spec)
-        return embedded.configuration(spec.removeprefix(EMBEDDED), head=head, **labels)[0]
+        return synthetic.configuration(spec.removeprefix(EMBEDDED), head=head, **labels)[0]
     path = path or source.locate(spec, weights=False)
     source.check_files(path, spec, weights=False)
     return read_config(path, spec, head, labels)

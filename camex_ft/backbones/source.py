@@ -11,10 +11,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from camex_ft import folders, registry
-from camex_ft.config import gguf, hub
+from camex_ft.config import gguf
 from camex_ft.config.backbones import EMBEDDED, NEW, PACKAGE, bare, in_package, is_gguf, near_file
-from camex_ft.errors import UserError
+from camex_ft.utils import folders, hub, registry
+from camex_ft.utils.errors import UserError
 
 T = TypeVar("T")
 Kind = Literal["embedded", "package", "folder", "file", "hub"]
@@ -115,7 +115,7 @@ def check_folder(folder: Path, spec: str, *, weights: bool = True) -> dict[str, 
     Of a ``new:`` backbone, and without `weights`, they are not asked for.
 
     Raises:
-        UserError: the folder is not safe to read (`camex_ft.folders.unsafe`), config.json is missing or broken, weights
+        UserError: the folder is not safe to read (`utils.folders.unsafe`), config.json is missing or broken, weights
             are missing, truncated or stored as pickle only, or the model has experts already.
     """
     weights = weights and not spec.startswith(NEW)

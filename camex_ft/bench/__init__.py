@@ -2,5 +2,5 @@
 
     settings -> sides (dense, merged, plain) -> alternating times, peak memory in a process of its own -> record
 
-`camex_ft.bench.commands` is ``camex-ft bench``; it starts without torch.
+`camex_ft.cli.bench` is ``camex-ft bench``; it starts without torch.
 """

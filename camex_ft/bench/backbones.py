@@ -7,13 +7,13 @@ from typing import Any
 import torch
 from transformers import AutoConfig, PreTrainedModel
 
-from camex_ft import embedded
-from camex_ft.architectures import positions
+from camex_ft import synthetic
 from camex_ft.backbones.base import plain_type
 from camex_ft.config.backbones import EMBEDDED
-from camex_ft.embedded import HEADS, has_head
-from camex_ft.errors import UserError, nearest
-from camex_ft.registry import EMBEDDED as FAMILIES
+from camex_ft.synthetic import HEADS, has_head
+from camex_ft.utils.architectures import positions
+from camex_ft.utils.errors import UserError, nearest
+from camex_ft.utils.registry import EMBEDDED as FAMILIES
 
 LABELS = 2
 # Model type of transformers, and what its configuration class is called with: the config.json of the hub.
@@ -81,7 +81,7 @@ def build(name: str, *, head: str = "sequence-classification", seed: int = 0) ->
 
     Args:
         name: of the backbone.
-        head: a key of `camex_ft.embedded.HEADS`.
+        head: a key of `camex_ft.synthetic.HEADS`.
         seed: of the weights.
 
     Raises:
@@ -89,7 +89,7 @@ def build(name: str, *, head: str = "sequence-classification", seed: int = 0) ->
     """
     check(name)
     if name.startswith(EMBEDDED):
-        tiny, _ = embedded.backbone(name.removeprefix(EMBEDDED), head=head, num_labels=LABELS, seed=seed)
+        tiny, _ = synthetic.backbone(name.removeprefix(EMBEDDED), head=head, num_labels=LABELS, seed=seed)
         return tiny.train()
     model_type, sizes = PUBLISHED[name]
     config = AutoConfig.for_model(model_type, num_labels=LABELS, **sizes)

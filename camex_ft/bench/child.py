@@ -10,7 +10,7 @@ from typing import ParamSpec, TypeVar
 
 import torch
 
-from camex_ft.errors import UserError
+from camex_ft.utils.errors import UserError
 
 P = ParamSpec("P")
 T = TypeVar("T")

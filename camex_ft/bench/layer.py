@@ -25,7 +25,7 @@ from camex_ft.moe.layers.expert_linear import ExpertLinear, LayerSettings
 from camex_ft.moe.merging.caching import ParameterCache
 from camex_ft.moe.merging.reference import merged_linear_plain
 from camex_ft.moe.routing.router import Router, masked_mean
-from camex_ft.registry import PROTOCOLS
+from camex_ft.utils.registry import PROTOCOLS
 
 SEED = 0
 APART = 0.1  # how far experts are from the base and curvature is from the identity, relative

@@ -20,8 +20,8 @@ from camex_ft.backbones.base import plain_type
 from camex_ft.bench import memory
 from camex_ft.bench.child import in_child
 from camex_ft.config import Config
-from camex_ft.planning import materials
-from camex_ft.planning.survey import Batch
+from camex_ft.estimate import materials
+from camex_ft.estimate.survey import Batch
 from camex_ft.training.arguments import training_arguments
 from camex_ft.training.cost import Parameters, count_parameters
 from camex_ft.training.trainer import CamexTrainer

@@ -12,11 +12,11 @@ from camex_ft import config as configuration
 from camex_ft.bench import memory
 from camex_ft.bench.measured import Measured, measure
 from camex_ft.config import Config
-from camex_ft.errors import UserError
-from camex_ft.planning import Column, Plan, Where, plan
-from camex_ft.planning.engines import Engine
-from camex_ft.planning.memory import gpu_here
-from camex_ft.planning.show import gibibytes, millions, print_plan, seconds, write_json
+from camex_ft.estimate import Column, Plan, Where, plan
+from camex_ft.estimate.engines import Engine
+from camex_ft.estimate.memory import gpu_here
+from camex_ft.estimate.show import gibibytes, millions, print_plan, seconds, write_json
+from camex_ft.utils.errors import UserError
 
 CONTEXT = 600_000_000  # bytes that CUDA takes on a device before there is a tensor, about
 UNITS = {"": 2**30, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}

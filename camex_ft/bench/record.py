@@ -15,8 +15,8 @@ import torch
 
 from camex_ft.bench import memory
 from camex_ft.bench.settings import Bench
-from camex_ft.durable import write_atomically
-from camex_ft.errors import UserError
+from camex_ft.utils.durable import write_atomically
+from camex_ft.utils.errors import UserError
 
 DIGITS = 4  # significant ones: more would only be noise
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Any, get_args
 
-from camex_ft.config.environment import cuda_is_there
 from camex_ft.config.schema import CurvatureConfig
-from camex_ft.errors import UserError, nearest
-from camex_ft.registry import PROTOCOLS
+from camex_ft.utils.errors import UserError, nearest
+from camex_ft.utils.registry import PROTOCOLS
+from camex_ft.utils.system import cuda_is_there
 
 DTYPES = ("float32", "bfloat16", "float64")
 DEVICES = ("cpu", "cuda")

@@ -7,7 +7,6 @@
 Imports no torch: what needs it is imported when it is first asked for.
 """
 
-from camex_ft.config.environment import Environment
 from camex_ft.config.identity import config_hash, to_yaml
 from camex_ft.config.loading import load_config, notes
 from camex_ft.config.preserved import changes
@@ -27,6 +26,7 @@ from camex_ft.config.schema import (
 )
 from camex_ft.config.shipped import Shipped, copy_config, list_configs
 from camex_ft.config.summary import summary
+from camex_ft.utils.system import Environment
 
 __all__ = [
     "Config",

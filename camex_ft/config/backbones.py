@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 from camex_ft.config import gguf
-from camex_ft.errors import UserError, nearest
+from camex_ft.utils.errors import UserError, nearest
 
 EMBEDDED, PACKAGE, NEW = "embedded/", "package:", "new:"
 

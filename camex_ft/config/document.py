@@ -17,7 +17,7 @@ from camex_ft.config.shipped import ROOT
 from camex_ft.config.training_arguments import OWNED
 from camex_ft.config.validation import section_keys
 from camex_ft.config.values import MOST
-from camex_ft.escaping import markdown_cell
+from camex_ft.utils.escaping import markdown_cell
 
 HEAD = """\
 # Configuration

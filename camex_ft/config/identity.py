@@ -18,7 +18,7 @@ from camex_ft.config.needs import local_backbone
 from camex_ft.config.reading import Dumper
 from camex_ft.config.rules import CHOICE
 from camex_ft.config.schema import Config, RoutingConfig, TrainingConfig
-from camex_ft.registry import PROTOCOLS
+from camex_ft.utils.registry import PROTOCOLS
 
 # Keys of `training` that do not change a result; `tests/training/test_fields.py` tries each.
 WITHOUT_EFFECT = {

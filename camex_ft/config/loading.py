@@ -6,7 +6,6 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from camex_ft import registry
 from camex_ft.config.composition import compose
 from camex_ft.config.identity import idle_routing_keys, idle_task_keys
 from camex_ft.config.problems import ConfigErrors, Problem
@@ -14,6 +13,7 @@ from camex_ft.config.profiles import candidates, under
 from camex_ft.config.rules import CHOICE
 from camex_ft.config.schema import Config
 from camex_ft.config.validation import check
+from camex_ft.utils import registry
 
 
 def load_config(path: str | Path, overrides: Iterable[str] = ()) -> Config:

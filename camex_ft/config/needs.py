@@ -7,14 +7,14 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from camex_ft import registry
 from camex_ft.config import gguf, training_arguments
 from camex_ft.config.backbones import EMBEDDED, NEW, PACKAGE, bare, in_package, is_gguf, near_file
-from camex_ft.config.environment import Environment
 from camex_ft.config.problems import Key
 from camex_ft.config.schema import Config
 from camex_ft.config.shipped import expand
-from camex_ft.errors import UserError, nearest
+from camex_ft.utils import registry
+from camex_ft.utils.errors import UserError, nearest
+from camex_ft.utils.system import Environment
 
 Lack = tuple[Key, str]
 

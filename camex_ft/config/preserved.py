@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from camex_ft.config.schema import MergingConfig, RoutingConfig, UpcycleConfig
-from camex_ft.registry import PROTOCOLS
+from camex_ft.utils.registry import PROTOCOLS
 
 START = "so that training starts from a changed function"
 

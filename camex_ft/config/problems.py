@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic_core import ErrorDetails
 
-from camex_ft.errors import UserError
+from camex_ft.utils.errors import UserError
 
 Key = tuple[str, ...]
 EXPECTED = {

@@ -13,7 +13,6 @@ from typing import Any
 
 from camex_ft.config.backbones import EMBEDDED
 from camex_ft.config.composition import compose, merge
-from camex_ft.config.environment import Environment
 from camex_ft.config.needs import lacking, missing_from_hub
 from camex_ft.config.problems import ConfigErrors, Problem
 from camex_ft.config.reading import Document
@@ -21,7 +20,8 @@ from camex_ft.config.rules import options_of
 from camex_ft.config.schema import Config
 from camex_ft.config.shipped import ROOT
 from camex_ft.config.validation import check
-from camex_ft.registry import PROTOCOLS
+from camex_ft.utils.registry import PROTOCOLS
+from camex_ft.utils.system import Environment
 
 PROFILES = ("paper", "embedded")
 AUTO = "auto"

@@ -8,11 +8,11 @@ from typing import Any
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from camex_ft import registry
 from camex_ft.config.backbones import EMBEDDED
 from camex_ft.config.problems import Key, expected, show
 from camex_ft.config.schema import Config
-from camex_ft.errors import UserError, nearest
+from camex_ft.utils import registry
+from camex_ft.utils.errors import UserError, nearest
 
 Broken = tuple[tuple[Key, ...], str]
 LM = "lm"

@@ -36,7 +36,7 @@ from camex_ft.config.values import (
     Steps,
     Text,
 )
-from camex_ft.errors import UserError
+from camex_ft.utils.errors import UserError
 
 
 class Section(BaseModel):

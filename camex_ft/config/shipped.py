@@ -11,9 +11,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from camex_ft.durable import write_named
-from camex_ft.errors import UserError, nearest
-from camex_ft.folders import writing
+from camex_ft.utils.durable import write_named
+from camex_ft.utils.errors import UserError, nearest
+from camex_ft.utils.folders import writing
 
 ROOT = (Path(__file__).resolve().parent.parent / "configs").resolve()
 SUFFIX = ".yaml"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from camex_ft.config.rules import LM
 from camex_ft.config.schema import Config, RoutingConfig
-from camex_ft.registry import PROTOCOLS
+from camex_ft.utils.registry import PROTOCOLS
 
 
 def summary(config: Config) -> dict[str, str]:

@@ -18,7 +18,7 @@ from typing import Any
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from camex_ft.config.values import WORDS, every
-from camex_ft.errors import nearest
+from camex_ft.utils.errors import nearest
 
 OWNED = {
     "output_dir": "checkpoints go to the run's folder; set output.dir",

@@ -14,7 +14,7 @@ from camex_ft.config.problems import Key, Problem, expected, show
 from camex_ft.config.reading import Document
 from camex_ft.config.rules import broken
 from camex_ft.config.schema import Config, Section, TrainingConfig
-from camex_ft.errors import nearest
+from camex_ft.utils.errors import nearest
 
 TRAINING: Key = ("training",)
 

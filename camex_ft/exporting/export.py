@@ -9,17 +9,17 @@ from datasets import Dataset
 from transformers import PreTrainedModel
 
 from camex_ft import upcycling
-from camex_ft.errors import UserError, nearest
 from camex_ft.exporting.dense import dense_model
 from camex_ft.exporting.folded import check_foldable, folded_model
 from camex_ft.exporting.measure import Exported, Form, difference, seconds
 from camex_ft.exporting.routing import MeanRouting, mean_routing
 from camex_ft.exporting.writing import check_target, write
-from camex_ft.registry import PROTOCOLS
 from camex_ft.results import RunFolder, load_record
 from camex_ft.results.record import Record
-from camex_ft.steps import quieten
-from camex_ft.trained import Trained, read_run, read_trained
+from camex_ft.run.inference import Trained, read_run, read_trained
+from camex_ft.run.steps import quieten
+from camex_ft.utils.errors import UserError, nearest
+from camex_ft.utils.registry import PROTOCOLS
 
 FORMS = ("dense", "folded")
 SPLITS = ("train", "validation")

@@ -22,15 +22,15 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from camex_ft import upcycling
-from camex_ft.errors import UserError
 from camex_ft.exporting.dense import merged_maps
 from camex_ft.exporting.plain import fill, plain_model
 from camex_ft.moe.layers.ffn import ExpertFFN, MergedFFN
 from camex_ft.protocols import Protocol
-from camex_ft.registry import PROTOCOLS
 from camex_ft.upcycling import adapters, expert_layers
 from camex_ft.upcycling.entry import KEY
 from camex_ft.upcycling.restructuring import plan_of
+from camex_ft.utils.errors import UserError
+from camex_ft.utils.registry import PROTOCOLS
 
 SUMMED, STEPPED = "smear", "domain"
 

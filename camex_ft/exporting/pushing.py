@@ -11,15 +11,15 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalToken
 from huggingface_hub.utils import validate_repo_id
 from rich.filesize import decimal
 
-from camex_ft import folders
 from camex_ft.config.backbones import NEW, is_gguf
-from camex_ft.errors import UserError
-from camex_ft.pipeline import MODEL
-from camex_ft.registry import TASKS
 from camex_ft.results import find_done
 from camex_ft.results.card import NAME, card
+from camex_ft.run.pipeline import MODEL
 from camex_ft.tasks.base import Task
 from camex_ft.upcycling import adapters
+from camex_ft.utils import folders
+from camex_ft.utils.errors import UserError
+from camex_ft.utils.registry import TASKS
 
 # what transformers, camex_ft and `export` write; a folder with anything else in it is not sent
 WEIGHTS = ("model.safetensors", "model-*-of-*.safetensors", "adapter.safetensors")

@@ -20,10 +20,10 @@ from datasets import Dataset
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from camex_ft.errors import UserError
 from camex_ft.moe.context import LayerRouting
 from camex_ft.training.monitor import scaled_to_one
 from camex_ft.training.trainer import CamexTrainer
+from camex_ft.utils.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True)

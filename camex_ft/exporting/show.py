@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
-from camex_ft.escaping import markdown, markdown_notes, quoted
-from camex_ft.registry import PROTOCOLS
 from camex_ft.results.provenance import versions
+from camex_ft.utils.escaping import markdown, markdown_notes, quoted
+from camex_ft.utils.registry import PROTOCOLS
 
 if TYPE_CHECKING:
     from camex_ft.exporting.measure import Exported

@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from camex_ft import upcycling
-from camex_ft.durable import unfinished, whole_folder
-from camex_ft.errors import UserError
 from camex_ft.exporting.show import numbers, sections
-from camex_ft.folders import writing
 from camex_ft.results.card import NAME, card
 from camex_ft.results.disk import full_disk
 from camex_ft.results.record import dumps
 from camex_ft.tasks.base import Task
+from camex_ft.utils.durable import unfinished, whole_folder
+from camex_ft.utils.errors import UserError
+from camex_ft.utils.folders import writing
 
 if TYPE_CHECKING:
     from camex_ft.exporting.measure import Exported

@@ -8,8 +8,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from camex_ft.errors import UserError, nearest
 from camex_ft.launching import slurm
+from camex_ft.utils.errors import UserError, nearest
 
 ENGINES = ("ddp", "fsdp", "zero2", "zero3")
 CPU_ENGINES = ("ddp", "fsdp")

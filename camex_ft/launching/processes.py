@@ -25,14 +25,14 @@ from types import FrameType
 from typing import IO, Any, BinaryIO
 
 from camex_ft.config import Config, resolve
-from camex_ft.errors import UserError
-from camex_ft.escaping import printable
 from camex_ft.launching import placement, rank
 from camex_ft.launching.command import command_line, environment
 from camex_ft.launching.failures import describe, find_failures
 from camex_ft.launching.placement import Placement
 from camex_ft.results import provenance, run_name
 from camex_ft.training.signals import SIGNALS, Stopped
+from camex_ft.utils.errors import UserError
+from camex_ft.utils.escaping import printable
 
 POLL = 0.1
 SHUTDOWN = 10  # seconds that torch's launcher gives a process before it kills it

@@ -18,8 +18,8 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
-from camex_ft.errors import UserError, guard
 from camex_ft.training.signals import SIGNALS, note
+from camex_ft.utils.errors import UserError, guard
 
 PARENT = "CAMEX_FT_PARENT"  # set where standard input is that socket
 FILE = "TORCHELASTIC_ERROR_FILE"  # torch's launcher sets it, and reads what is written there

@@ -6,7 +6,7 @@ import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from camex_ft.errors import UserError
+from camex_ft.utils.errors import UserError
 
 # By the job's number, so that two jobs that share a first node do not meet.
 FIRST_PORT, PORTS = 20000, 10000

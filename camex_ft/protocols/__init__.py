@@ -33,7 +33,7 @@ from torch import Tensor
 
 from camex_ft.moe.merging.base_expert import Carried, Step, Vectors
 from camex_ft.moe.merging.domain_vectors import Keep
-from camex_ft.registry import PROTOCOLS
+from camex_ft.utils.registry import PROTOCOLS
 
 Weigh = Callable[..., "Tensor | None"]
 Update = Callable[..., Tensor]

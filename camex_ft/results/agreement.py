@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from camex_ft.config.identity import WITHOUT_EFFECT
-from camex_ft.errors import UserError
-from camex_ft.escaping import quoted
 from camex_ft.results.entries import SECTIONS, Entry, leaves
 from camex_ft.results.record import Record
+from camex_ft.utils.errors import UserError
+from camex_ft.utils.escaping import quoted
 
 MUST_AGREE: dict[str, Callable[[Record], object]] = {
     "profile": lambda r: r.run.profile,

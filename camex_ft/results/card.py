@@ -10,11 +10,11 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from camex_ft.config.backbones import EMBEDDED
-from camex_ft.escaping import markdown, markdown_code, one_line
 from camex_ft.results.card_data import Form, front_matter, license_of, ordered, split_of
 from camex_ft.results.card_usage import Usage, loading, predicting
 from camex_ft.results.citation import citation
 from camex_ft.results.record import Record
+from camex_ft.utils.escaping import markdown, markdown_code, one_line
 
 SectionText = tuple[str, str]  # title, Markdown
 NAME = "README.md"

@@ -11,8 +11,8 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
 from camex_ft.config.backbones import EMBEDDED, NEW, PACKAGE, is_gguf
-from camex_ft.escaping import one_line
 from camex_ft.results.record import Record
+from camex_ft.utils.escaping import one_line
 
 Form = Literal["plain", "upcycled", "adapter", "dense", "folded"]
 UNKNOWN, OWN_LICENSE = "unknown", "apache-2.0"  # identifiers of the hub

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from camex_ft.errors import UserError, is_full, reason_full
+from camex_ft.utils.errors import UserError, is_full, reason_full
 
 
 @contextmanager

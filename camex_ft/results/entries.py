@@ -11,11 +11,11 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from camex_ft.durable import write_atomically
-from camex_ft.errors import UserError
-from camex_ft.logs import read_lines
 from camex_ft.results.folder import RunFolder, find_done
 from camex_ft.results.record import Record, load_record
+from camex_ft.utils.durable import write_atomically
+from camex_ft.utils.errors import UserError
+from camex_ft.utils.logs import read_lines
 
 SECTIONS = ("merging", "routing", "upcycle")
 PROTOCOL = "merging.protocol"

@@ -19,11 +19,11 @@ from filelock import FileLock, Timeout
 
 from camex_ft.config.backbones import NEW
 from camex_ft.config.identity import folder_label
-from camex_ft.durable import UNFINISHED, open_regular, remove, sweep, sync, write_atomically
-from camex_ft.errors import UserError
-from camex_ft.logs import read_lines
 from camex_ft.results.provenance import command_line
 from camex_ft.results.record import Record, dumps, load_record
+from camex_ft.utils.durable import UNFINISHED, open_regular, remove, sweep, sync, write_atomically
+from camex_ft.utils.errors import UserError
+from camex_ft.utils.logs import read_lines
 
 LOCK, OWNER = ".lock", ".owner.json"  # held by the process that runs here; who that is, for people
 PATIENCE = 10.0  # seconds; data loaders look for their parent every 5
@@ -253,7 +253,7 @@ class RunFolder:
             write_atomically(self.history, "".join(dumps(entry) + "\n" for entry in kept))
 
     def read_history(self) -> list[dict[str, Any]]:
-        """Return the lines of history.jsonl that can be read: see `camex_ft.logs`."""
+        """Return the lines of history.jsonl that can be read: see `camex_ft.utils.logs`."""
         return read_lines(self.history)
 
     def write_record(self, record: Record) -> None:

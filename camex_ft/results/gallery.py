@@ -17,11 +17,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from camex_ft.durable import write_atomically
-from camex_ft.escaping import markdown
 from camex_ft.results.entries import entries_of, read_results
 from camex_ft.results.plots import choose, is_stale, of_inspection, save, source
 from camex_ft.results.plots.scenes import Choice
+from camex_ft.utils.durable import write_atomically
+from camex_ft.utils.escaping import markdown
 
 BLOCK = re.compile(
     r"<!-- pictures (?P<name>[\w-]+)(?P<chosen>(?: [\w.-]+)*) -->\n(?P<text>.*?)<!-- end -->", re.DOTALL

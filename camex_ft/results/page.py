@@ -11,10 +11,10 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from camex_ft.durable import write_atomically
 from camex_ft.results.cells import legend
 from camex_ft.results.render import WRITERS, render, table_of
 from camex_ft.results.tables import Table
+from camex_ft.utils.durable import write_atomically
 
 BLOCK = re.compile(r"<!-- (?P<names>(?!end )[\w -]+) -->\n(?P<text>.*?)<!-- end -->", re.DOTALL)
 LEGEND = "legend"

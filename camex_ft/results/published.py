@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from camex_ft.errors import UserError, nearest
+from camex_ft.utils.errors import UserError, nearest
 
 PROFILE = "paper"  # the profile that is meant to give published numbers
 

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-from camex_ft.errors import UserError
+from camex_ft.utils.errors import UserError
 
 
 def finite(value: Any) -> Any:

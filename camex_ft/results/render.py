@@ -18,12 +18,12 @@ from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from camex_ft import escaping
-from camex_ft.errors import UserError, nearest
-from camex_ft.escaping import latex, markdown, one_line
 from camex_ft.results.cells import Cell, Grid, legend, overview, scores, tests
 from camex_ft.results.entries import entries_of, read_results
 from camex_ft.results.tables import Panel, Row, Table, make_table
+from camex_ft.utils import escaping
+from camex_ft.utils.errors import UserError, nearest
+from camex_ft.utils.escaping import latex, markdown, one_line
 
 
 def render(tables: Sequence[Table], format: str = "md", *, explained: bool = True) -> str:

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from camex_ft.durable import write_atomically
-from camex_ft.escaping import html as escape
+from camex_ft.utils.durable import write_atomically
+from camex_ft.utils.escaping import html as escape
 
 STYLE = """
 :root { color-scheme: light dark; --ink: #1c1e21; --soft: #5b6168; --paper: #ffffff; --line: #d5d9de; --tint: #f3f5f7; }

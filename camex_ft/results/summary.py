@@ -9,8 +9,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from camex_ft.escaping import one_line, say
 from camex_ft.results.record import Record
+from camex_ft.utils.escaping import one_line, say
 
 
 def summary_rows(record: Record, folder: Path | str) -> list[tuple[str, str]]:

@@ -10,8 +10,6 @@ from typing import Any, Literal
 
 import numpy as np
 
-from camex_ft.errors import nearest
-from camex_ft.escaping import quoted
 from camex_ft.results import published as literature
 from camex_ft.results.agreement import Run, cautions, refuse_mixture, runs_of, who
 from camex_ft.results.correctness import unpack
@@ -19,6 +17,8 @@ from camex_ft.results.entries import Entry
 from camex_ft.results.published import Published
 from camex_ft.results.record import Record
 from camex_ft.results.stats import Comparison, compare, finite, holm, paired_t, pairs
+from camex_ft.utils.errors import nearest
+from camex_ft.utils.escaping import quoted
 
 BASELINE = "dense"
 LEVEL = 0.05

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from datasets import Dataset, Features
 
-from camex_ft.architectures import positions
-from camex_ft.errors import UserError
-from camex_ft.registry import TASKS
 from camex_ft.tasks.metrics import Scores
+from camex_ft.utils.architectures import positions
+from camex_ft.utils.errors import UserError
+from camex_ft.utils.registry import TASKS
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -45,7 +45,7 @@ class Task(ABC):
     """One task of a benchmark.
 
     Attributes:
-        head: what the backbone gets; a key of `camex_ft.embedded.HEADS`.
+        head: what the backbone gets; a key of `camex_ft.synthetic.HEADS`.
         lengths: keys of `task` that hold the length of what the backbone reads.
         plain_text: whether its data may be text files, and folders of them.
         words: the answers that a text-to-text model chooses among; empty where it generates one.

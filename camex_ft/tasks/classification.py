@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 import numpy as np
 from datasets import Dataset, Features, Value
 
-from camex_ft.durable import write_named
-from camex_ft.registry import TASKS
 from camex_ft.tasks.base import Collator, Example, Predictions, Row, Task, labelled
 from camex_ft.tasks.encode import collator, encode
 from camex_ft.tasks.metrics import Scores, TaskMetric
+from camex_ft.utils.durable import write_named
+from camex_ft.utils.registry import TASKS
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING, Any
 
 from datasets import Dataset, Features, List, Value
 
-from camex_ft.errors import UserError
 from camex_ft.tasks.base import Collator, labelled
 from camex_ft.tasks.shorten import Span, keep_spans
+from camex_ft.utils.errors import UserError
 
 if TYPE_CHECKING:
     from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase
@@ -77,7 +77,7 @@ def collator(tokenizer: PreTrainedTokenizerBase) -> Collator:
 
     if tokenizer.pad_token_id is None:
         raise UserError(
-            "the tokenizer has no padding token; load it with camex_ft.backbones.load, or set its pad_token"
+            "the tokenizer has no padding token; load it with camex_ft.backbones.loading, or set its pad_token"
         )
     return partial(_collate, DataCollatorWithPadding(tokenizer))
 

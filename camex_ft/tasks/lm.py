@@ -24,11 +24,11 @@ from datasets import Dataset, Features, List, Value
 from torch import Tensor
 from torch.nn import functional as F
 
-from camex_ft.errors import UserError
-from camex_ft.registry import TASKS
 from camex_ft.tasks import stream
 from camex_ft.tasks.base import Collator, Predictions, Task
 from camex_ft.tasks.metrics import Scores
+from camex_ft.utils.errors import UserError
+from camex_ft.utils.registry import TASKS
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

@@ -24,9 +24,6 @@ import torch
 from datasets import Dataset, Features, List, Value
 from torch import Tensor
 
-from camex_ft.durable import write_named
-from camex_ft.errors import UserError
-from camex_ft.registry import TASKS
 from camex_ft.tasks import answers
 from camex_ft.tasks.answer_metrics import SquadAnswers, SquadAnswersOrNone
 from camex_ft.tasks.base import Collator, Example, Predictions, Row, Task
@@ -34,6 +31,9 @@ from camex_ft.tasks.encode import right_sided
 from camex_ft.tasks.metrics import Scores
 from camex_ft.tasks.spans import fault, place
 from camex_ft.tasks.windows import Windows
+from camex_ft.utils.durable import write_named
+from camex_ft.utils.errors import UserError
+from camex_ft.utils.registry import TASKS
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

@@ -18,14 +18,14 @@ import numpy as np
 from datasets import ClassLabel, Dataset, Features, List, Value
 from torch import Tensor
 
-from camex_ft.durable import write_named
-from camex_ft.registry import TASKS
 from camex_ft.tasks import answers
 from camex_ft.tasks.answer_metrics import RankedAnswers
 from camex_ft.tasks.base import Predictions, labelled
 from camex_ft.tasks.metrics import Scores
 from camex_ft.tasks.qa import ENCODED, TextToText
 from camex_ft.tasks.windows import Layout
+from camex_ft.utils.durable import write_named
+from camex_ft.utils.registry import TASKS
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

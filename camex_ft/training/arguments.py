@@ -14,7 +14,7 @@ from transformers.training_args import OptimizerNames, ParallelMode
 from transformers.utils import is_liger_kernel_available, is_torch_tf32_available
 
 from camex_ft.config import TrainingConfig
-from camex_ft.errors import UserError, nearest
+from camex_ft.utils.errors import UserError, nearest
 
 COMPILING = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
 FOLLOWING = ("reduce_lr_on_plateau", "greedy")  # schedules that follow the metric of the evaluations

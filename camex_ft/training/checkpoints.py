@@ -9,11 +9,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from transformers import TrainerState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from camex_ft import logs
-from camex_ft.durable import remove
-from camex_ft.errors import UserError
-from camex_ft.folders import read_json, unsafe
 from camex_ft.training import manifest
+from camex_ft.utils import logs
+from camex_ft.utils.durable import remove
+from camex_ft.utils.errors import UserError
+from camex_ft.utils.folders import read_json, unsafe
 
 STATE = "trainer_state.json"
 # States of everything that goes on beside the model (`stored`), and those of each process.

@@ -20,7 +20,6 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 from transformers import PreTrainedModel
 
-from camex_ft.errors import UserError
 from camex_ft.training import stored
 from camex_ft.training.checkpoints import of_deepspeed, processes, rows_at_once
 from camex_ft.training.distributed import (
@@ -36,6 +35,7 @@ from camex_ft.training.distributed import (
 from camex_ft.training.storing import StoringTrainer
 from camex_ft.upcycling import expert_layers, keep_nothing
 from camex_ft.upcycling.adapters import has_adapter, trained_state
+from camex_ft.utils.errors import UserError
 
 
 class EngineTrainer(StoringTrainer):

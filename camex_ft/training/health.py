@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from camex_ft.errors import UserError
+from camex_ft.utils.errors import UserError
 
 
 class LossGuard:

@@ -9,8 +9,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from camex_ft.durable import open_regular
-from camex_ft.folders import read_json
+from camex_ft.utils.durable import open_regular
+from camex_ft.utils.folders import read_json
 
 MANIFEST = "manifest.json"
 FORMAT = 1  # of a checkpoint's folder; higher where an older version would read it wrongly

@@ -17,7 +17,6 @@ from torch import Tensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState
 
-from camex_ft.durable import put, unfinished
 from camex_ft.training import manifest, signals, stored
 from camex_ft.training.checkpoints import (
     OPTIMIZER,
@@ -31,6 +30,7 @@ from camex_ft.training.checkpoints import (
 )
 from camex_ft.training.engines import EngineTrainer
 from camex_ft.training.order import set_epoch
+from camex_ft.utils.durable import put, unfinished
 
 
 class SavingTrainer(EngineTrainer):

@@ -7,9 +7,9 @@ from typing import Any
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from camex_ft.errors import UserError
 from camex_ft.moe.layers.expert_linear import ExpertLinear
 from camex_ft.training.distributed import whole
+from camex_ft.utils.errors import UserError
 
 
 class StatisticCallback(TrainerCallback):

@@ -19,7 +19,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from camex_ft.errors import UserError, is_full
+from camex_ft.utils.errors import UserError, is_full
 
 KEY = "state"  # of the header
 

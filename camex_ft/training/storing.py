@@ -17,9 +17,9 @@ from torch import Tensor
 from transformers import PreTrainedModel, Trainer
 from transformers.training_args import OptimizerNames, ParallelMode
 
-from camex_ft.errors import UserError
 from camex_ft.training import stored
 from camex_ft.training.checkpoints import OPTIMIZER, SCALER, SCHEDULE, random_file
+from camex_ft.utils.errors import UserError
 
 # Optimizers with kernels that read as much of a state as the parameter has, however much there is.
 FUSED = (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD, torch.optim.Adagrad)

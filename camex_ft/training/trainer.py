@@ -23,7 +23,6 @@ from transformers.trainer_pt_utils import LengthGroupedSampler, find_batch_size
 from transformers.training_args import OptimizerNames
 
 from camex_ft.backbones.base import generates
-from camex_ft.errors import UserError
 from camex_ft.training.cost import Speed
 from camex_ft.training.distributed import total
 from camex_ft.training.health import LossGuard
@@ -31,6 +30,7 @@ from camex_ft.training.monitor import RoutingMonitor
 from camex_ft.training.order import EpochSampler
 from camex_ft.training.scoring import ScoringTrainer
 from camex_ft.training.statistic import StatisticCallback
+from camex_ft.utils.errors import UserError
 
 CURVATURE, ROUTER, TEMPERATURE = ".curvature.", ".router.", ".router.log_temperature"
 

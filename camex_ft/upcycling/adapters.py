@@ -23,15 +23,15 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoConfig, GenerationConfig, PreTrainedModel
 
-from camex_ft.backbones.load import CLASSIFIERS
-from camex_ft.backbones.load import load as load_backbone
+from camex_ft.backbones.loading import CLASSIFIERS
+from camex_ft.backbones.loading import load as load_backbone
 from camex_ft.config.backbones import EMBEDDED
-from camex_ft.durable import by_umask
-from camex_ft.embedded import HEADS
-from camex_ft.errors import UserError
-from camex_ft.folders import read_json
+from camex_ft.synthetic import HEADS
 from camex_ft.upcycling import classes, entry
 from camex_ft.upcycling.entry import KEY
+from camex_ft.utils.durable import by_umask
+from camex_ft.utils.errors import UserError
+from camex_ft.utils.folders import read_json
 
 BACKBONE = "backbone"  # in the entry of a model's config
 WEIGHTS, ABOUT = "adapter.safetensors", "adapter.json"

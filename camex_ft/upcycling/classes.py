@@ -4,7 +4,7 @@
     BertForSequenceClassification   -> CamexBertForSequenceClassification    of that configuration class
 
 They are ordinary classes of transformers: `save_pretrained`, `from_pretrained` and the auto classes know them once
-camex_ft is imported (`camex_ft.registration`). Transformers alone refuses the model type, rather than fill layers that
+camex_ft is imported (`camex_ft.hf`). Transformers alone refuses the model type, rather than fill layers that
 it does not know with random weights. Each class is an attribute of this module, made when it is first asked for, so
 that it can be imported and pickled by name.
 """
@@ -22,12 +22,12 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrained
 from transformers.models.auto import modeling_auto
 from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING, TOKENIZER_MAPPING_NAMES
 
-from camex_ft.architectures import PREFIX
-from camex_ft.errors import UserError
 from camex_ft.upcycling import entry
 from camex_ft.upcycling.granularities import CAUSAL
 from camex_ft.upcycling.layers import cached
 from camex_ft.upcycling.restructuring import restructure
+from camex_ft.utils.architectures import PREFIX
+from camex_ft.utils.errors import UserError
 
 NAME = "Camex"
 _made: dict[type, type] = {}  # of plain classes

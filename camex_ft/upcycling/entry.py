@@ -12,9 +12,9 @@ from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from camex_ft.errors import UserError
-from camex_ft.registry import PROTOCOLS
 from camex_ft.upcycling.restructuring import Plan, plan_of
+from camex_ft.utils.errors import UserError
+from camex_ft.utils.registry import PROTOCOLS
 
 KEY = "camex"
 FORMAT = 1  # entries before it had none; the next one is for what this version would read wrongly

@@ -10,8 +10,8 @@ from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 from huggingface_hub.utils import validate_repo_id
 
 from camex_ft.backbones.source import NEEDED, NOT_NEEDED
-from camex_ft.config import hub
-from camex_ft.errors import UserError
+from camex_ft.utils import hub
+from camex_ft.utils.errors import UserError
 
 
 def is_hub_id(name: str) -> bool:

@@ -8,9 +8,9 @@ from transformers import PreTrainedModel
 
 from camex_ft.backbones import generates
 from camex_ft.config import RoutingConfig
-from camex_ft.errors import UserError
 from camex_ft.moe.routing.grouping import Granularity
 from camex_ft.protocols import Protocol
+from camex_ft.utils.errors import UserError
 
 CAUSAL = "causal"  # in a config's entry: routing is that of a language model, whatever the head
 

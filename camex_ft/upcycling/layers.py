@@ -11,11 +11,11 @@ from peft.tuners.lora import LoraLayer
 from torch import nn
 from transformers import PreTrainedModel
 
-from camex_ft.errors import UserError
 from camex_ft.moe.context import RoutingContext
 from camex_ft.moe.layers.ffn import ExpertFFN, MergedFFN
 from camex_ft.moe.layers.low_rank_expert_linear import LowRankLinear
 from camex_ft.moe.layers.propagation import chains
+from camex_ft.utils.errors import UserError
 
 
 def expert_layers(model: nn.Module) -> dict[str, ExpertFFN]:

@@ -10,14 +10,14 @@ from typing import Any
 import torch
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
-from camex_ft.errors import UserError
-from camex_ft.folders import unsafe
 from camex_ft.upcycling import adapters, classes, entry
 from camex_ft.upcycling.adapters import restore
 from camex_ft.upcycling.fetching import fetch, is_hub_id
 from camex_ft.upcycling.layers import expert_layers
 from camex_ft.upcycling.making import build
 from camex_ft.upcycling.restructuring import plan_of
+from camex_ft.utils.errors import UserError
+from camex_ft.utils.folders import unsafe
 
 # what AutoModel and pipelines pass on of themselves, or what changes nothing about a folder
 HARMLESS = (

@@ -20,7 +20,7 @@ from transformers.pytorch_utils import Conv1D
 
 from camex_ft.backbones import DenseFFN, plain_type
 from camex_ft.config.schema import LoraConfig
-from camex_ft.errors import UserError, nearest
+from camex_ft.utils.errors import UserError, nearest
 
 # of types that PEFT does not name
 QUERIES_AND_VALUES = ("q", "v", "q_lin", "v_lin", "query", "value", "q_proj", "v_proj", "c_attn")

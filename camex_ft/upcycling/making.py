@@ -11,13 +11,13 @@ import torch
 from transformers import PreTrainedModel
 
 from camex_ft.config import Config, MergingConfig, RoutingConfig, TuningConfig, UpcycleConfig, changes
-from camex_ft.errors import FunctionChanged, UserError
-from camex_ft.registry import PROTOCOLS
 from camex_ft.upcycling import adapters
 from camex_ft.upcycling.classes import adopt
 from camex_ft.upcycling.entry import KEY
 from camex_ft.upcycling.layers import freeze
 from camex_ft.upcycling.restructuring import LORA, Plan, plan_of, restructure, set_apart
+from camex_ft.utils.errors import FunctionChanged, UserError
+from camex_ft.utils.registry import PROTOCOLS
 
 
 def upcycle(

@@ -14,7 +14,6 @@ from camex_ft.backbones import DenseFFN, calls, family_of, select_layers
 from camex_ft.config import MergingConfig, RoutingConfig, TuningConfig, UpcycleConfig
 from camex_ft.config.rules import DROPPED, not_low_rank
 from camex_ft.config.schema import Section
-from camex_ft.errors import UserError
 from camex_ft.moe.context import RoutingContext
 from camex_ft.moe.layers.expert_linear import LayerSettings
 from camex_ft.moe.layers.ffn import ExpertFFN, MergedFFN, MixtureFFN
@@ -23,11 +22,12 @@ from camex_ft.moe.layers.propagation import continues
 from camex_ft.moe.routing.grouping import Grouping
 from camex_ft.moe.routing.router import RouterSettings
 from camex_ft.protocols import Protocol
-from camex_ft.registry import PROTOCOLS
 from camex_ft.upcycling.expert_init import add_noise, drop_units
 from camex_ft.upcycling.granularities import granularity_of
 from camex_ft.upcycling.layers import expert_layers
 from camex_ft.upcycling.lora import add_lora
+from camex_ft.utils.errors import UserError
+from camex_ft.utils.registry import PROTOCOLS
 
 Options = TypeVar("Options", bound=Section)
 Layer = TypeVar("Layer", bound=ExpertFFN)

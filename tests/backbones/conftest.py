@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import VARIANTS, heads_of, inputs_of, make, model_types
+
+from tests.helpers.tiny import VARIANTS, heads_of, inputs_of, make, model_types
 
 
 def _case(*values: Any) -> Any:

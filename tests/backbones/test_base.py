@@ -10,9 +10,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from camex_ft import registry
 from camex_ft.backbones import DenseFFN, family_for, family_of, select_layers
-from camex_ft.errors import UserError
+from camex_ft.utils import registry
+from camex_ft.utils.errors import UserError
 
 
 def listing(encoder: int, decoder: int) -> list[DenseFFN]:
@@ -39,7 +39,7 @@ def test_unknown_type_says_which_file_to_add(unknown: str, near: str) -> None:
         family_for(unknown)
     message = str(error.value)
     assert f"Did you mean '{near}'?" in message
-    assert f"camex_ft/backbones/{unknown.replace('-', '_')}.py" in message
+    assert f"camex_ft/backbones/families/{unknown.replace('-', '_')}.py" in message
     assert "bert, camembert, distilbert, electra, gpt2, llama" in message
 
 

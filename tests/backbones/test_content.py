@@ -14,16 +14,16 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from camex_ft import embedded
+from camex_ft import synthetic
 from camex_ft.backbones import content, source
-from camex_ft.errors import UserError
+from camex_ft.utils.errors import UserError
 
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A saved backbone, never changed."""
     folder = tmp_path_factory.mktemp("saved")
-    for part in embedded.backbone("bert", num_labels=2):
+    for part in synthetic.backbone("bert", num_labels=2):
         part.save_pretrained(folder)
     return folder
 
@@ -170,7 +170,7 @@ def test_what_is_not_there_is_said_or_not_known(tmp_path: Path) -> None:
 def hub_cache(saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The folder of a model in the hub cache, on a machine that the hub does not answer."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
-    monkeypatch.setattr("camex_ft.config.hub.silence", lambda *_: OSError("no network"))
+    monkeypatch.setattr("camex_ft.utils.hub.silence", lambda *_: OSError("no network"))
     folder = tmp_path / "hub" / "models--org--name"
     (folder / "refs").mkdir(parents=True)
     for revision in ("a" * 40, "b" * 40):

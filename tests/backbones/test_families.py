@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from camex_ft.backbones import DenseFFN, family_of, generates
-from camex_ft.errors import UserError
+from camex_ft.utils.errors import UserError
 
 Tiny = Callable[..., Any]
 

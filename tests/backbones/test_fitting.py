@@ -10,15 +10,16 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from tiny import config_of, inputs_of, make, model_types
 from typer.testing import CliRunner
-from working_folder import folder
 
-from camex_ft import cli, registry
-from camex_ft.architectures import families, positions
+from camex_ft import cli
 from camex_ft.backbones.fitting import check_backbone
 from camex_ft.config import Config
-from camex_ft.errors import UserError
+from camex_ft.utils import registry
+from camex_ft.utils.architectures import families, positions
+from camex_ft.utils.errors import UserError
+from tests.helpers.tiny import config_of, inputs_of, make, model_types
+from tests.helpers.working_folder import folder
 
 __all__ = ["folder"]
 
@@ -178,7 +179,7 @@ def invoke(*arguments: str) -> tuple[int, str]:
 def test_run_and_validate_say_it_before_a_model_is_built(
     folder: Path, monkeypatch: pytest.MonkeyPatch, overrides: tuple[str, ...], expected: str
 ) -> None:
-    monkeypatch.setattr("camex_ft.pipeline.load_model", lambda *_: pytest.fail("a model is built"))
+    monkeypatch.setattr("camex_ft.run.pipeline.load_model", lambda *_: pytest.fail("a model is built"))
     for command in ("validate", "run"):
         code, said = invoke(command, "glue", "profile=embedded", *overrides)
         assert code == 2 and expected in said

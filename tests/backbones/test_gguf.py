@@ -15,11 +15,11 @@ import transformers
 
 import camex_ft
 from camex_ft.backbones import source
-from camex_ft.backbones.load import load
-from camex_ft.errors import UserError
+from camex_ft.backbones.loading import load
+from camex_ft.utils.errors import UserError
 
 gguf = pytest.importorskip("gguf", reason="needs the package gguf: pip install gguf")
-from gguf_files import tiny_model, write_gguf  # noqa: E402
+from tests.helpers.gguf_files import tiny_model, write_gguf  # noqa: E402
 
 TEXT = " the film is good , the ending Über dull"
 

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny import heads_of, inputs_of, model_types
 
 import camex_ft
-from camex_ft.embedded import HEADS
+from camex_ft.synthetic import HEADS
 from camex_ft.upcycling import plain_class
+from tests.helpers.tiny import heads_of, inputs_of, model_types
 
 LANGUAGE = [(t, head) for t in model_types() for head in ("causal-lm", "seq2seq-lm") if head in heads_of(t)]
 MERGING = {"protocol": "ties-ca", "experts": 2, "curvature": {"rank": 1}}

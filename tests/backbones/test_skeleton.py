@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 
-from camex_ft import embedded, registry
+from camex_ft import synthetic
 from camex_ft.backbones import source
-from camex_ft.backbones.load import load
+from camex_ft.backbones.loading import load
 from camex_ft.backbones.skeleton import skeleton
-from camex_ft.errors import UserError
+from camex_ft.utils import registry
+from camex_ft.utils.errors import UserError
 
 
 def shapes(model: Any) -> dict[str, tuple[int, ...]]:
@@ -21,15 +22,15 @@ def shapes(model: Any) -> dict[str, tuple[int, ...]]:
 
 @pytest.mark.parametrize("family", registry.EMBEDDED.names())
 def test_embedded(family: str) -> None:
-    for head in embedded.heads(family):
+    for head in synthetic.heads(family):
         if head in ("base", "sequence-classification", "causal-lm", "seq2seq-lm"):
             made = skeleton(f"embedded/{family}", head=head)
-            assert shapes(made) == shapes(embedded.backbone(family, head=head)[0])
+            assert shapes(made) == shapes(synthetic.backbone(family, head=head)[0])
             assert all(p.is_meta for p in made.parameters())
 
 
 def test_a_folder_with_its_labels(tmp_path: Path) -> None:
-    model, tokenizer = embedded.backbone("bert")
+    model, tokenizer = synthetic.backbone("bert")
     model.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     names = ("a", "b", "c")
@@ -46,7 +47,7 @@ def test_a_folder_with_its_labels(tmp_path: Path) -> None:
 )
 @pytest.mark.parametrize("tied", [True, False])
 def test_a_gguf_file(tied: bool, tmp_path: Path) -> None:
-    from gguf_files import tiny_model, write_gguf
+    from tests.helpers.gguf_files import tiny_model, write_gguf
 
     path = write_gguf(tmp_path / "tiny.gguf", *tiny_model("llama", tied=tied))
     assert shapes(skeleton(str(path), head="causal-lm")) == shapes(load(str(path), head="causal-lm")[0])
@@ -57,11 +58,11 @@ def test_of_a_hub_id_no_weights_are_fetched(tmp_path: Path, monkeypatch: pytest.
 
     def fetch(spec: str, files: list[str]) -> Path:
         asked.append(files)
-        embedded.configuration("gpt2", head="causal-lm")[0].save_pretrained(tmp_path)
+        synthetic.configuration("gpt2", head="causal-lm")[0].save_pretrained(tmp_path)
         return tmp_path
 
     monkeypatch.setattr(source, "_from_hub", fetch)
-    whole = embedded.backbone("gpt2", head="causal-lm")[0]
+    whole = synthetic.backbone("gpt2", head="causal-lm")[0]
     for spec in ("openai-community/gpt2", "new:openai-community/gpt2"):
         assert shapes(skeleton(spec, head="causal-lm")) == shapes(whole)
     assert asked == [source.SMALL, source.SMALL]

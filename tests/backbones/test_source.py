@@ -12,7 +12,7 @@ import pytest
 from huggingface_hub import errors
 
 from camex_ft.backbones import source
-from camex_ft.errors import UserError
+from camex_ft.utils.errors import UserError
 
 
 @pytest.fixture

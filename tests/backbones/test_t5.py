@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from camex_ft.backbones.t5 import masks
+from camex_ft.backbones.families.t5 import masks
 
 Tiny = Callable[..., Any]
 PAD, EOS = 0, 1  # as in conftest; T5's start token is its padding token

@@ -12,8 +12,8 @@ from typer.testing import CliRunner
 from camex_ft import cli
 from camex_ft.bench.decode import Decoding, bench_decode, dense_model, upcycled
 from camex_ft.bench.settings import DecodeBench
-from camex_ft.errors import UserError
 from camex_ft.upcycling import cached
+from camex_ft.utils.errors import UserError
 
 FIGURES = {"dense_step_s", "step_s", "ratio_dense", "first_token_s", "merging_a_token_s", "times"}
 

@@ -13,12 +13,13 @@ import torch
 from typer.testing import CliRunner
 
 from camex_ft import cli
-from camex_ft.bench import commands, layer, settings
+from camex_ft.bench import layer, settings
 from camex_ft.bench.layer import bench_layer, make
 from camex_ft.bench.settings import LayerBench
-from camex_ft.errors import UserError
+from camex_ft.cli import bench
 from camex_ft.moe.curvature import distance_from_identity
-from camex_ft.registry import PROTOCOLS
+from camex_ft.utils.errors import UserError
+from camex_ft.utils.registry import PROTOCOLS
 
 MERGING = [name for name in PROTOCOLS.names() if PROTOCOLS.get(name).form == "weights"]
 FIGURES = {
@@ -244,4 +245,4 @@ def test_what_commands_write_by_default_is_not_tracked(path):
     if not (root / ".git").exists():
         pytest.skip("not a checkout")
     assert subprocess.run(["git", "check-ignore", "-q", path], cwd=root).returncode == 0
-    assert Path(commands.FOLDER, "x.json") == Path("results/measurements/x.json")
+    assert Path(bench.FOLDER, "x.json") == Path("results/measurements/x.json")

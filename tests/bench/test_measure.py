@@ -14,7 +14,7 @@ from camex_ft import cli
 from camex_ft.bench import memory, record, timing
 from camex_ft.bench.child import in_child
 from camex_ft.bench.settings import LayerBench, StepBench
-from camex_ft.errors import UserError
+from camex_ft.utils.errors import UserError
 
 MB = 10**6
 

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from planning_sizes import MEASURED, WAYS, measured_configuration
 
-from camex_ft import planning
+from camex_ft import estimate
 from camex_ft.bench import measured
 from camex_ft.config import load_config, resolve
-from camex_ft.planning import Where
+from camex_ft.estimate import Where
+from tests.helpers.estimate_sizes import MEASURED, WAYS, measured_configuration
 
 
 @pytest.mark.slow
@@ -23,7 +23,7 @@ def test_peak_memory_is_within_15_percent(way: str, family: str, tmp_path: Path)
     settled, _ = resolve(given)
     found = measured.measure(settled)
     where = Where(framework=found.framework, mapped=Where.maps())
-    made = planning.plan(given, protocols=[settled.merging.protocol], where=where, tflops=1.0)
+    made = estimate.plan(given, protocols=[settled.merging.protocol], where=where, tflops=1.0)
     (own,) = made.columns
     ratio = own.memory.total / found.peak
     print(
@@ -47,7 +47,7 @@ def test_steps_are_taken_on_made_up_rows(name: str, overrides: list[str]) -> Non
     given = load_config(name, ["profile=embedded", "training.per_device_train_batch_size=2", *overrides])
     settled, _ = resolve(given)
     found = measured._measure(settled, 2)
-    own = planning.plan(given, protocols=[settled.merging.protocol], tflops=1.0).own
+    own = estimate.plan(given, protocols=[settled.merging.protocol], tflops=1.0).own
     assert own is not None
     assert found.parameters == own.parameters
     assert 0 < found.seconds < math.inf

@@ -13,8 +13,8 @@ from camex_ft.bench.measured import Measured
 from camex_ft.bench.planned import Request, compare, parse_size, show_plan
 from camex_ft.cli import app
 from camex_ft.config import load_config
-from camex_ft.errors import UserError
-from camex_ft.planning import plan
+from camex_ft.estimate import plan
+from camex_ft.utils.errors import UserError
 
 TINY = ["profile=embedded", "merging.protocol=domain-ca"]
 

@@ -13,9 +13,9 @@ from camex_ft import cli
 from camex_ft.bench import backbones, step
 from camex_ft.bench.settings import StepBench
 from camex_ft.bench.step import Step, bench_step, dense_model, upcycled
-from camex_ft.errors import UserError
-from camex_ft.registry import EMBEDDED
 from camex_ft.upcycling import expert_layers, routing_context
+from camex_ft.utils.errors import UserError
+from camex_ft.utils.registry import EMBEDDED
 
 FIGURES = {
     "dense_step_s",

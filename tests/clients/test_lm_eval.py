@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import camex_ft
-from camex_ft import embedded
+from camex_ft import synthetic
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parents[2]
@@ -54,7 +54,7 @@ def by_hand(model, tokenizer, work: Path) -> float:
 
 @pytest.mark.parametrize("protocol", ["ties-ca", "ep-camex", "smoe"])
 def test_scores_are_those_of_the_logits(stories, work, protocol, tmp_path):
-    dense, tokenizer = embedded.backbone("gpt2", head="causal-lm", seed=1)
+    dense, tokenizer = synthetic.backbone("gpt2", head="causal-lm", seed=1)
     model = camex_ft.upcycle(
         dense,
         merging={"protocol": protocol, "experts": 3, "top_k": 2 if protocol == "smoe" else None},

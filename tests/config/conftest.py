@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import machines
 import pytest
-from working_folder import folder, writer
+
+from tests.helpers import machines
+from tests.helpers.working_folder import folder, writer
 
 __all__ = ["folder"]
 

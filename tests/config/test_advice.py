@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from camex_ft.config import Config, ConfigErrors, config_hash, load_config
-from camex_ft.errors import UserError
 from camex_ft.training.arguments import training_arguments
+from camex_ft.utils.errors import UserError
 
 QUIET = ("training.load_best_model_at_end=false",)
 

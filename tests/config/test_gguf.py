@@ -6,7 +6,7 @@ import random
 import pytest
 
 from camex_ft.config import gguf as header
-from camex_ft.errors import UserError
+from camex_ft.utils.errors import UserError
 
 gguf = pytest.importorskip("gguf", reason="needs the package gguf: pip install gguf")
 np = pytest.importorskip("numpy")

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from config_trees import PLACE, leaves, tree
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from camex_ft.config import Config, config_hash, load_config, resolve, to_yaml
 from camex_ft.config.identity import folder_label
 from camex_ft.config.validation import section_keys
+from tests.helpers.config_trees import PLACE, leaves, tree
 
 files = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60, deadline=None)
 

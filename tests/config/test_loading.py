@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 import yaml
-from config_trees import leaves, one_line, tree
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from camex_ft.config import Config, ConfigErrors, load_config, notes
 from camex_ft.config.validation import section_keys
-from camex_ft.errors import UserError
+from camex_ft.utils.errors import UserError
+from tests.helpers.config_trees import leaves, one_line, tree
 
 ALL_KEYS = [key for key, _ in section_keys()]
 files = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60, deadline=None)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from camex_ft.config import changes, load_config, resolve
-from camex_ft.registry import PROTOCOLS
+from camex_ft.utils.registry import PROTOCOLS
 
 
 def said(overrides: list[str]) -> list[str]:

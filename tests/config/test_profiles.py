@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from config_trees import KEYS, leaves, tree
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from camex_ft.config import Config, ConfigErrors, load_config, resolve
-from camex_ft.errors import UserError
+from camex_ft.utils.errors import UserError
+from tests.helpers.config_trees import KEYS, leaves, tree
 
 T5, GLUE = "google-t5/t5-base", "nyu-mll/glue:sst2"
 files = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=50, deadline=None)

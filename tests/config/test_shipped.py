@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from camex_ft import registry
 from camex_ft.config import config_hash, copy_config, list_configs, load_config, notes, resolve, summary
 from camex_ft.config.shipped import list_specifications
-from camex_ft.errors import UserError
+from camex_ft.utils import registry
+from camex_ft.utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2] / "configs"
 CONFIGS = list_configs()

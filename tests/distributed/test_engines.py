@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 import torch
-from training import ENGINES, SGD, deepspeed_file, distance, keep, make
+
+from tests.helpers.distributed_training import ENGINES, SGD, deepspeed_file, distance, keep, make
 
 PROTOCOLS = ("ties-ca", "smoe", "ep-camex", "dare-ca")
 CLOSE = 1e-5  # float32, sums of a batch in another order, over 20 steps of SGD; measured: 6e-8

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from camex_ft.errors import UserError
+from camex_ft.utils.errors import UserError
 from camex_ft.protocols import protocol
 
 calls = 0

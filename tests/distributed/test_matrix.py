@@ -15,8 +15,9 @@ from typing import Any
 
 import pytest
 import torch
-from matrix import CASES, model, outcome
-from training import ENGINES, distance
+
+from tests.helpers.distributed_matrix import CASES, model, outcome
+from tests.helpers.distributed_training import ENGINES, distance
 
 WORKER = Path(__file__).with_name("worker.py")
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]

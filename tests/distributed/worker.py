@@ -5,13 +5,13 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE), str(HERE.parent), str(HERE.parent / "invariants"), str(HERE.parent.parent)]
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-import torch  # noqa: E402
-from accelerate import PartialState  # noqa: E402
-from matrix import CASES, outcome  # noqa: E402
-from training import SGD, keep, make  # noqa: E402
+import torch
+from accelerate import PartialState
+
+from tests.helpers.distributed_matrix import CASES, outcome
+from tests.helpers.distributed_training import SGD, keep, make
 
 
 def main(folder: Path, jobs: list[str]) -> None:

@@ -11,8 +11,8 @@ import os
 import sys
 
 import camex_ft.cli
-import camex_ft.pipeline
-from camex_ft.errors import guard
+import camex_ft.run.pipeline
+from camex_ft.utils.errors import guard
 
 
 def run(arguments: list[str], log: str) -> None:

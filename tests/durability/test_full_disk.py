@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from killed_runs import Runs, differences, folder_of, outcome, write
 
 from camex_ft.training.checkpoints import checkpoints, damage, step_of
+from tests.helpers.killed_runs import Runs, differences, folder_of, outcome, write
 
 TIMES = 10
 PAGE = 4096  # what a tmpfs counts in

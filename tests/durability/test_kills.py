@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from killed_runs import PHASES, Runs, differences, folder_of, moment, outcome, write
+
+from tests.helpers.killed_runs import PHASES, Runs, differences, folder_of, moment, outcome, write
 
 KILLS = 10  # of each protocol
 

@@ -9,15 +9,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from killed_runs import write
 from safetensors.torch import save_file
 
-from camex_ft import pipeline, upcycling
+from camex_ft import upcycling
+from camex_ft.analysis import inspect
 from camex_ft.config import load_config
-from camex_ft.durable import whole_folder, write_atomically, write_named
 from camex_ft.exporting.export import export
-from camex_ft.inspection import inspect
 from camex_ft.results.folder import RunFolder
+from camex_ft.run import pipeline
+from camex_ft.utils.durable import whole_folder, write_atomically, write_named
+from tests.helpers.killed_runs import write
 
 UMASKS = (0o002, 0o022, 0o027, 0o077)
 

@@ -14,14 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from killed_runs import differences, outcome, write
 
-from camex_ft import pipeline
 from camex_ft.config import load_config
-from camex_ft.errors import UserError
 from camex_ft.results.folder import InUse, RunFolder
+from camex_ft.run import pipeline
 from camex_ft.training import signals
 from camex_ft.training.checkpoints import checkpoints, damage
+from camex_ft.utils.errors import UserError
+from tests.helpers.killed_runs import differences, outcome, write
 
 
 class Killed(BaseException):

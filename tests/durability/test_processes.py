@@ -10,9 +10,9 @@ import time
 from pathlib import Path
 
 import pytest
-from killed_runs import differences, folder_of, outcome, write
 
 from camex_ft.training.checkpoints import checkpoints, damage, processes, step_of
+from tests.helpers.killed_runs import differences, folder_of, outcome, write
 
 
 def command(output: Path, *more: str) -> list[str]:

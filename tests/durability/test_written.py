@@ -12,17 +12,17 @@ from typing import Any
 
 import pytest
 from matplotlib.figure import Figure
-from synthetic_results import result
 
-from camex_ft import durable
 from camex_ft.cli import app
-from camex_ft.comparison.outcome import Outcome, write_all
-from camex_ft.errors import guard
-from camex_ft.planning.show import write_json
+from camex_ft.compare.outcome import Outcome, write_all
+from camex_ft.estimate.show import write_json
 from camex_ft.results.entries import entries_of, keep_result
 from camex_ft.results.plots import save
 from camex_ft.results.render import table_of
 from camex_ft.results.report import Section, write_report
+from camex_ft.utils import durable
+from camex_ft.utils.errors import guard
+from tests.helpers.synthetic_results import result
 
 PACKAGE = Path(__file__).parents[2] / "camex_ft"
 OLD = "what was there before\n" * 4
@@ -34,14 +34,14 @@ RESULT = replace(
 # Writes that do not go through `durable`, and why they need not.
 APART = {
     ("bench/memory.py", "CLEAR.write_text"): "a switch of the kernel's",
-    ("comparison/running.py", "state.log.open"): "what a process prints while it runs",
-    ("comparison/worker.py", "os.fdopen"): "a pipe",
+    ("compare/running.py", "state.log.open"): "what a process prints while it runs",
+    ("compare/worker.py", "os.fdopen"): "a pipe",
     ("durable.py", "os.fdopen"): "the draft itself",
     ("durable.py", "path.open"): "a pipe or device that the user named",
     ("exporting/writing.py", ".write_text"): "in the draft of a folder",
     ("launching/rank.py", ".write_text"): "for the process that started this one",
     ("pipeline.py", ".write_text"): "in the draft of a folder",
-    ("planning/columns.py", ".write_text"): "in a temporary folder",
+    ("estimate/columns.py", ".write_text"): "in a temporary folder",
     ("results/folder.py", "self.history.open"): "a line is added; one that is cut short is passed over",
     ("results/plots/files.py", "figure.savefig"): "into memory",
     ("training/manifest.py", ".write_text"): "in the draft of a folder",
@@ -154,7 +154,7 @@ def test_what_is_printed_to_a_full_disk_is_an_error(tmp_path: Path) -> None:
     import subprocess
     import sys
 
-    code = "from camex_ft.errors import guard; import sys; sys.exit(guard(lambda: print('x' * 100)))"
+    code = "from camex_ft.utils.errors import guard; import sys; sys.exit(guard(lambda: print('x' * 100)))"
     with open("/dev/full", "w") as disk:
         done = subprocess.run([sys.executable, "-c", code], stdout=disk, stderr=subprocess.PIPE, text=True)
     assert done.returncode == 2 and done.stderr.startswith("error: there is no room left to write")

@@ -15,13 +15,13 @@ from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertForSequenceClassification
 
-from camex_ft import pipeline, trained
 from camex_ft.config import load_config
-from camex_ft.errors import UserError
 from camex_ft.exporting import writing
 from camex_ft.exporting.export import Exported, export
 from camex_ft.exporting.show import _change, lines
+from camex_ft.run import inference, pipeline
 from camex_ft.upcycling import expert_layers, load
+from camex_ft.utils.errors import UserError
 
 SETTINGS = {
     "profile": "embedded",
@@ -88,8 +88,8 @@ def test_the_dense_folder_is_a_plain_model_and_its_numbers_are_its_own(run, dens
     numbers = json.loads((dense / "export.json").read_text())
     assert numbers["calibration"] == {"split": "train", "rows": 20}
     assert numbers["parameters"]["dense"] == plain.num_parameters()
-    assert numbers["metrics"]["merged"] == pytest.approx(trained.evaluate(run))
-    assert numbers["metrics"]["dense"] == pytest.approx(trained.read_trained(run).measure(plain.eval()))
+    assert numbers["metrics"]["merged"] == pytest.approx(inference.evaluate(run))
+    assert numbers["metrics"]["dense"] == pytest.approx(inference.read_trained(run).measure(plain.eval()))
     assert numbers["metrics"]["dense"] != numbers["metrics"]["merged"]
     card = ModelCard.load(dense / "README.md")
     (result,) = card.data.eval_results[:1]
@@ -103,7 +103,7 @@ def test_the_dense_folder_is_a_plain_model_and_its_numbers_are_its_own(run, dens
 @torch.no_grad()
 def test_routing_is_the_mean_over_the_calibration_rows(run, dense):
     """Row by row, without padding or batches; float32 weights, and a mean of 20 of them."""
-    done = trained.read_trained(run)
+    done = inference.read_trained(run)
     layer = expert_layers(done.model)[LAYER]
     found = []
     for row in done.data.train.select(range(20)):  # type: ignore[union-attr]

@@ -11,17 +11,17 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from cases import Case, dense, output, shake, upcycled
-from tiny import inputs_of
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from camex_ft.errors import UserError
 from camex_ft.exporting.dense import dense_model
 from camex_ft.exporting.folded import folded_model
 from camex_ft.moe.layers.ffn import MixtureFFN
-from camex_ft.registry import PROTOCOLS
 from camex_ft.upcycling import expert_layers, load, save, upcycle
+from camex_ft.utils.errors import UserError
+from camex_ft.utils.registry import PROTOCOLS
+from tests.helpers.invariant_cases import Case, dense, output, shake, upcycled
+from tests.helpers.tiny import inputs_of
 
 BERT = ("bert", "sequence-classification")
 PLACES = [BERT, ("t5", "seq2seq-lm"), ("gpt2", "causal-lm"), ("llama", "causal-lm")]

@@ -13,12 +13,12 @@ from typing import Any
 
 import pytest
 from huggingface_hub import CommitOperationAdd, HfApi, ModelCard
-from synthetic_results import result
 
-from camex_ft.errors import UserError
 from camex_ft.exporting import pushing
 from camex_ft.exporting.pushing import push, upload_of
 from camex_ft.results.folder import RunFolder
+from camex_ft.utils.errors import UserError
+from tests.helpers.synthetic_results import result
 
 MODEL = {"config.json": "{}", "model.safetensors": "x" * 1500, "tokenizer.json": "{}"}
 

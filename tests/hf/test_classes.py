@@ -14,18 +14,18 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from cases import Case, dense, output, shake, upcycled
-from lora_models import LORA
 from peft import LoraConfig, get_peft_model
 from peft.tuners.lora import LoraLayer
-from tiny import VOCABULARY, inputs_of, model_types
 from transformers import AutoConfig, AutoModel, AutoTokenizer, pipeline
 from transformers.models.auto import modeling_auto
 
-from camex_ft import embedded, registration
-from camex_ft.embedded import HEADS
-from camex_ft.errors import UserError
+from camex_ft import hf, synthetic
+from camex_ft.synthetic import HEADS
 from camex_ft.upcycling import adapters, classes, load, plain_class, plain_config, upcycle
+from camex_ft.utils.errors import UserError
+from tests.helpers.invariant_cases import Case, dense, output, shake, upcycled
+from tests.helpers.lora_models import LORA
+from tests.helpers.tiny import VOCABULARY, inputs_of, model_types
 
 CLASSIFIER = "sequence-classification"
 MERGING = {"protocol": "ties-ca", "experts": 2, "curvature": {"rank": 1}}
@@ -221,7 +221,7 @@ def test_pickled_weights_are_not_read(checkpoint: Path) -> None:
 @pytest.fixture(scope="module")
 def adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("adapter")
-    model, _ = embedded.backbone("bert", head=CLASSIFIER)
+    model, _ = synthetic.backbone("bert", head=CLASSIFIER)
     model.name_or_path = model.config.name_or_path = "embedded/bert"
     adapters.save(upcycle(model, merging={**MERGING, "protocol": "domain-ca"}, tuning=LORA), folder)
     return folder
@@ -233,7 +233,7 @@ def test_an_adapter_is_loaded_by_the_auto_class(adapter: Path) -> None:
     assert type(made) is type(expected)
     with torch.no_grad():
         assert torch.equal(made(ids).logits, expected(ids).logits)
-    _, tokenizer = embedded.backbone("bert", head=CLASSIFIER)
+    _, tokenizer = synthetic.backbone("bert", head=CLASSIFIER)
     (found,) = pipeline("text-classification", model=str(adapter), tokenizer=tokenizer)("the film")
     assert found["label"] in expected.config.label2id
 
@@ -258,7 +258,7 @@ def test_an_adapter_is_refused_with_what_is_for_whole_checkpoints(
 def test_pipelines(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.WARNING, logger="transformers")
     texts = ["the child praised the film", "the film"]
-    model, tokenizer = embedded.backbone("bert", head=CLASSIFIER)
+    model, tokenizer = synthetic.backbone("bert", head=CLASSIFIER)
     made = shake(upcycle(model, merging=MERGING))
     for part in (made, tokenizer):
         part.save_pretrained(tmp_path / "classifier")
@@ -271,7 +271,7 @@ def test_pipelines(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     assert [sorted(one["score"] for one in row) for row in found] == [
         pytest.approx(sorted(row.tolist()), abs=1e-6) for row in due
     ]
-    writer, tokenizer = embedded.backbone("gpt2", head="causal-lm")
+    writer, tokenizer = synthetic.backbone("gpt2", head="causal-lm")
     made = shake(upcycle(writer, merging=MERGING))
     for part in (made, tokenizer):
         part.save_pretrained(tmp_path / "writer")
@@ -287,7 +287,7 @@ def test_pipelines(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
 @pytest.mark.parametrize("family", ["bert", "qwen2"])
 def test_a_tokenizer_is_that_of_the_plain_type(family: str, tmp_path: Path) -> None:
     """Also where only the model's configuration says which it is."""
-    model, tokenizer = embedded.backbone(family, head="base")
+    model, tokenizer = synthetic.backbone(family, head="base")
     found = []
     for name, made in (("plain", model), ("upcycled", upcycle(model, merging=MERGING))):
         made.config.save_pretrained(tmp_path / name)
@@ -338,11 +338,11 @@ def test_the_import_of_transformers_is_waited_for(tmp_path: Path, monkeypatch: p
         "class Mapping(dict): pass\nCONFIG_MAPPING = Mapping(bert=int)\n"
     )
     monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.setattr(registration, "MAPPING", "late_mapping")
+    monkeypatch.setattr(hf, "MAPPING", "late_mapping")
     monkeypatch.setattr(sys, "meta_path", list(sys.meta_path))
     before = len(sys.meta_path)
-    registration.register()
-    registration.register()
+    hf.register()
+    hf.register()
     assert len(sys.meta_path) == before + 1
     import late_mapping
 
@@ -357,7 +357,7 @@ def test_the_import_of_transformers_is_waited_for(tmp_path: Path, monkeypatch: p
     with pytest.raises(KeyError, match="camex_gpt2"):
         mapping["camex_gpt2"]
     kind = type(mapping)
-    registration.register()  # it is there now: completed at once, and once only
+    hf.register()  # it is there now: completed at once, and once only
     assert type(late_mapping.CONFIG_MAPPING) is kind and len(sys.meta_path) == before
     del sys.modules["late_mapping"]
 

@@ -8,18 +8,18 @@ from typing import Any
 
 import pytest
 import torch
-from cases import Case, shake, upcycled
-from hub_server import Hub
 from huggingface_hub import constants
 from huggingface_hub.utils import close_session
-from lora_models import LORA, train
-from tiny import inputs_of
 
-from camex_ft.backbones.load import load as load_backbone
-from camex_ft.config import hub as asking
-from camex_ft.embedded import HEADS
-from camex_ft.errors import UserError
+from camex_ft.backbones.loading import load as load_backbone
+from camex_ft.synthetic import HEADS
 from camex_ft.upcycling import adapters, load, upcycle
+from camex_ft.utils import hub as asking
+from camex_ft.utils.errors import UserError
+from tests.helpers.hub_server import Hub
+from tests.helpers.invariant_cases import Case, shake, upcycled
+from tests.helpers.lora_models import LORA, train
+from tests.helpers.tiny import inputs_of
 
 CLASSIFIER = "sequence-classification"
 MERGING = {"protocol": "domain-ca", "experts": 2, "curvature": {"rank": 1}}

@@ -13,16 +13,16 @@ from typing import Any
 
 import pytest
 import torch
-from cases import Case, dense, output, shake, upcycled
 from safetensors.torch import load_file
-from tiny import HIDDEN, LAYERS, VOCABULARY, gradients_twice, inputs_of
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from camex_ft import registry
-from camex_ft.embedded import HEADS, has_head
-from camex_ft.errors import UserError
+from camex_ft.synthetic import HEADS, has_head
 from camex_ft.upcycling import classes, expert_layers, load
+from camex_ft.utils import registry
+from camex_ft.utils.errors import UserError
+from tests.helpers.invariant_cases import Case, dense, output, shake, upcycled
+from tests.helpers.tiny import HIDDEN, LAYERS, VOCABULARY, gradients_twice, inputs_of
 
 CLASSIFIER, LANGUAGE = "sequence-classification", ("seq2seq-lm", "causal-lm", "masked-lm")
 FIRST = {name: registry.BACKBONES.get(name).model_types[0] for name in registry.BACKBONES.names()}

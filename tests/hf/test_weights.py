@@ -12,14 +12,14 @@ from typing import Any
 
 import pytest
 import torch
-from cases import Case, shake, upcycled
 from safetensors.torch import load_file, save_file
-from tiny import inputs_of
 from transformers import AutoConfig
 
-from camex_ft.embedded import HEADS
-from camex_ft.errors import UserError
+from camex_ft.synthetic import HEADS
 from camex_ft.upcycling import expert_layers, load
+from camex_ft.utils.errors import UserError
+from tests.helpers.invariant_cases import Case, shake, upcycled
+from tests.helpers.tiny import inputs_of
 
 CLASSIFIER, FILE = "sequence-classification", "model.safetensors"
 BODY, LAYER = "bert.encoder.layer.1.attention.self.query.weight", "bert.encoder.layer.1.intermediate"

@@ -15,12 +15,12 @@ import datasets
 from huggingface_hub import HfFileSystem, constants
 from huggingface_hub.utils import close_session
 
-from camex_ft.backbones.load import load
+from camex_ft.backbones.loading import load
 from camex_ft.cli import app
-from camex_ft.config import environment, hub
-from camex_ft.errors import guard
-from camex_ft.registry import TASKS
-from camex_ft.tasks import sources
+from camex_ft.data import sources
+from camex_ft.utils import hub, system
+from camex_ft.utils.errors import guard
+from camex_ft.utils.registry import TASKS
 
 
 def use(home: Path) -> None:
@@ -30,7 +30,7 @@ def use(home: Path) -> None:
     constants.HF_ASSETS_CACHE = str(home / "assets")
     datasets.config.HF_DATASETS_CACHE = home / "datasets"
     datasets.config.HF_CACHE_HOME = str(home)
-    environment.hub_answers.cache_clear()
+    system.hub_answers.cache_clear()
     for made in HfFileSystem._cache.values():  # lists of files that it has seen
         made.invalidate_cache()
     HfFileSystem.clear_instance_cache()

@@ -18,10 +18,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hub_server import Hub
 
-from camex_ft import embedded, registry
-from camex_ft.embedded import corpus
+from camex_ft import synthetic
+from camex_ft.synthetic import corpus
+from camex_ft.utils import registry
+from tests.helpers.hub_server import Hub
 
 OTHER_FORMATS = (
     *(
@@ -62,7 +63,7 @@ def card(**configurations: str) -> bytes:
 
 def model_files(family: str, folder: Path, **options: Any) -> dict[str, bytes]:
     """Files of a checkpoint as `save_pretrained` writes them, and the other formats that real repositories have."""
-    model, tokenizer = embedded.backbone(family, head="base", seed=1)
+    model, tokenizer = synthetic.backbone(family, head="base", seed=1)
     model.save_pretrained(folder, **options)
     tokenizer.save_pretrained(folder)
     own = {path.name: path.read_bytes() for path in sorted(folder.iterdir())}

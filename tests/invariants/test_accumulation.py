@@ -6,15 +6,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from cases import Case, dense
 from datasets import Dataset
-from tiny import VOCABULARY
 from torch import Tensor
 from transformers import TrainingArguments
 
-from camex_ft.registry import BACKBONES, PROTOCOLS
 from camex_ft.training.trainer import CamexTrainer
 from camex_ft.upcycling import upcycle
+from camex_ft.utils.registry import BACKBONES, PROTOCOLS
+from tests.helpers.invariant_cases import Case, dense
+from tests.helpers.tiny import VOCABULARY
 
 # float32: the mean of two means of 8 against a mean of 16, once through SGD with rate 0.1 on gradients of about 1
 TOLERANCE = 2e-6

@@ -6,10 +6,11 @@ from typing import Any
 
 import pytest
 import torch
-from cases import SEGMENT, Case, causal_cases, shake, upcycled
-from tiny import PAD, VOCABULARY
 from torch import Tensor
 from transformers import PreTrainedModel
+
+from tests.helpers.invariant_cases import SEGMENT, Case, causal_cases, shake, upcycled
+from tests.helpers.tiny import PAD, VOCABULARY
 
 # float64: the same sums in another order, through three layers
 TOLERANCE = 1e-9

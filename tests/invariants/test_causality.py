@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from cases import SEGMENT, Case, causal_cases, dense, shake, upcycled
-from tiny import VOCABULARY
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from camex_ft.upcycling import upcycle
+from tests.helpers.invariant_cases import SEGMENT, Case, causal_cases, dense, shake, upcycled
+from tests.helpers.tiny import VOCABULARY
 
 # float64: the changed rows are other rows of one batch, whose products may round differently
 TOLERANCE = 1e-9

@@ -6,16 +6,16 @@ from dataclasses import replace
 
 import pytest
 import torch
-from cases import Case, cases, output, shake, upcycled
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny import inputs_of
 from torch import Tensor
 
 from camex_ft.moe.layers.expert_linear import ExpertLinear, LayerSettings
 from camex_ft.moe.routing.router import topk_softmax
-from camex_ft.registry import PROTOCOLS
 from camex_ft.upcycling import expert_layers
+from camex_ft.utils.registry import PROTOCOLS
+from tests.helpers.invariant_cases import Case, cases, output, shake, upcycled
+from tests.helpers.tiny import inputs_of
 
 # float64: sums of at most a few hundred products of numbers of about 1
 TOLERANCE = 1e-12

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from cases import Case, cases, dense, output, upcycled
-from tiny import inputs_of
+
+from tests.helpers.invariant_cases import Case, cases, dense, output, upcycled
+from tests.helpers.tiny import inputs_of
 
 # the merged weights are sums of products that round: about 1e-7 relative on logits of about 1
 TOLERANCE = 1e-5

@@ -17,7 +17,7 @@ from camex_ft.moe.layers.ffn import MixtureFFN
 from camex_ft.moe.routing.grouping import Flow, Grouping, Layout, group
 from camex_ft.moe.routing.losses import balance_of
 from camex_ft.moe.routing.router import Router
-from camex_ft.registry import PROTOCOLS
+from camex_ft.utils.registry import PROTOCOLS
 
 # float64 sums in another order differ by about 1e-14; the balance loss was summed in float32 (parts in 1e7 of 1e-3)
 EXACT, BALANCE = 1e-9, 1e-9

@@ -15,7 +15,7 @@ from camex_ft.moe.curvature.kronecker import Factors
 from camex_ft.moe.merging import merge_weights as merge
 from camex_ft.moe.merging.functional import merged_linear
 from camex_ft.moe.merging.reference import merged_linear_plain
-from camex_ft.registry import PROTOCOLS
+from camex_ft.utils.registry import PROTOCOLS
 
 # float64: sums of up to a few thousand products of numbers of about 1, in another order
 TOLERANCE = 1e-10

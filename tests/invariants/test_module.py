@@ -13,13 +13,13 @@ from typing import Any
 
 import pytest
 import torch
-from cases import FULL, Case, cases, causal_cases, dense, output, shake, upcycled
-from tiny import inputs_of
 from torch import Tensor
 from transformers import BertForSequenceClassification, PreTrainedModel
 
-from camex_ft.registry import BACKBONES, PROTOCOLS
 from camex_ft.upcycling import cached, routing_context, upcycle
+from camex_ft.utils.registry import BACKBONES, PROTOCOLS
+from tests.helpers.invariant_cases import FULL, Case, cases, causal_cases, dense, output, shake, upcycled
+from tests.helpers.tiny import inputs_of
 
 # float32: the same sums in another order, of logits that the tiny models' large random weights may make large
 EXACT, CLOSE = 0.0, 1e-5

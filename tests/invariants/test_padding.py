@@ -6,12 +6,12 @@ import copy
 
 import pytest
 import torch
-from cases import Case, cases, dense, output, shake, upcycled
-from tiny import EOS, PAD, VOCABULARY
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from camex_ft.upcycling import routing_context
+from tests.helpers.invariant_cases import Case, cases, dense, output, shake, upcycled
+from tests.helpers.tiny import EOS, PAD, VOCABULARY
 
 # float64: sums of a few dozen terms in another order
 TOLERANCE = 1e-9

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from cases import Case, cases, output, shake, upcycled
-from tiny import inputs_of
 
 from camex_ft.upcycling import expert_layers, load
+from tests.helpers.invariant_cases import Case, cases, output, shake, upcycled
+from tests.helpers.tiny import inputs_of
 
 
 @pytest.mark.parametrize("case", cases(), ids=str)

@@ -11,10 +11,10 @@ import pytest
 import yaml
 
 from camex_ft.config.shipped import engine_file, find_config
-from camex_ft.errors import UserError
 from camex_ft.launching import placement, slurm
 from camex_ft.launching.command import command_line, environment
 from camex_ft.launching.placement import ENGINES, PORT, Machine, Placement, place
+from camex_ft.utils.errors import UserError
 
 STEP = {
     "SLURM_STEP_NUM_NODES": "3",

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from camex_ft.errors import UserError
 from camex_ft.launching import processes, rank
 from camex_ft.launching.placement import Placement
+from camex_ft.utils.errors import UserError
 
 TWO = Placement(device="cpu", processes=2)
 
@@ -35,7 +35,7 @@ sys.exit(1 if code else 0)
 """
 RANK = """
 import os, signal, sys, time
-from camex_ft.errors import UserError
+from camex_ft.utils.errors import UserError
 from camex_ft.launching import rank
 def command():
     print("progress 1\\rprogress 2", flush=True)

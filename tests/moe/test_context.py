@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 import torch
-from expert_layers import EXPERTS, Model, layer_of, read, settings, tokens
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from camex_ft.moe.context import Pass, RoutingContext
 from camex_ft.moe.routing.grouping import Grouping
+from tests.helpers.expert_layers import EXPERTS, Model, layer_of, read, settings, tokens
 
 ONE, OTHER = torch.tensor([[1, 1, 0, 0], [1, 1, 1, 1]]), torch.tensor([[1, 1, 1, 0], [0, 1, 1, 0]])
 X = tokens(2, 4)

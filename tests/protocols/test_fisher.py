@@ -16,7 +16,7 @@ from camex_ft.moe.merging import merge_weights as merge
 from camex_ft.moe.merging.functional import merged_linear
 from camex_ft.moe.merging.reference import merged_linear_plain
 from camex_ft.protocols.fisher import fisher, running
-from camex_ft.registry import PROTOCOLS
+from camex_ft.utils.registry import PROTOCOLS
 
 CPU = torch.device("cpu")
 INFORMATION = arrays.arrays(

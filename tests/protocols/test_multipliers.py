@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from expert_layers import layer_of, settings, tokens
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
@@ -16,7 +15,8 @@ from camex_ft.protocols.dare import dare
 from camex_ft.protocols.domain import domain
 from camex_ft.protocols.smear import smear
 from camex_ft.protocols.ties import ties
-from camex_ft.registry import PROTOCOLS
+from camex_ft.utils.registry import PROTOCOLS
+from tests.helpers.expert_layers import layer_of, settings, tokens
 
 TAU = torch.tensor(
     [[3.0, -1.0, 0.0, 2.0], [-1.0, -2.0, 5.0, -2.0], [1.0, 4.0, -1.0, 0.5]]

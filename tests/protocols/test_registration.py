@@ -12,9 +12,9 @@ from annotated_types import Ge, Gt, Le, Lt
 from torch import Tensor
 
 from camex_ft.config import Config, load_config
-from camex_ft.errors import UserError
 from camex_ft.protocols import MERGED, protocol
-from camex_ft.registry import PROTOCOLS
+from camex_ft.utils.errors import UserError
+from camex_ft.utils.registry import PROTOCOLS
 
 CPU = torch.device("cpu")
 NINE = ("dare", "dare-ca", "dense", "domain", "domain-ca", "smear", "smoe", "ties", "ties-ca")

@@ -12,12 +12,12 @@ from huggingface_hub import ModelCard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
-from synthetic_results import result
 
-from camex_ft import escaping
 from camex_ft.results.card import card, form_of
 from camex_ft.results.card_data import HEADS, base_model
 from camex_ft.results.record import Record
+from camex_ft.utils import escaping
+from tests.helpers.synthetic_results import result
 
 CLASSIFIER = "sequence-classification"
 HUB = {

@@ -12,16 +12,16 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
-from lora_models import LORA, train
-from synthetic_results import result
 
 from camex_ft import upcycling
-from camex_ft.backbones.load import load as load_backbone
+from camex_ft.backbones.loading import load as load_backbone
 from camex_ft.config import load_config
-from camex_ft.registry import TASKS
 from camex_ft.results.card import card
 from camex_ft.results.card_usage import predicting
 from camex_ft.results.record import Record
+from camex_ft.utils.registry import TASKS
+from tests.helpers.lora_models import LORA, train
+from tests.helpers.synthetic_results import result
 
 MERGING = {"protocol": "ties-ca", "experts": 3, "curvature": {"rank": 1}}
 PLACEHOLDER = "This is the {}."

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from camex_ft.errors import UserError
 from camex_ft.results.disk import full_disk, is_full
+from camex_ft.utils.errors import UserError
 
 needs_full = pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full, which Linux has")
 

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from camex_ft.errors import UserError
 from camex_ft.results.entries import Result, entries_of, keep_entries, keep_result, read_results, row_label
 from camex_ft.results.folder import RunFolder
 from camex_ft.results.record import Record, load_record
+from camex_ft.utils.errors import UserError
 
 RECORD = Path(__file__).resolve().parents[2] / "results" / "records" / "minilm-sst2" / "dense-seed0.json"
 

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from synthetic_results import PLAIN
 
 from camex_ft.config import Config, config_hash, to_yaml
 from camex_ft.config.identity import hash_by_name
 from camex_ft.results import experiment, run_name
 from camex_ft.results.record import Record
+from tests.helpers.synthetic_results import PLAIN
 
 DATA, BACKBONE, OTHER = "a" * 64, "b" * 64, "c" * 64
 METRICS = {"primary": "accuracy", "best": 1, "best_epoch": 1, "last": 1, "per_epoch": [], "all": {}}

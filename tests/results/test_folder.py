@@ -8,12 +8,12 @@ import os
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from synthetic_results import PLAIN
 
-from camex_ft.errors import UserError
 from camex_ft.results import folder as folders
 from camex_ft.results.folder import RunFolder, find_done, run_name
 from camex_ft.results.record import Record
+from camex_ft.utils.errors import UserError
+from tests.helpers.synthetic_results import PLAIN
 
 RECORD = {
     **PLAIN,

@@ -6,10 +6,10 @@ import json
 from pathlib import Path
 
 import pytest
-from synthetic_results import grid, protocols
 
 from camex_ft.results.entries import keep_result
 from camex_ft.results.gallery import BLOCK, refresh, stale
+from tests.helpers.synthetic_results import grid, protocols
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs" / "results.md"

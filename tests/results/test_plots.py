@@ -16,7 +16,6 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from PIL import Image
 from scipy import stats
-from synthetic_results import LAYERS, grid, protocols, result
 
 from camex_ft.results.entries import Entry
 from camex_ft.results.plots import (
@@ -38,6 +37,7 @@ from camex_ft.results.plots.curves import curves
 from camex_ft.results.plots.data import Panel, Series
 from camex_ft.results.plots.dots import comparison
 from camex_ft.results.plots.sweep import sweep
+from tests.helpers.synthetic_results import LAYERS, grid, protocols, result
 
 
 def lightness(colour) -> float:

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import yaml
 
-from camex_ft import registry
-from camex_ft.errors import UserError
 from camex_ft.results.published import experiments, published, why_not
+from camex_ft.utils import registry
+from camex_ft.utils.errors import UserError
 
 REFERENCE = Path(__file__).resolve().parents[2].parent / "shared" / "paper_reference.yaml"
 GLUE = "glue-t5-base"

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from camex_ft.errors import UserError
 from camex_ft.results.record import Metrics, Record, all_finite, dumps, load_record
+from camex_ft.utils.errors import UserError
 
 SAMPLE = {
     "run": {

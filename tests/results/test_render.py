@@ -11,13 +11,13 @@ from html.parser import HTMLParser
 import pytest
 from markdown_it import MarkdownIt
 
-from camex_ft import escaping
-from camex_ft.errors import UserError
 from camex_ft.results.cells import p_value, spread
 from camex_ft.results.published import Published
 from camex_ft.results.render import FORMATS, render
 from camex_ft.results.stats import Comparison, McNemar, compare, holm
 from camex_ft.results.tables import Panel, Row, Scores, Table
+from camex_ft.utils import escaping
+from camex_ft.utils.errors import UserError
 
 NASTY = "a|b_c & <d> 100% $x$ \\ #~^{}"
 NUMBER = Published(value=94.61, source="camex", cite="CAMEx & Co", read="Table <1>", setting="alpha_1")

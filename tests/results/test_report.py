@@ -9,10 +9,10 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from synthetic_results import grid, protocols
 
 from camex_ft.results.plots import choose, png
 from camex_ft.results.report import Picture, Section, page, write_report
+from tests.helpers.synthetic_results import grid, protocols
 
 VOID = {"meta", "link", "img", "br", "hr"}
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)

@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from camex_ft.errors import UserError
 from camex_ft.results import simulation
 from camex_ft.results.correctness import pack
 from camex_ft.results.entries import Entry, Result
 from camex_ft.results.record import Record, load_record
 from camex_ft.results.stats import holm
 from camex_ft.results.tables import Panel, Table, make_table
+from camex_ft.utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
 

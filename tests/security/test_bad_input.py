@@ -14,15 +14,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from broken_folders import DATA, FORMATS, MODELS, write_data
-from hostile import Hanging, within
 from hypothesis import HealthCheck, Phase, given, seed, settings
-from mutations import Bad, bad
 
-from camex_ft import embedded
+from camex_ft import synthetic
 from camex_ft.cli import app
-from camex_ft.errors import guard
 from camex_ft.results.record import load_record
+from camex_ft.utils.errors import guard
+from tests.helpers.broken_folders import DATA, FORMATS, MODELS, write_data
+from tests.helpers.hostile import Hanging, within
+from tests.helpers.mutations import Bad, bad
 
 SECONDS = 60  # a tiny run takes one or two
 SEED = int(os.environ.get("BAD_INPUT_SEED", "0"))  # of the long tests
@@ -138,7 +138,7 @@ SMALL = (
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a whole backbone."""
     made = tmp_path_factory.mktemp("bert")
-    dense, tokenizer = embedded.backbone("bert", num_labels=2, seed=0)
+    dense, tokenizer = synthetic.backbone("bert", num_labels=2, seed=0)
     dense.save_pretrained(made)
     tokenizer.save_pretrained(made)
     return made

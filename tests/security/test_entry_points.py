@@ -11,18 +11,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hostile import within
-from hostile_folders import REFUSED, config, link, loot, pickled
-from synthetic_results import result
 
-from camex_ft import folders, trained, upcycling
-from camex_ft.backbones import load as backbones
+from camex_ft import upcycling
+from camex_ft.backbones import loading as backbones
 from camex_ft.backbones import source
 from camex_ft.config import load_config, resolve, to_yaml
-from camex_ft.errors import UserError, guard
 from camex_ft.exporting.export import export
 from camex_ft.exporting.pushing import upload_of
+from camex_ft.run import inference
 from camex_ft.training import checkpoints, manifest
+from camex_ft.utils import folders
+from camex_ft.utils.errors import UserError, guard
+from tests.helpers.hostile import within
+from tests.helpers.hostile_folders import REFUSED, config, link, loot, pickled
+from tests.helpers.synthetic_results import result
 
 STORED = Path(__file__).parents[1] / "stored" / "0.1.0"
 Open = Callable[[Path], object]
@@ -85,8 +87,8 @@ OPEN: dict[str, Open] = {
     "backbones.load": lambda model: backbones.load(str(model), head="base"),
     "upcycling.load": upcycling.load,
     "the backbone of an adapter": adapter,
-    "evaluate": lambda model: trained.evaluate(run_of(model)),
-    "load_trained": lambda model: trained.load_trained(run_of(model)),
+    "evaluate": lambda model: inference.evaluate(run_of(model)),
+    "load_trained": lambda model: inference.load_trained(run_of(model)),
     "export": lambda model: export(run_of(model), model.parent / "out"),
     "push": lambda model: upload_of(model, "somebody/model"),
     "push of a run": lambda model: upload_of(run_of(model), "somebody/model"),
@@ -138,7 +140,7 @@ def test_the_folder_itself_is_opened(folder: Path) -> None:
     assert upload_of(folder, "somebody/model").files
     found, said = checkpoints.newest(checkpoint_of(folder))
     assert found is not None, said
-    assert upcycling.expert_layers(trained.load_trained(run_of(folder))[0])
+    assert upcycling.expert_layers(inference.load_trained(run_of(folder))[0])
 
 
 def pipe(path: Path) -> None:
@@ -196,7 +198,7 @@ def test_a_hostile_run_is_not_opened(name: str, folder: Path) -> None:
     run = run_of(folder)
     RUNS[name](run)
     with within(5):
-        assert guard(lambda: trained.read_run(run)) == 2
+        assert guard(lambda: inference.read_run(run)) == 2
 
 
 def listed(content: Any) -> Open:

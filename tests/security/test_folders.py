@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from hostile_folders import REFUSED, config, loot
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from camex_ft import folders
 from camex_ft.backbones import source
-from camex_ft.errors import UserError
+from camex_ft.utils import folders
+from camex_ft.utils.errors import UserError
+from tests.helpers.hostile_folders import REFUSED, config, loot
 
 
 @pytest.fixture

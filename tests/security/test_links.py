@@ -8,12 +8,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from hostile import within
 
-from camex_ft import durable
-from camex_ft.errors import UserError, guard
 from camex_ft.exporting.writing import check_target
 from camex_ft.results.folder import RunFolder
+from camex_ft.utils import durable
+from camex_ft.utils.errors import UserError, guard
+from tests.helpers.hostile import within
 
 Change = Callable[[Path], object]
 

@@ -9,19 +9,19 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
-from hostile import EVIL, names
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from machines import machine
-from synthetic_results import result
 
 from camex_ft.cli import app
-from camex_ft.comparison.cells import Comparison, make_comparison
-from camex_ft.comparison.slurm_parameters import PARAMETERS, check_folder, read_parameters
-from camex_ft.comparison.spec import Spec, read_spec
+from camex_ft.compare.cells import Comparison, make_comparison
+from camex_ft.compare.slurm_parameters import PARAMETERS, check_folder, read_parameters
+from camex_ft.compare.spec import Spec, read_spec
 from camex_ft.config import load_config
-from camex_ft.errors import UserError
 from camex_ft.results.entries import Entry, keep_entries
+from camex_ft.utils.errors import UserError
+from tests.helpers.hostile import EVIL, names
+from tests.helpers.machines import machine
+from tests.helpers.synthetic_results import result
 
 RESULT = result(task="glue/sst2", protocol="dense", seed=0, scores=[0.5, 0.75], old=True)
 DENSE = Spec(config="glue", rows=[{"merging.protocol": "dense"}], seeds=1)
@@ -57,9 +57,9 @@ def test_a_comparison_has_one_folder_below_comparisons(name: str) -> None:
 
 def make(name: str) -> Comparison:
     with pytest.MonkeyPatch.context() as patch:  # cells take long to make, and have nothing to do with it
-        patch.setattr("camex_ft.comparison.cells._seeds", lambda *_: MADE.cells)
-        patch.setattr("camex_ft.comparison.cells.load_config", lambda *_: None)
-        patch.setattr("camex_ft.comparison.cells.resolve", lambda *_, **__: (MADE.cells[0].settled, ""))
+        patch.setattr("camex_ft.compare.cells._seeds", lambda *_: MADE.cells)
+        patch.setattr("camex_ft.compare.cells.load_config", lambda *_: None)
+        patch.setattr("camex_ft.compare.cells.resolve", lambda *_, **__: (MADE.cells[0].settled, ""))
         return make_comparison(DENSE, name=name)
 
 

@@ -12,16 +12,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from synthetic_results import result
 
 from camex_ft.cli import app
-from camex_ft.errors import UserError, guard
-from camex_ft.logs import read_lines
 from camex_ft.results import print_summary
 from camex_ft.results.card import card
 from camex_ft.results.entries import entries_of, read_results
 from camex_ft.results.plots import choose, of_run
 from camex_ft.results.record import load_record
+from camex_ft.utils.errors import UserError, guard
+from camex_ft.utils.logs import read_lines
+from tests.helpers.synthetic_results import result
 
 RESULT = result(task="glue/sst2", protocol="ties-ca", seed=0, scores=[0.5, 0.75])
 RECORD: dict[str, Any] = json.loads(RESULT.record.to_json())

@@ -14,10 +14,11 @@ import transformers
 from hypothesis import given
 from hypothesis import strategies as st
 
-from camex_ft import embedded, folders, references
-from camex_ft.backbones import load as backbones
-from camex_ft.errors import UserError
-from camex_ft.registry import EMBEDDED
+from camex_ft import synthetic
+from camex_ft.backbones import loading as backbones
+from camex_ft.utils import folders, references
+from camex_ft.utils.errors import UserError
+from camex_ft.utils.registry import EMBEDDED
 
 SOURCES = sorted(Path(transformers.__file__).parent.glob("**/tokenization*.py"))
 OPENS = ("open", "Load", "load_vocab", "load_json", "load_spm", "from_file", "load", "load_vocab_and_emoji")
@@ -60,7 +61,7 @@ def test_every_key_that_a_tokenizer_of_transformers_opens_is_known(tmp_path: Pat
 
 def bert(folder: Path) -> Path:
     """A backbone whose tokenizer has no tokenizer.json."""
-    dense, _ = embedded.backbone("bert", num_labels=2, seed=0)
+    dense, _ = synthetic.backbone("bert", num_labels=2, seed=0)
     dense.save_pretrained(folder)
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "b"]
     (folder / "vocab.txt").write_text("".join(f"{word}\n" for word in words))
@@ -132,7 +133,7 @@ def test_paths_that_saved_tokenizers_carry_from_another_machine_are_no_fault(tmp
 
 @pytest.mark.parametrize("family", EMBEDDED.names())
 def test_what_transformers_saves_is_no_fault(family: str, tmp_path: Path) -> None:
-    dense, tokenizer = embedded.backbone(family, seed=0)
+    dense, tokenizer = synthetic.backbone(family, seed=0)
     dense.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     assert folders.unsafe(tmp_path) is None

@@ -12,9 +12,9 @@ import torch
 from safetensors.torch import load_file
 
 from camex_ft.backbones import family_for
-from camex_ft.embedded import HEADS
-from camex_ft.registry import BACKBONES
+from camex_ft.synthetic import HEADS
 from camex_ft.upcycling import expert_layers, load
+from camex_ft.utils.registry import BACKBONES
 
 HERE = Path(__file__).parent
 FOLDERS = sorted(path.parent for path in HERE.glob("*/*/outputs.safetensors"))
@@ -56,7 +56,7 @@ def test_every_family_has_one_and_so_has_every_form() -> None:
     saved = [json.loads((folder / "config.json").read_text()) for folder in FOLDERS]
     families = {family_for(config["model_type"]).name for config in saved}
     assert families >= set(BACKBONES.names()), "run python tests/stored/write.py"
-    from camex_ft.registry import PROTOCOLS
+    from camex_ft.utils.registry import PROTOCOLS
 
     protocols = [PROTOCOLS.get(config["camex"]["merging"]["protocol"]) for config in saved]
     assert {protocol.form for protocol in protocols} == {"weights", "outputs", "dynamic"}

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from camex_ft.embedded import backbone
+from camex_ft.synthetic import backbone
 from camex_ft.tasks import answers
 
 MODEL, TOKENIZER = backbone("t5", head="seq2seq-lm", seed=3)

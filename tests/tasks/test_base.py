@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 from datasets import ClassLabel, Features
-from task_kinds import CLASSIFICATION
 
-from camex_ft import registry
-from camex_ft.errors import UserError
-from camex_ft.tasks import sources
+from camex_ft.data import sources
 from camex_ft.tasks.base import labelled
+from camex_ft.utils import registry
+from camex_ft.utils.errors import UserError
+from tests.helpers.task_kinds import CLASSIFICATION
 
 GLUE = ["ax", "cola", "mnli", "mrpc", "qnli", "qqp", "rte", "sst2", "stsb", "wnli"]
 SUPERGLUE = ["axb", "axg", "boolq", "cb", "copa", "multirc", "record", "rte", "wic", "wsc"]

@@ -2,11 +2,11 @@
 
 import numpy as np
 import pytest
-from task_kinds import CLASSIFICATION
 
-from camex_ft import registry
-from camex_ft.tasks import sources
+from camex_ft.data import sources
 from camex_ft.tasks.base import labelled
+from camex_ft.utils import registry
+from tests.helpers.task_kinds import CLASSIFICATION
 
 
 @pytest.mark.parametrize("name", CLASSIFICATION)

@@ -8,16 +8,17 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from transformers import PreTrainedTokenizerFast
 
 import camex_ft
-from camex_ft import embedded, registry
-from camex_ft.backbones.load import agree_on_padding
-from camex_ft.errors import UserError
+from camex_ft import synthetic
+from camex_ft.backbones.loading import agree_on_padding
 from camex_ft.tasks.encode import collator, encode, separates
+from camex_ft.utils import registry
+from camex_ft.utils.errors import UserError
 
 LONG = " ".join(["rain"] * 60)
 
 
 def tokenizer_of(family):
-    return embedded.backbone(family, num_labels=2)[1]
+    return synthetic.backbone(family, num_labels=2)[1]
 
 
 def bare_tokenizer(**special):
@@ -43,7 +44,7 @@ def pair_rows(rows):
 )
 def test_batches_fit_the_model(family, name, rows):
     task = registry.TASKS.get(name)
-    model, tokenizer = embedded.backbone(family, num_labels=task.num_labels)
+    model, tokenizer = synthetic.backbone(family, num_labels=task.num_labels)
     data = encode(rows(name), tokenizer, max_length=32)
     batch = collator(tokenizer)([data[i] for i in range(len(data))])
     assert set(batch) == {*tokenizer("a"), "labels"}
@@ -79,7 +80,7 @@ def test_every_row_has_as_many_end_tokens(family, text, pair_rows):
 
 
 def test_t5_classifies_texts_that_hold_its_end_token(pair_rows):
-    model, tokenizer = embedded.backbone("t5", num_labels=3)
+    model, tokenizer = synthetic.backbone("t5", num_labels=3)
     data = encode(pair_rows("good </s> bad"), tokenizer, max_length=32)
     batch = collator(tokenizer)([data[0], data[1]])
     assert model(**batch).logits.shape == (2, 3)  # it refuses rows that differ in the number of end tokens
@@ -128,7 +129,7 @@ TEXTS = [
 
 def left_sided(family, **options):
     """Return an upcycled backbone, and its tokenizer with both sides on the left."""
-    model, tokenizer = embedded.backbone(family, seed=1, **options)
+    model, tokenizer = synthetic.backbone(family, seed=1, **options)
     tokenizer.padding_side = tokenizer.truncation_side = "left"
     return camex_ft.upcycle(model, merging=MERGING).eval(), tokenizer
 
@@ -264,7 +265,7 @@ def test_single_texts_get_no_line_feed(rows):
 
 def test_padding_falls_back_on_the_end_token():
     bare = bare_tokenizer(eos_token="<end>")
-    model, _ = embedded.backbone("gpt2")
+    model, _ = synthetic.backbone("gpt2")
     with pytest.raises(UserError, match="set its pad_token"):
         collator(bare)
     size = model.get_input_embeddings().weight.shape
@@ -277,20 +278,20 @@ def test_padding_falls_back_on_the_end_token():
 
 
 def test_a_tokenizers_own_padding_stays():
-    model, tokenizer = embedded.backbone("llama")
+    model, tokenizer = synthetic.backbone("llama")
     model.config.pad_token_id = None
     agree_on_padding(model, tokenizer, "test")
     assert tokenizer.pad_token == "<pad>" and model.config.pad_token_id == tokenizer.pad_token_id
 
 
 def test_neither_padding_nor_end_token():
-    model, _ = embedded.backbone("gpt2")
+    model, _ = synthetic.backbone("gpt2")
     with pytest.raises(UserError, match="neither a padding token nor an end token"):
         agree_on_padding(model, bare_tokenizer(), "test")
 
 
 def test_padded_rows_get_the_same_logits_with_the_end_token_as_padding(rows):
-    model, tokenizer = embedded.backbone("gpt2")
+    model, tokenizer = synthetic.backbone("gpt2")
     tokenizer.pad_token = None
     agree_on_padding(model, tokenizer, "test")
     data = encode(rows("glue/sst2", sentence="rain"), tokenizer, max_length=16)

@@ -3,7 +3,7 @@
 import pytest
 from datasets import ClassLabel, Value
 
-from camex_ft import registry
+from camex_ft.utils import registry
 
 ENTAILMENT = ["entailment", "not_entailment"]
 NLI = ["entailment", "neutral", "contradiction"]

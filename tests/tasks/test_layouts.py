@@ -1,11 +1,11 @@
 """The benchmarks' own files: GLUE's tsv and SuperGLUE's jsonl, as their archives hold them."""
 
 import pytest
-from task_files import complaint, load, write
-from task_kinds import of_suite
 
-from camex_ft import registry
-from camex_ft.tasks import sources
+from camex_ft.data import sources
+from camex_ft.utils import registry
+from tests.helpers.task_files import complaint, load, write
+from tests.helpers.task_kinds import of_suite
 
 # GLUE's own files: header and a row each of train and of test, and what the hub makes of the train row.
 ZIP = {

@@ -11,13 +11,13 @@ import torch
 from datasets import Dataset
 from torch.nn import functional as F
 
-from camex_ft import embedded
+from camex_ft import synthetic
 from camex_ft.config import TaskConfig
-from camex_ft.embedded import heads
-from camex_ft.errors import UserError
-from camex_ft.registry import EMBEDDED, TASKS
+from camex_ft.synthetic import heads
 from camex_ft.tasks.lm import IGNORED, collate
 from camex_ft.tasks.prepared import Prepared
+from camex_ft.utils.errors import UserError
+from camex_ft.utils.registry import EMBEDDED, TASKS
 
 TASK = TASKS.get("lm/wikitext-2")
 TEXT = ["the cook thanked the guest .", "", "the soup was not sharp because the soup was dark .", "the end"]
@@ -51,7 +51,7 @@ def collected(
 @pytest.mark.parametrize("family", FAMILIES)
 def test_it_is_the_plain_loop_over_tokens(family: str) -> None:
     """Each token by itself, given those before it that its window holds."""
-    model, tokenizer = embedded.backbone(family, head="causal-lm", seed=1)
+    model, tokenizer = synthetic.backbone(family, head="causal-lm", seed=1)
     task = settings()
     nll, count = collected(model, tokenizer, task)
     ids = torch.tensor(TASK.encode(rows(), "train", tokenizer, settings(block_size=512))[0]["input_ids"])
@@ -69,7 +69,7 @@ def test_it_is_the_plain_loop_over_tokens(family: str) -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_one_window_has_transformers_own_loss(family: str) -> None:
-    model, tokenizer = embedded.backbone(family, head="causal-lm", seed=1)
+    model, tokenizer = synthetic.backbone(family, head="causal-lm", seed=1)
     task = settings(block_size=64)
     nll, count = collected(model, tokenizer, task)
     (row,) = TASK.encode(rows(), "validation", tokenizer, task)
@@ -81,7 +81,7 @@ def test_one_window_has_transformers_own_loss(family: str) -> None:
 
 
 def test_batches_do_not_matter() -> None:
-    model, tokenizer = embedded.backbone("gpt2", head="causal-lm", seed=1)
+    model, tokenizer = synthetic.backbone("gpt2", head="causal-lm", seed=1)
     (one, counts), (many, same) = (collected(model, tokenizer, settings(), batch=b) for b in (1, 5))
     assert counts.tolist() == same.tolist()
     np.testing.assert_allclose(one, many, rtol=1e-5)  # float32, sums in another order
@@ -116,7 +116,7 @@ def test_a_batch_is_padded_and_its_context_is_not_scored() -> None:
 
 
 def test_training_reads_blocks_and_evaluation_windows() -> None:
-    _, tokenizer = embedded.backbone("gpt2", head="causal-lm")
+    _, tokenizer = synthetic.backbone("gpt2", head="causal-lm")
     task = settings(block_size=5)
     splits = {split: Dataset.from_dict({"text": TEXT}) for split in ("train", "validation")}
     data = Prepared.make(TASK, splits, tokenizer, task)
@@ -131,7 +131,7 @@ def test_training_reads_blocks_and_evaluation_windows() -> None:
 
 
 def test_a_text_shorter_than_a_block_is_one_block_and_one_window() -> None:
-    model, tokenizer = embedded.backbone("gpt2", head="causal-lm")
+    model, tokenizer = synthetic.backbone("gpt2", head="causal-lm")
     task = settings(block_size=512)
     for split in ("train", "validation"):
         (row,) = TASK.encode(rows(), split, tokenizer, task)
@@ -141,7 +141,7 @@ def test_a_text_shorter_than_a_block_is_one_block_and_one_window() -> None:
 
 
 def test_a_text_of_one_token_is_refused() -> None:
-    _, tokenizer = embedded.backbone("gpt2", head="causal-lm")
+    _, tokenizer = synthetic.backbone("gpt2", head="causal-lm")
     with pytest.raises(UserError, match="the validation split has 1 token: expected at least 2"):
         TASK.encode(rows(["cook"]), "validation", tokenizer, settings())
 
@@ -154,7 +154,7 @@ def test_a_split_without_words_is_refused() -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_block_that_the_backbone_cannot_read_is_refused(family: str) -> None:
-    model, _ = embedded.backbone(family, head="causal-lm")
+    model, _ = synthetic.backbone(family, head="causal-lm")
     TASK.check_backbone(model.config, settings(block_size=512))
     with pytest.raises(UserError, match=r"block_size is 513.* at most 512 .*task.block_size=512"):
         TASK.check_backbone(model.config, settings(block_size=513))

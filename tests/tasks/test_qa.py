@@ -7,15 +7,16 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
-from task_files import complaint, load, write
 from torch import nn
 
 from camex_ft.config import TaskConfig
-from camex_ft.embedded import backbone
-from camex_ft.errors import UserError
-from camex_ft.registry import TASKS
-from camex_ft.tasks import answers, sources
+from camex_ft.data import sources
+from camex_ft.synthetic import backbone
+from camex_ft.tasks import answers
 from camex_ft.tasks.prepared import Prepared
+from camex_ft.utils.errors import UserError
+from camex_ft.utils.registry import TASKS
+from tests.helpers.task_files import complaint, load, write
 
 SQUAD, SQUAD2 = TASKS.get("qa/squad"), TASKS.get("qa/squad_v2")
 MODEL, TOKENIZER = backbone("t5", head="seq2seq-lm")

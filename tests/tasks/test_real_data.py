@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from camex_ft import registry
-from camex_ft.tasks import sources
+from camex_ft.data import sources
 from camex_ft.tasks.base import labelled
+from camex_ft.utils import registry
 
 GLUE = Path(__file__).resolve().parents[3] / "shared" / "data" / "glue"
 pytestmark = pytest.mark.skipif(not GLUE.is_dir(), reason="no ../shared/data/glue beside this checkout")

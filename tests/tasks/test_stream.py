@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from camex_ft import embedded
+from camex_ft import synthetic
 from camex_ft.tasks import stream
 
 LINES = st.lists(st.text(alphabet="ab =\t\u2028é"), min_size=1)
@@ -62,7 +62,7 @@ def test_blocks_follow_each_other_and_only_a_short_end_is_left_out(length: int, 
 
 @pytest.mark.parametrize(("family", "begins"), [("gpt2", False), ("llama", True), ("qwen2", True)])
 def test_only_a_tokenizer_that_begins_texts_so_gets_its_begin_token(family: str, begins: bool) -> None:
-    _, tokenizer = embedded.backbone(family, head="causal-lm")
+    _, tokenizer = synthetic.backbone(family, head="causal-lm")
     text = "the cook went to the market .\n"
     found = stream.tokens(text, tokenizer)
     plain = tokenizer(text, add_special_tokens=False)["input_ids"]
@@ -72,14 +72,14 @@ def test_only_a_tokenizer_that_begins_texts_so_gets_its_begin_token(family: str,
 
 
 def test_text_is_never_read_as_a_special_token() -> None:
-    _, tokenizer = embedded.backbone("llama", head="causal-lm", texts=["a </s> b"])
+    _, tokenizer = synthetic.backbone("llama", head="causal-lm", texts=["a </s> b"])
     found = stream.tokens("a </s> b", tokenizer)
     assert tokenizer.eos_token_id not in found
     assert tokenizer.decode(found[1:]) == "a </s> b"
 
 
 def test_long_texts_are_tokenised_in_chunks_that_change_no_token(monkeypatch: pytest.MonkeyPatch) -> None:
-    _, tokenizer = embedded.backbone("gpt2", head="causal-lm", texts=["the cook went"] * 9)
+    _, tokenizer = synthetic.backbone("gpt2", head="causal-lm", texts=["the cook went"] * 9)
     text = "the cook went to the market .\n" * 40
     whole = stream.tokens(text, tokenizer)
     monkeypatch.setattr(stream.chunks, "__defaults__", (50,))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from datasets import ClassLabel, List, Value
 
-from camex_ft import registry
+from camex_ft.utils import registry
 
 TEXT, NUMBER = Value("string"), Value("int32")
 BOOLEAN = ClassLabel(names=["False", "True"])

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from camex_ft import registry
 from camex_ft.tasks.superglue_candidates import plain
+from camex_ft.utils import registry
 
 
 def margins(values):

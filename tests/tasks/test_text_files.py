@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from task_files import ROWS, complaint, load, write
 
-from camex_ft.errors import UserError
-from camex_ft.registry import TASKS
-from camex_ft.tasks import sources, stream
+from camex_ft.data import sources
+from camex_ft.tasks import stream
+from camex_ft.utils.errors import UserError
+from camex_ft.utils.registry import TASKS
+from tests.helpers.task_files import ROWS, complaint, load, write
 
 WIKITEXT, TEXT = TASKS.get("lm/wikitext-2"), TASKS.get("lm/text")
 RAW = " \n = Title = \n \n One line with é . \n Two , \u2028 one line . \n"

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from camex_ft.embedded import backbone
-from camex_ft.errors import UserError
+from camex_ft.synthetic import backbone
 from camex_ft.tasks.windows import Layout, Window, Windows
+from camex_ft.utils.errors import UserError
 
 _, TOKENIZER = backbone("t5", head="seq2seq-lm")
 FIXED = 5  # "question", ":", "context", ":" and the end token

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from camex_ft.config import TrainingConfig
-from camex_ft.errors import UserError
 from camex_ft.training.arguments import training_arguments
+from camex_ft.utils.errors import UserError
 
 
 def arguments(best: str | None = "eval_validation_f1", **given: Any) -> Any:

@@ -10,11 +10,9 @@ from typing import Any
 
 import pytest
 import torch
-from training_runs import BATCH, VALIDATION, model, same, trainer, weights
 from transformers import TrainerCallback
 
 from camex_ft.config import TrainingConfig
-from camex_ft.errors import UserError
 from camex_ft.results import RunFolder
 from camex_ft.training.arguments import training_arguments
 from camex_ft.training.batch_size import ran_out
@@ -22,6 +20,8 @@ from camex_ft.training.checkpoints import checkpoints, state_of
 from camex_ft.training.history import HistoryCallback
 from camex_ft.training.trainer import CamexTrainer
 from camex_ft.upcycling import expert_layers
+from camex_ft.utils.errors import UserError
+from tests.helpers.training_runs import BATCH, VALIDATION, model, same, trainer, weights
 
 NO_ROOM = {
     "gpu": lambda: torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),

@@ -10,7 +10,6 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from camex_ft.errors import UserError
 from camex_ft.training import manifest
 from camex_ft.training.checkpoints import (
     NEEDED,
@@ -23,6 +22,7 @@ from camex_ft.training.checkpoints import (
     rotate,
     state_of,
 )
+from camex_ft.utils.errors import UserError
 
 
 def write(folder: Path, step: int, *, extra: bool = False, best: int | None = None) -> Path:

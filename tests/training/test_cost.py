@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from cases import dense
 from transformers import PreTrainedModel, TrainingArguments
 
 from camex_ft.training.cost import describe, devices, peak_memory_mb, rows_read
 from camex_ft.upcycling import freeze, upcycle
+from tests.helpers.invariant_cases import dense
 
 LOOKED_UP = 40 * 8 + 32 * 8 + 2 * 8  # words, positions, types
 NORM = 2 * 8

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from training_runs import BATCH, TRAIN, rows, trainer
 from transformers import TrainerCallback
 
 from camex_ft.training.trainer import CamexTrainer
+from tests.helpers.training_runs import BATCH, TRAIN, rows, trainer
 
 BRIEF: dict[str, Any] = {
     "eval_strategy": "no",

@@ -7,16 +7,16 @@ from typing import Any
 
 import pytest
 from accelerate import Accelerator
-from lora_models import lora
 from safetensors.torch import load_file
-from training_runs import BATCH, model, same, trainer, weights
 
 from camex_ft.config import TrainingConfig
-from camex_ft.errors import UserError
 from camex_ft.training import manifest
 from camex_ft.training.arguments import training_arguments
 from camex_ft.training.checkpoints import fault, processes, rows_at_once
 from camex_ft.upcycling import trained_state
+from camex_ft.utils.errors import UserError
+from tests.helpers.lora_models import lora
+from tests.helpers.training_runs import BATCH, model, same, trainer, weights
 
 
 @pytest.fixture(scope="module")

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-from task_runs import KINDS, VALIDATION, made, trainer
 from torch.nn import functional as F
-from training_runs import same, weights
-from training_runs import trainer as small_trainer
 
 from camex_ft.training.history import only_metrics
+from tests.helpers.task_runs import KINDS, VALIDATION, made, trainer
+from tests.helpers.training_runs import same, weights
+from tests.helpers.training_runs import trainer as small_trainer
 
 HALF = {"bf16_full_eval": torch.bfloat16, "fp16_full_eval": torch.float16}
 

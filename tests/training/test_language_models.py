@@ -7,15 +7,15 @@ from typing import Any
 
 import pytest
 import torch
-from cases import dense
 from datasets import Dataset
-from tiny import VOCABULARY
 from torch import Tensor
 from transformers import TrainerCallback, TrainingArguments
 
 from camex_ft.training.cost import Speed
 from camex_ft.training.trainer import CamexTrainer
 from camex_ft.upcycling import upcycle
+from tests.helpers.invariant_cases import dense
+from tests.helpers.tiny import VOCABULARY
 
 HEADS = {"gpt2": "causal-lm", "llama": "causal-lm", "t5": "seq2seq-lm"}
 ROWS, LENGTH = 16, 6

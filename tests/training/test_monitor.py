@@ -6,14 +6,14 @@ import math
 
 import pytest
 import torch
-from training_runs import model
 
-from camex_ft.errors import UserError
 from camex_ft.moe.context import LayerRouting
 from camex_ft.moe.curvature import KINDS, condition_number, distance_from_identity
 from camex_ft.training.health import LossGuard
 from camex_ft.training.monitor import RoutingMonitor, curvature_statistics
 from camex_ft.upcycling import expert_layers, upcycle
+from camex_ft.utils.errors import UserError
+from tests.helpers.training_runs import model
 
 
 def layer(rows: list[list[float]], mask: list[int] | None = None) -> LayerRouting:

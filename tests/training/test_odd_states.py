@@ -12,10 +12,8 @@ from typing import Any
 
 import pytest
 import torch
-from training_runs import Stop, StopAfter, model, trainer
 from transformers import EarlyStoppingCallback
 
-from camex_ft.errors import UserError
 from camex_ft.training import manifest, stored
 from camex_ft.training.checkpoints import (
     OPTIMIZER,
@@ -27,6 +25,8 @@ from camex_ft.training.checkpoints import (
     state_of,
     training_file,
 )
+from camex_ft.utils.errors import UserError
+from tests.helpers.training_runs import Stop, StopAfter, model, trainer
 
 SETTINGS: dict[str, Any] = {
     "eval_strategy": "steps",

@@ -8,16 +8,16 @@ from typing import Any
 
 import pytest
 import torch
-from lora_models import lora
 from torch import nn
-from training_runs import BATCH, model, same, trainer, weights
 from transformers import PreTrainedModel
 
 from camex_ft.config import TrainingConfig, load_config
-from camex_ft.errors import UserError
 from camex_ft.training.arguments import training_arguments
 from camex_ft.training.trainer import CamexTrainer
 from camex_ft.upcycling import expert_layers, freeze
+from camex_ft.utils.errors import UserError
+from tests.helpers.lora_models import lora
+from tests.helpers.training_runs import BATCH, model, same, trainer, weights
 
 KINDS = ("ties-ca", "ep-camex", "smoe", "lora")
 BRIEF = {

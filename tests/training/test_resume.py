@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from training_runs import STEPS_AN_EPOCH, Stop, StopAfter, model, same, trainer, weights
 from transformers import EarlyStoppingCallback, TrainerCallback
 
 from camex_ft.training import signals
 from camex_ft.training.checkpoints import checkpoints, choose, ended, is_extra, state_of
 from camex_ft.training.trainer import CamexTrainer
+from tests.helpers.training_runs import STEPS_AN_EPOCH, Stop, StopAfter, model, same, trainer, weights
 
 EPOCHS = {"eval_strategy": "epoch", "save_strategy": "epoch"}
 STEPS = {"eval_strategy": "steps", "save_strategy": "steps", "eval_steps": 3, "save_steps": 3}

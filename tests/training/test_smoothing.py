@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from task_runs import trainer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from camex_ft.training.history import only_metrics
 from camex_ft.training.trainer import CamexTrainer
+from tests.helpers.task_runs import trainer
 
 FACTOR = 0.1
 SMOOTHED = ("classification", "lm", "qa")

@@ -7,11 +7,11 @@ import os
 from pathlib import Path
 
 import pytest
-from task_runs import configuration
 
-from camex_ft import pipeline, trained
 from camex_ft.results import RunFolder
+from camex_ft.run import inference, pipeline
 from camex_ft.training.tracking import VARIABLES, logging_to
+from tests.helpers.task_runs import configuration
 
 OFFLINE = {
     "WANDB_MODE": "offline",
@@ -65,7 +65,7 @@ def test_tensorboard_logs_stay_in_the_run_s_folder(tmp_path: Path, monkeypatch: 
     assert any("final_validation_accuracy" in tag for tag in found)  # measured when training is over
 
     before = sorted(folder.logs.rglob("*"))
-    trained.evaluate(folder.path)  # is not the run, and told to nobody
+    inference.evaluate(folder.path)  # is not the run, and told to nobody
     assert run(tmp_path / "out", "training.report_to=tensorboard").logs == folder.logs  # done already
     assert sorted(folder.logs.rglob("*")) == before
     assert {p.name for p in tmp_path.iterdir()} == {"out"}

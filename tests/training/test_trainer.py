@@ -9,18 +9,28 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny import LAYERS
-from training_runs import BATCH, STEPS_AN_EPOCH, VALIDATION, model, pad, rows, same, trainer, weights
 from transformers import TrainerCallback, TrainingArguments
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
-from camex_ft.errors import UserError
 from camex_ft.moe.context import LayerRouting
 from camex_ft.training.checkpoints import checkpoints, fault, newest
 from camex_ft.training.monitor import by_sequence
 from camex_ft.training.order import EpochSampler
 from camex_ft.training.trainer import CURVATURE, ROUTER, CamexTrainer
 from camex_ft.upcycling import expert_layers, routing_context
+from camex_ft.utils.errors import UserError
+from tests.helpers.tiny import LAYERS
+from tests.helpers.training_runs import (
+    BATCH,
+    STEPS_AN_EPOCH,
+    VALIDATION,
+    model,
+    pad,
+    rows,
+    same,
+    trainer,
+    weights,
+)
 
 EXPERTS = 3
 

@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 import torch
-from expert_layers import EXPERTS, HIDDEN, maps, read, settings
 from torch import Tensor, nn
 
 from camex_ft.moe.context import RoutingContext
 from camex_ft.moe.layers.ffn import ExpertFFN, MergedFFN
 from camex_ft.upcycling.expert_init import add_noise, drop_units
+from tests.helpers.expert_layers import EXPERTS, HIDDEN, maps, read, settings
 
 INNER = 400
 

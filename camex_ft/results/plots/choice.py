@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from camex_ft.escaping import one_line
 from camex_ft.results.entries import Entry, Result, name_of
 from camex_ft.results.plots import data, dots
 from camex_ft.results.plots import sweep as swept
 from camex_ft.results.plots.scenes import Choice, Scene, draw_task
+from camex_ft.utils.escaping import one_line
 
 
 def pictures(entries: Sequence[Entry], *, title: str, baseline: str = "dense") -> dict[str, Figure]:

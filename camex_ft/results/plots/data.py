@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from camex_ft.escaping import one_line
 from camex_ft.results.entries import Entry, Result, name_of, row_label
 from camex_ft.results.record import Record
+from camex_ft.utils.escaping import one_line
 
 LEVEL = 0.95
 

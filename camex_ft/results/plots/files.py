@@ -11,8 +11,8 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from camex_ft.durable import write_atomically
 from camex_ft.results.record import all_finite
+from camex_ft.utils.durable import write_atomically
 
 KEY = "camex_ft digest"
 DPI = 150

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from camex_ft.escaping import one_line
 from camex_ft.results.plots import layers, lines, maps
 from camex_ft.results.plots.scenes import Choice
+from camex_ft.utils.escaping import one_line
 
 SIMILAR = 12  # layers in the picture of similarities
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from camex_ft.escaping import one_line
 from camex_ft.results.entries import Result
+from camex_ft.utils.escaping import one_line
 
 LAYERS = 4  # of a model in one picture
 

@@ -6,7 +6,6 @@ from typing import get_args
 
 import pytest
 import torch
-from expert_layers import learn
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -20,6 +19,7 @@ from camex_ft.moe.curvature import base as blocks
 from camex_ft.moe.curvature.base import Factors
 from camex_ft.moe.merging.functional import merged_linear
 from camex_ft.moe.merging.reference import curve_plain, merged_linear_plain
+from tests.helpers.expert_layers import learn
 
 EXACT = 1e-11  # float64, sums of about 100 products of numbers of about 1, up to four in a row
 EXPERTS = 3

@@ -6,7 +6,6 @@ import math
 
 import pytest
 import torch
-from expert_layers import learn
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
@@ -19,6 +18,7 @@ from camex_ft.moe.curvature import (
 )
 from camex_ft.moe.curvature.kronecker import Factors
 from camex_ft.moe.merging.reference import curve_plain
+from tests.helpers.expert_layers import learn
 
 EXPERTS = 3
 # (out, in): factors of different size, a square, a prime

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from expert_layers import EXPERTS, HIDDEN, INNER, layer_of, maps, settings, tokens
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
@@ -15,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from camex_ft.moe.context import Pass, RoutingContext
 from camex_ft.moe.layers.ffn import MergedFFN
 from camex_ft.moe.routing.grouping import Grouping
+from tests.helpers.expert_layers import EXPERTS, HIDDEN, INNER, layer_of, maps, settings, tokens
 
 EXACT = 1e-12  # float64, sums of at most a dozen terms
 TOKEN = Grouping("token")

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from expert_layers import HIDDEN, INNER, maps, read, settings, tokens
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -23,6 +22,7 @@ from camex_ft.moe.merging.reference import curve_plain, merged_linear_plain
 from camex_ft.moe.routing.grouping import Grouping
 from camex_ft.moe.routing.router import RouterSettings
 from camex_ft.upcycling.expert_init import add_noise
+from tests.helpers.expert_layers import HIDDEN, INNER, maps, read, settings, tokens
 
 G, L, N, OUT, IN = 4, 3, 3, 6, 8
 EXACT = 1e-11  # float64, sums of about 100 products of numbers of about 1

@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 import torch
-from expert_layers import EXPERTS, layer_of, read, settings, tokens
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -22,7 +21,8 @@ from camex_ft.moe.merging.base_expert import Carried, Vectors, descend, gram_mat
 from camex_ft.moe.merging.functional import merged_linear, merged_linear_and_mean
 from camex_ft.moe.merging.nash import nash_weights
 from camex_ft.moe.merging.reference import merged_linear_plain, vectors_plain
-from camex_ft.registry import PROTOCOLS
+from camex_ft.utils.registry import PROTOCOLS
+from tests.helpers.expert_layers import EXPERTS, layer_of, read, settings, tokens
 
 # float64: sums of at most a few hundred products of numbers of about 1, in another order, over three layers
 TOLERANCE = 1e-11

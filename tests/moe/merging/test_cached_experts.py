@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from expert_layers import EXPERTS, HIDDEN, layer_of, settings, tokens
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -16,7 +15,8 @@ from camex_ft.moe.layers.ffn import ExpertFFN
 from camex_ft.moe.merging.caching import CachedExperts, Map, ParameterCache, merge_cached
 from camex_ft.moe.routing.cache import RoutingState
 from camex_ft.moe.routing.grouping import Grouping
-from camex_ft.registry import PROTOCOLS
+from camex_ft.utils.registry import PROTOCOLS
+from tests.helpers.expert_layers import EXPERTS, HIDDEN, layer_of, settings, tokens
 
 EXACT = 1e-12  # float64, sums of a dozen terms
 MERGING = [n for n in PROTOCOLS.names() if PROTOCOLS.get(n).form == "weights"]

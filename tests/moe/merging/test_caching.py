@@ -8,7 +8,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from expert_layers import EXPERTS, layer_of, settings, tokens
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
@@ -16,7 +15,8 @@ from camex_ft.moe.context import Pass, RoutingContext
 from camex_ft.moe.layers.ffn import ExpertFFN
 from camex_ft.moe.merging import caching as reuse
 from camex_ft.moe.merging.caching import Accumulation, ParameterCache, Step
-from camex_ft.registry import PROTOCOLS
+from camex_ft.utils.registry import PROTOCOLS
+from tests.helpers.expert_layers import EXPERTS, layer_of, settings, tokens
 
 CURVED = [n for n in PROTOCOLS.names() if PROTOCOLS.get(n).curvature]
 MERGED = [n for n in PROTOCOLS.names() if PROTOCOLS.get(n).form == "weights"]

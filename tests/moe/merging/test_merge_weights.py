@@ -12,8 +12,6 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from expert_layers import EXPERTS as N
-from expert_layers import layer_of, settings, tokens
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
@@ -25,6 +23,8 @@ from camex_ft.moe.merging import merge_weights as merge
 from camex_ft.moe.merging.cost_model import Form
 from camex_ft.moe.merging.functional import merged_linear
 from camex_ft.moe.routing.grouping import Grouping
+from tests.helpers.expert_layers import EXPERTS as N
+from tests.helpers.expert_layers import layer_of, settings, tokens
 
 B, L, OUT, IN, RANK = 4, 5, 48, 32, 2
 TOKEN = Grouping("token")

@@ -6,17 +6,17 @@ from typing import Any
 
 import pytest
 import torch
-from expert_layers import EXPERTS, HIDDEN, layer_of, settings, tokens
 from hypothesis import given
 from hypothesis import settings as effort
 from hypothesis import strategies as st
-from segment_loop import EXACT, by_loop, router
 from torch import Tensor
 
 from camex_ft.moe.context import Pass
 from camex_ft.moe.routing import grouping as granularity
 from camex_ft.moe.routing.grouping import Flow, Grouping, Groups, Layout
 from camex_ft.moe.routing.router import Router
+from tests.helpers.expert_layers import EXPERTS, HIDDEN, layer_of, settings, tokens
+from tests.helpers.segment_loop import EXACT, by_loop, router
 
 LONGEST = 13
 

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from expert_layers import EXPERTS, Model, layer_of, settings, tokens
 from hypothesis import given
 from hypothesis import settings as limits
 from hypothesis import strategies as st
@@ -17,6 +16,7 @@ from camex_ft.moe.context import Pass
 from camex_ft.moe.routing.grouping import Grouping
 from camex_ft.moe.routing.losses import balance_of
 from camex_ft.moe.routing.router import COLDEST, START, Router, RouterSettings, Routing, choose, topk_softmax
+from tests.helpers.expert_layers import EXPERTS, Model, layer_of, settings, tokens
 
 EXACT = 1e-12  # float64, sums of at most a dozen terms
 TOKEN = Grouping("token")

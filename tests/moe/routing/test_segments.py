@@ -7,16 +7,16 @@ from typing import Any
 
 import pytest
 import torch
-from expert_layers import HIDDEN, tokens
 from hypothesis import given
 from hypothesis import settings as effort
 from hypothesis import strategies as st
-from segment_loop import EXACT, by_loop, router
 from torch import Tensor
 
 from camex_ft.moe.routing.cache import RoutingState
 from camex_ft.moe.routing.grouping import Flow, Grouping, Groups, Layout, group
 from camex_ft.moe.routing.router import Router
+from tests.helpers.expert_layers import HIDDEN, tokens
+from tests.helpers.segment_loop import EXACT, by_loop, router
 
 
 class Reader:

@@ -1,0 +1,71 @@
+"""``camex-ft ls``: what a configuration can name, as tables on a terminal and as aligned lines elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from rich.console import Console
+
+from camex_ft.config import list_configs
+from camex_ft.config.shipped import list_specifications
+from camex_ft.utils import registry
+from camex_ft.utils.errors import UserError, nearest
+from camex_ft.utils.escaping import Rows, print_rows
+
+
+def backbones() -> Rows:
+    """Families of backbones: name, the transformers model types that they serve, summary."""
+    return [(f.name, ", ".join(f.model_types), f.summary) for f in _entries(registry.BACKBONES)]
+
+
+def comparisons() -> Rows:
+    """Specifications of comparisons that come with the package: name, summary."""
+    return [(each.name, each.summary) for each in list_specifications()]
+
+
+def configs() -> Rows:
+    """Configurations that come with the package: name, summary."""
+    return [(config.name, config.summary) for config in list_configs()]
+
+
+def embedded() -> Rows:
+    """Backbones that the package makes itself: the value of `backbone:`."""
+    return [(f"embedded/{name}",) for name in registry.EMBEDDED.names()]
+
+
+def protocols() -> Rows:
+    """Merging protocols: name, options of their own with defaults, summary."""
+    return [
+        (p.name, ", ".join(f"{o.name}={o.default}" for o in p.options.values()), p.summary)
+        for p in _entries(registry.PROTOCOLS)
+    ]
+
+
+def tasks() -> Rows:
+    """Tasks: suite and name, primary metric, summary."""
+    return [(f"{t.suite}/{t.name}", t.primary, t.summary) for t in _entries(registry.TASKS)]
+
+
+KINDS: dict[str, tuple[tuple[str, ...], Callable[[], Rows]]] = {
+    "protocols": (("protocol", "options", "what it does"), protocols),
+    "backbones": (("family", "model types", "what it covers"), backbones),
+    "embedded": (("embedded backbone",), embedded),
+    "tasks": (("task", "metric", "what it asks"), tasks),
+    "configs": (("configuration", "what it is"), configs),
+    "comparisons": (("comparison", "what it is"), comparisons),
+}
+
+
+def print_listing(kind: str, *, console: Console | None = None) -> None:
+    """Print the table of one kind; `UserError` for a kind that is none."""
+    if kind not in KINDS:
+        raise UserError(
+            f"nothing to list under '{kind}'.{nearest(kind, KINDS)} Choose from: {', '.join(KINDS)}."
+        )
+    headings, rows = KINDS[kind]
+    print_rows(headings, rows(), console=console or Console())
+
+
+def _entries(kind: registry.Registry[Any]) -> Iterable[Any]:
+    return [kind.get(name) for name in kind.names()]

@@ -1,0 +1,198 @@
+"""The cells of a comparison: each a configuration, and the command that runs it alone."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from camex_ft.backbones.content import read_local
+from camex_ft.compare.overrides import key_of, overrides_of
+from camex_ft.compare.spec import Spec
+from camex_ft.config import Config, ConfigErrors, Environment, Problem, config_hash, load_config, resolve
+from camex_ft.config.problems import Origin
+from camex_ft.config.shipped import ROOT
+
+TASK = "{task}"
+LONGEST = 60  # characters of a folder's name, each of up to 4 bytes; a file system takes 255
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """One cell.
+
+    Attributes:
+        task: its id, such as "glue/sst2".
+        row: label of its row.
+        keys: what makes the row, by key.
+        seed: of the run.
+        config, overrides: what `camex-ft run` is told.
+        settled: the configuration that this makes, nothing left to `auto`.
+    """
+
+    task: str
+    row: str
+    keys: Mapping[str, Any]
+    seed: int
+    config: str
+    overrides: tuple[str, ...]
+    settled: Config = field(repr=False)
+
+    @property
+    def command(self) -> str:
+        """The command that runs it alone."""
+        return shlex.join(["camex-ft", "run", self.config, *self.overrides])
+
+    def __str__(self) -> str:
+        return f"{self.task} {self.row} seed {self.seed}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """A specification with its cells.
+
+    Attributes:
+        name: of its folder, such as "glue-sst2".
+        spec: as it is under the profile in force.
+        profile, reason: which one, and why.
+        cells: by task, then row, then seed.
+    """
+
+    name: str
+    spec: Spec
+    profile: str
+    reason: str
+    cells: tuple[Cell, ...]
+
+    @property
+    def title(self) -> str:
+        """Its heading."""
+        return self.spec.title or ", ".join(dict.fromkeys(cell.task for cell in self.cells))
+
+    @property
+    def output(self) -> Path:
+        """The output folder that all of its runs share."""
+        return self.cells[0].settled.output.path
+
+    @property
+    def folder(self) -> Path:
+        """Folder of its tables, pictures and logs."""
+        return self.output / "comparisons" / self.name
+
+
+def make_comparison(
+    spec: Spec,
+    *,
+    name: str = "",
+    overrides: Sequence[str] = (),
+    seeds: int | list[int] | None = None,
+    environment: Environment | None = None,
+) -> Comparison:
+    """Return a specification's cells on this machine. Neither data nor weights need to be there.
+
+    Args:
+        spec: what to compare.
+        name: of the comparison; by default its task's.
+        overrides: further ``key=value`` for every cell; they win over what the specification sets, but for its rows.
+        seeds: in place of the specification's.
+        environment: what the machine has.
+
+    Raises:
+        ConfigErrors: all that is wrong with any of the cells.
+    """
+    environment = environment or Environment()
+    try:
+        written = load_config(spec.config, [*overrides_of(spec.set), *overrides])
+        first, reason = resolve(written, environment, needs=False)
+    except ConfigErrors as errors:
+        raise ConfigErrors(map(spec.placed, errors.problems)) from None
+    here = spec.under(first.profile)
+    if seeds is not None:
+        here = here.model_copy(update={"seeds": seeds})
+    contents = cache(read_local)
+    cells: list[Cell] = []
+    problems: list[Problem] = list(_idle(here, overrides))
+    for task, changes in _tasks(here, first, overrides).items():
+        suite, _, last = task.rpartition("/")
+        own = [o.replace(TASK, last) for o in [*overrides_of({**here.set, **changes}), *overrides]]
+        own = [*(o for o in own if key_of(o) != "profile"), f"profile={first.profile}"]
+        own += [*([f"task.suite={suite}"] if suite else []), f"task.name={last}"]
+        own = list({key_of(o): o for o in own}.values())  # the last of a key wins
+        known: dict[str, str] = {}
+        for label, keys in here.row_list():
+            try:
+                made = list(_seeds(here, label, keys, [*own, *overrides_of(keys)], environment))
+            except ConfigErrors as errors:
+                problems += map(here.placed, errors.problems)
+                continue
+            settled = made[0].settled
+            content = contents(settled.backbone) or ""
+            same = known.setdefault(config_hash(settled, backbone=content), label)
+            if same != label:
+                message = (
+                    f"rows '{same}' and '{label}' are the same experiment: what they differ in has no effect"
+                )
+                problems.append(Problem(message, key=("rows",)))
+            cells += made
+    if problems:
+        raise ConfigErrors(dict.fromkeys(problems))
+    return Comparison(
+        name=_part(name) or _part(cells[0].task),
+        spec=here,
+        profile=first.profile,
+        reason=reason,
+        cells=tuple(cells),
+    )
+
+
+def _part(name: str) -> str:
+    """Return a name, of a file or from the command line, as one part of a path."""
+    return re.sub(r"[^\w.-]+", "-", name).strip("-.")[:LONGEST]
+
+
+def _tasks(spec: Spec, first: Config, overrides: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Return the tasks, each with its changes: those of the specification, unless an override names another."""
+    tasks, named = spec.task_list(), first.task.id
+    if tasks and not any(key_of(o) == "task.name" for o in overrides):
+        return tasks
+    return {named: tasks.get(named) or tasks.get(first.task.name) or {}}
+
+
+def _idle(spec: Spec, overrides: Sequence[str]) -> Iterable[Problem]:
+    """Yield the overrides that no cell heeds."""
+    rows = [set(keys) for _, keys in spec.row_list()]
+    for text in overrides:
+        key = key_of(text)
+        if key == "training.seed" or all(key in row for row in rows):
+            instead = "--seeds" if key == "training.seed" else "the rows, of a configuration by --protocols"
+            yield Problem(f"{key} has no effect here: it is given by {instead}", Origin(f"override '{text}'"))
+
+
+def _seeds(
+    spec: Spec, label: str, keys: Mapping[str, Any], overrides: Sequence[str], environment: Environment
+) -> Iterable[Cell]:
+    """Yield a row's cells; the configuration is checked once, since seeds change nothing about it."""
+    settled, _ = resolve(load_config(spec.config, overrides), environment, needs=False)
+    for seed in spec.seed_list():
+        yield Cell(
+            task=settled.task.id,
+            row=label,
+            keys=keys,
+            seed=seed,
+            config=_named(spec.config),
+            overrides=(*overrides, f"training.seed={seed}"),
+            settled=settled.model_copy(
+                update={"training": settled.training.model_copy(update={"seed": seed})}
+            ),
+        )
+
+
+def _named(config: str) -> str:
+    """Return the name of a configuration that comes with the package, or its path as it is."""
+    path = Path(config)
+    inside = path.is_file() and ROOT in path.resolve().parents
+    return path.resolve().relative_to(ROOT).with_suffix("").as_posix() if inside else config

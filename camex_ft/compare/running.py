@@ -1,0 +1,241 @@
+"""Run cells, one process a device (or a few on the CPU), and keep count of what becomes of them."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any, Protocol
+
+from camex_ft.compare.cells import Cell
+
+WAITING, RUNNING, DONE, FAILED = "waiting", "running", "done", "failed"
+POLL = 0.2
+COMMAND = (sys.executable, "-m", "camex_ft.compare.worker")
+THREADS = "OMP_NUM_THREADS"
+DEVICES = "CUDA_VISIBLE_DEVICES"
+
+
+@dataclass
+class State:
+    """State of a cell.
+
+    Attributes:
+        cell: which.
+        name: of its run's folder.
+        status: WAITING, RUNNING, DONE or FAILED.
+        reason: why it failed.
+        log: what its process printed.
+        started, seconds: when it began (monotonic), and how long it took.
+        share: of the training steps done, 0 to 1.
+        before: it was done before this call.
+    """
+
+    cell: Cell
+    name: str = ""
+    status: str = WAITING
+    reason: str = ""
+    log: Path | None = None
+    started: float = 0.0
+    seconds: float | None = None
+    share: float = 0.0
+    before: bool = False
+
+    @property
+    def left(self) -> float | None:
+        """Seconds that it will still take, from the pace so far; None where that is not known."""
+        if self.status != RUNNING or not self.share:
+            return None
+        return (time.monotonic() - self.started) * (1 - self.share) / self.share
+
+
+class Process(Protocol):
+    """Process that runs a cell; a `subprocess.Popen` is one."""
+
+    stdin: IO[str] | None
+    stdout: IO[str] | None
+
+    @property
+    def returncode(self) -> int | Any:
+        """The exit code, once `poll` has given one."""
+
+    def poll(self) -> int | None:
+        """Return the exit code; None while it runs."""
+
+    def kill(self) -> None:
+        """End it."""
+
+    def wait(self) -> int:
+        """Return the exit code when it has ended."""
+
+
+@dataclass
+class Slot:
+    """Place for a process: a GPU by its name for CUDA, or a place on the CPU."""
+
+    device: str | None
+    environment: dict[str, str]
+    process: Process | None = None
+    state: State | None = None
+
+
+def slots(jobs: int | None = None, *, tiny: bool = True) -> list[Slot]:
+    """Return the places that cells can run in at the same time.
+
+    Args:
+        jobs: how many; by default one a visible GPU. On the CPU, one a core for tiny models, which gain nothing by
+            threads, and else one, for want of memory; the cores are divided among them, unless OMP_NUM_THREADS says
+            otherwise.
+        tiny: whether all models are the package's own.
+    """
+    gpus = visible_gpus()
+    if gpus:
+        return [
+            Slot(device=name, environment={DEVICES: name})
+            for name in (gpus * (jobs or 1))[: jobs or len(gpus)]
+        ]
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    count = jobs or (cores if tiny else 1)
+    threads = {} if THREADS in os.environ else {THREADS: str(max(cores // count, 1))}
+    return [Slot(device=None, environment=threads) for _ in range(count)]
+
+
+def visible_gpus() -> list[str]:
+    """Return the names by which CUDA_VISIBLE_DEVICES knows the GPUs that this process may use."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return []
+    named = [name.strip() for name in os.environ.get(DEVICES, "").split(",") if name.strip()]
+    return named or [str(n) for n in range(torch.cuda.device_count())]
+
+
+@dataclass
+class Runner:
+    """Runs cells that wait; call `close` whatever happens, so that no process is left.
+
+    Attributes:
+        states: of all cells.
+        slots: places to run them in.
+        logs: folder for what they print.
+        force: run again what is done.
+        changed: called after every change of a cell's status.
+    """
+
+    states: Sequence[State]
+    slots: Sequence[Slot]
+    logs: Path
+    force: bool = False
+    changed: Callable[[State], None] = lambda state: None
+    _waiting: deque[State] = field(default_factory=deque)
+
+    def run(self, tick: Callable[[], None] = lambda: None) -> None:
+        """Run every waiting cell; `tick` is called a few times a second."""
+        self.logs.mkdir(parents=True, exist_ok=True)
+        self._waiting = deque(state for state in self.states if state.status == WAITING)
+        try:
+            while self._waiting or any(slot.process for slot in self.slots):
+                for slot in self.slots:
+                    self._look_after(slot)
+                tick()
+                time.sleep(POLL)
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        """End what is running: its checkpoints stay, and the next call goes on from them."""
+        running = [slot.process for slot in self.slots if slot.process]
+        for process in running:
+            process.kill()
+        for process in running:
+            process.wait()
+
+    def _look_after(self, slot: Slot) -> None:
+        if slot.process is not None and slot.process.poll() is not None:
+            self._ended(slot)
+        if slot.process is None and self._waiting:
+            self._start(slot, self._waiting.popleft())
+
+    def launch(self, slot: Slot, state: State) -> Process:
+        """Start a cell and return what runs it; `state.log` is where its standard error goes."""
+        state.log = self.logs / f"{state.name}.log"
+        with state.log.open("w", encoding="utf-8") as log:
+            process = subprocess.Popen(
+                COMMAND,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+                env={**os.environ, **slot.environment},
+                start_new_session=True,  # Ctrl-C is for this process, which ends the others itself
+            )
+        assert process.stdin is not None and process.stdout is not None
+        with suppress(BrokenPipeError):  # it may be gone already; its exit code says why
+            process.stdin.write(json.dumps(request(state.cell, self.force)) + "\n")
+            process.stdin.flush()  # and stays open: its end would be ours
+        threading.Thread(target=_listen, args=(process.stdout, state), daemon=True).start()
+        return process
+
+    def _start(self, slot: Slot, state: State) -> None:
+        slot.process = self.launch(slot, state)
+        slot.state, state.status, state.started = state, RUNNING, time.monotonic()
+        self.changed(state)
+
+    def _ended(self, slot: Slot) -> None:
+        process, state = slot.process, slot.state
+        assert process is not None and state is not None and state.log is not None
+        for stream in (process.stdin, process.stdout):
+            if stream is not None:
+                with suppress(BrokenPipeError):
+                    stream.close()
+        state.seconds = time.monotonic() - state.started
+        state.status = DONE if process.returncode == 0 else FAILED
+        if state.status == FAILED:
+            state.reason = why(process.returncode, state.log)
+        slot.process = slot.state = None
+        self.changed(state)
+
+
+def request(cell: Cell, force: bool = False) -> dict[str, Any]:
+    """Return what a process needs to know to run a cell: see `perform.perform`."""
+    return {"config": cell.config, "overrides": list(cell.overrides), "force": force}
+
+
+def why(code: int, log: Path) -> str:
+    """Return in a line why a process failed: its own message, or the signal that ended it."""
+    if code < 0:
+        name = signal.Signals(-code).name
+        advice = ", perhaps for want of memory" if name == "SIGKILL" else ""
+        return f"ended by {name}{advice}"
+    lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines()]
+    for n, line in enumerate(lines):
+        if line.startswith("error: "):
+            return " ".join([line.removeprefix("error: "), *lines[n + 1 : n + 3]]).strip()
+    said = [line for line in lines if line and not line.startswith("This is a fault of camex_ft")]
+    ends = [n for n, line in enumerate(said) if line.startswith("Traceback")]
+    errors = [line for line in said[ends[-1] :] if _is_error(line)] if ends else said
+    return errors[-1] if errors else f"exit code {code}, and it said nothing"
+
+
+def _is_error(line: str) -> bool:
+    """Return whether a line of a traceback names the error: `package.SomeError: words`."""
+    name = line.partition(":")[0]
+    return name.replace(".", "").replace("_", "").isalnum() and name[:1].isalpha() and " " not in name
+
+
+def _listen(lines: Iterable[str], state: State) -> None:
+    try:
+        for line in lines:
+            told = json.loads(line)
+            state.share = told["step"] / max(told["steps"], 1)
+    except ValueError:  # the pipe was closed, or a line cut short by a kill
+        return

@@ -1,0 +1,143 @@
+"""Split files on disk: which files hold a split of a task, in whatever format, and what they hold.
+
+A split is one file, the hub's numbered shards of parquet, or where a task is about plain text a folder of txt files.
+Every fault is a `UserError` that names what was looked for and what is there.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from camex_ft.data.formats import PLAIN, Columns, read_file, read_parquet, suffixes
+from camex_ft.tasks.base import Task
+from camex_ft.utils.errors import UserError, nearest
+
+ALIASES = {"validation": ("validation", "valid", "val", "dev")}
+SHARD = re.compile(r"-(\d+)-of-(\d+)\.parquet$")
+
+
+def task_folder(root: Path, task: Task, *, guest: bool = False, others: Sequence[str] = ()) -> Path:
+    """Return the folder that holds the split files of `task`: below `root`, or `root` itself.
+
+    Args:
+        root: the folder that the user named.
+        guest: whether `root` may be another task's folder, beside which this task's is to be found.
+        others: names of further splits that may be there, beside the task's own.
+
+    Raises:
+        UserError: `root` is missing, is no folder or cannot be read, or nothing there holds a split.
+    """
+    entries, splits = _entries(root), _own_splits(task)
+    folders = (f"{task.suite}/{task.name}", task.name, task.benchmark_name)
+    places = [root / name for name in folders]
+    places += [root.parent / name for name in folders[1:]] if guest else [root]
+    for place in places:
+        if place.is_dir() and any(split_files(place, task, name) for name in (*splits, *others)):
+            return place
+    tried = ", ".join(str(place) for place in dict.fromkeys(places))
+    raise UserError(
+        f"data.dir: no split file of {task.id} in {tried}. Expected {_expected(task, splits[0])} "
+        f"(splits: {', '.join(splits)}); {root} holds {_listing(entries)}"
+    )
+
+
+def split_files(folder: Path, task: Task, split: str) -> list[Path]:
+    """Return the file of a split, the shards of a parquet file, the text files of a folder, or an empty list.
+
+    Raises:
+        UserError: several files could be meant.
+    """
+    entries = _entries(folder)
+    stems = _stems(task, split)
+    found = [path for path in entries if path.suffix in suffixes(task) and path.stem in stems]
+    shards = [path for path in entries if (name := SHARD.search(path.name)) and path.name == split + name[0]]
+    folders = [path for path in entries if task.plain_text and path.is_dir() and path.name in stems]
+    if len(found) + bool(shards) + len(folders) > 1:
+        names = ", ".join(path.name for path in [*found, *shards, *folders])
+        raise UserError(f"{folder}: {names} all could be the {split} split of {task.id}; keep one of them")
+    return (
+        found
+        or sorted(shards, key=_shard)
+        or [text for path in folders for text in sorted(path.rglob(f"*{PLAIN}"))]
+    )
+
+
+def read_split(folder: Path, task: Task, split: str) -> tuple[Columns, str]:
+    """Return the columns of a split and where they come from, for messages.
+
+    Raises:
+        UserError: there is no such file, or it is broken.
+    """
+    files = split_files(folder, task, split)
+    if not files:
+        listing = _listing(_entries(folder))
+        raise UserError(
+            f"{folder}: no {split} split of {task.id}. Expected {_expected(task, split)}; found {listing}. If another "
+            f"split is to serve as it, name that: data.splits={{{split}: NAME}}"
+        )
+    if files[0].suffix == ".parquet":
+        _check_shards(files)
+        return read_parquet(files, task), str(files[0])
+    if len(files) > 1:
+        read = [read_file(file, task) for file in files]
+        return {name: [value for each in read for value in each[name]] for name in read[0]}, str(
+            files[0].parent
+        )
+    return read_file(files[0], task), str(files[0])
+
+
+def _shard(file: Path) -> list[int]:
+    """Return the number of a shard and that of all shards; an empty list for a file that is none."""
+    found = SHARD.search(file.name)
+    return [int(found[1]), int(found[2])] if found else []
+
+
+def _check_shards(files: Sequence[Path]) -> None:
+    """Raise `UserError` for numbered shards that are not all of one set."""
+    numbers = [_shard(file) for file in files if _shard(file)]
+    count = numbers[0][1] if numbers else 0
+    if numbers != [[number, count] for number in range(count)]:
+        raise UserError(
+            f"{files[0].parent}: the shards of a split must be one whole set: expected numbers 0 to {count - 1} of "
+            f"{count}; found {', '.join(file.name for file in files)}. Add what is missing, or number the files as one "
+            "set"
+        )
+
+
+def _entries(folder: Path) -> list[Path]:
+    try:
+        return sorted(folder.iterdir())
+    except FileNotFoundError as error:
+        around = [path.name for path in folder.parent.iterdir()] if folder.parent.is_dir() else []
+        raise UserError(f"data.dir: there is no folder {folder}.{nearest(folder.name, around)}") from error
+    except NotADirectoryError as error:
+        raise UserError(
+            f"data.dir: {folder} is a file; expected the folder that holds the split files"
+        ) from error
+    except OSError as error:
+        raise UserError(f"data.dir: {folder} cannot be read: {error.strerror}") from error
+
+
+def _own_splits(task: Task) -> tuple[str, ...]:
+    return task.splits["test"] if task.train_from else task.all_splits()
+
+
+def _stems(task: Task, split: str) -> tuple[str, ...]:
+    base, _, rest = split.partition("_")
+    stems = tuple(f"{name}_{rest}" if rest else name for name in ALIASES.get(base, (base,)))
+    stems += task.stems.get(split, ())
+    return (*stems, task.benchmark_name) if task.train_from else stems
+
+
+def _expected(task: Task, split: str) -> str:
+    stems = _stems(task, split)
+    known = suffixes(task)
+    folder = f", or a folder {stems[0]}/ of {PLAIN} files" if task.plain_text else ""
+    return f"{stems[0]} with {', '.join(known[:-1])} or {known[-1]}{folder}"
+
+
+def _listing(entries: list[Path]) -> str:
+    names = [path.name + "/" * path.is_dir() for path in entries]
+    return ", ".join(names[:12]) + (", ..." if len(names) > 12 else "") if names else "nothing"

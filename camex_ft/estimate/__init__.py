@@ -1,0 +1,155 @@
+"""`camex-ft plan`: parameters, multiply-adds, memory and time of any configuration, side by side, without its weights.
+
+    config --resolve, skeleton--> dense model on the meta device --upcycle, once a column--> counts
+
+Exact are the parameters (those of a run's own model, made by the same code) and what follows from them: weights,
+gradients, the state of AdamW. Multiply-adds are counted by the formulas in `operations`; `memory` follows a step to its
+peak; `duration` takes a rate that is measured or assumed; `advice` plans again with other settings. Data are not read:
+every row is taken to have its full length, and no padding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from camex_ft import config as configuration
+from camex_ft.config import Config
+from camex_ft.estimate.advice import Advice, advise
+from camex_ft.estimate.columns import (
+    OPTIMIZER,
+    SHIPPED,
+    Column,
+    Setting,
+    batch_of,
+    chains_of,
+    column,
+    dense_of,
+    materials,
+    of_a_device,
+    precision_of,
+    protocols_of,
+    trains_tokenizer,
+    under,
+)
+from camex_ft.estimate.duration import TFLOPS, measured_tflops
+from camex_ft.estimate.memory import Where, gpu_here
+from camex_ft.estimate.survey import Batch, survey
+from camex_ft.tasks.base import Task
+from camex_ft.utils.registry import TASKS
+
+__all__ = ["Column", "Plan", "Setting", "Where", "chains_of", "materials", "plan"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """Cost estimate of a configuration.
+
+    Attributes:
+        backbone, task: of the configuration.
+        batch: what one training step reads.
+        setting: how and where it is run.
+        columns: one a protocol.
+        notes: what the reader must know of them.
+        advice: what would make the own protocol's step fit, where a limit was given.
+    """
+
+    backbone: str
+    task: str
+    batch: Batch
+    setting: Setting
+    columns: tuple[Column, ...]
+    notes: tuple[str, ...]
+    advice: Advice | None = None
+
+    @property
+    def own(self) -> Column | None:
+        """The configuration's own column, where it is among them."""
+        return next((each for each in self.columns if each.own), None)
+
+    def as_json(self) -> dict[str, Any]:
+        """Return everything as numbers, strings, lists and dictionaries."""
+        made = asdict(self)
+        for each, entry in zip(self.columns, made["columns"], strict=True):
+            entry["operations"]["total"] = each.operations.total
+            entry["duration"]["total"] = each.duration.total
+        made["exact"] = [
+            "parameters",
+            "memory.weights",
+            "memory.gradients",
+            "memory.optimizer",
+            "memory.vectors",
+        ]
+        made["estimated"] = [
+            "memory.activations",
+            "memory.working",
+            "memory.holes",
+            "memory.total",
+            "duration",
+        ]
+        return made
+
+
+def plan(
+    given: Config,
+    *,
+    gpu: bool | None = None,
+    protocols: Sequence[str] | None = None,
+    where: Where | None = None,
+    tflops: float | None = None,
+    limit: int | None = None,
+) -> Plan:
+    """Return what a configuration costs, under its own protocol and beside it dense, mixture, static and dynamic.
+
+    Args:
+        given: the configuration; neither its data nor the backbone's weights need to be there.
+        gpu: estimate for a GPU's kernels; None: as on this machine.
+        protocols: the columns, in place of those.
+        where: processes and what they hold by themselves; None: one process, without its framework.
+        tflops: 10^12 operations a second that a device sustains; None: measured on a CPU, `TFLOPS` for a GPU.
+        limit: bytes of a device, for advice; None: none is wanted.
+
+    Raises:
+        UserError: the backbone's configuration is at fault or out of reach, or the configuration contradicts itself.
+    """
+    settled, reason = configuration.resolve(given, needs=False)
+    settled = of_a_device(settled, (where or Where()).engine.processes)
+    task: Task = TASKS.get(settled.task.id)
+    dense = dense_of(settled, task)
+    precision = precision_of(settled, gpu=gpu_here() if gpu is None else gpu)
+    measured = tflops is None and not precision.gpu
+    rate = tflops or (measured_tflops(half=precision.half) if measured else TFLOPS)
+    setting = Setting(precision=precision, where=where or Where(), tflops=rate, measured=measured)
+
+    def cost(settled: Config, setting: Setting, *, own: bool = True) -> Column:
+        return column(settled, dense, survey(dense, batch_of(settled, task, dense)), setting, own=own)
+
+    def peak(settled: Config, where: Where) -> int:
+        again = precision_of(settled, gpu=precision.gpu)
+        return cost(settled, replace(setting, precision=again, where=where)).memory.total
+
+    names = protocols or protocols_of(settled)
+    return Plan(
+        backbone=settled.backbone,
+        task=settled.task.id,
+        batch=batch_of(settled, task, dense),
+        setting=setting,
+        columns=tuple(cost(under(settled, n), setting, own=n == settled.merging.protocol) for n in names),
+        notes=(reason, *_notes(settled, dense, trained=trains_tokenizer(settled, task))),
+        advice=None if limit is None else advise(settled, setting.where, limit, peak, gpu=precision.gpu),
+    )
+
+
+def _notes(settled: Config, dense: PreTrainedModel, *, trained: bool) -> Iterator[str]:
+    if dense.config.name_or_path == SHIPPED:
+        yield f"{settled.backbone} is out of reach: its shape is the one that comes with the package"
+    if trained:
+        yield "the tokenizer would be trained on the data, which are not read: its vocabulary counts as full"
+    optimizer = str((settled.training.model_extra or {}).get("optim") or OPTIMIZER)
+    if not optimizer.startswith(("adamw_torch", "sgd", "adagrad", "rmsprop")):
+        yield f"training.optim {optimizer} counts as AdamW with two float32 moments"
+    if settled.merging.top_k is None:
+        yield "merging.top_k is not set: a token of smoe meets all experts"

@@ -1,0 +1,216 @@
+"""One column of a plan: what one protocol costs on a configuration's backbone; and what a configuration stands for."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedModel
+
+from camex_ft import upcycling
+from camex_ft.backbones.skeleton import skeleton
+from camex_ft.backbones.source import OutOfReach
+from camex_ft.config import Config
+from camex_ft.config.backbones import EMBEDDED
+from camex_ft.config.rules import broken
+from camex_ft.estimate import facts
+from camex_ft.estimate.duration import TFLOPS, Duration, duration
+from camex_ft.estimate.memory import Memory, Where, memory
+from camex_ft.estimate.operations import Operations, operations
+from camex_ft.estimate.precision import Precision
+from camex_ft.estimate.survey import Batch, Survey
+from camex_ft.moe.layers.ffn import ExpertFFN, MergedFFN
+from camex_ft.moe.layers.propagation import chains
+from camex_ft.protocols import Protocol
+from camex_ft.tasks.base import Task
+from camex_ft.training.cost import Parameters, count_parameters
+from camex_ft.utils.registry import PROTOCOLS, TASKS
+
+OPTIMIZER = "adamw_torch_fused"  # the default of transformers.TrainingArguments
+DENSE, MIXTURE, STATIC, DYNAMIC = "dense", "smoe", "domain-ca", "ep-camex"
+SHIPPED = "shipped"
+LM, TEXT_TO_TEXT, LORA = "causal-lm", "seq2seq-lm", "lora"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """Circumstances of a step: its precision, the device and its processes, and the rate that it is taken to have.
+
+    Attributes:
+        precision, where: of a step.
+        tflops: 10^12 operations a second that a device sustains.
+        measured: that rate was measured here, and not assumed.
+    """
+
+    precision: Precision
+    where: Where = field(default_factory=Where)
+    tflops: float = TFLOPS
+    measured: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Column:
+    """One protocol on the configuration's backbone.
+
+    Attributes:
+        protocol: its name.
+        own: it is the configuration's own.
+        parameters, operations, memory: what it costs.
+        duration: of an optimizer step.
+        chains: of dynamic merging, a line each: which layers share a base expert.
+    """
+
+    protocol: str
+    own: bool
+    parameters: Parameters
+    operations: Operations
+    memory: Memory
+    duration: Duration
+    chains: tuple[str, ...] = ()
+
+
+def column(
+    settled: Config, dense: PreTrainedModel, found: Survey, setting: Setting, *, own: bool = True
+) -> Column:
+    """Return what a configuration costs.
+
+    Args:
+        settled: the resolved configuration.
+        dense: its backbone, on the meta device.
+        found: of the backbone.
+        setting: how and where it is run.
+        own: it is the configuration that was asked for.
+    """
+    with torch.device("meta"):
+        model = upcycling.for_run(settled, dense)
+    layers = upcycling.expert_layers(model)
+    precision, where = setting.precision, setting.where
+    return Column(
+        protocol=settled.merging.protocol,
+        own=own,
+        parameters=count_parameters(model),
+        operations=operations(found, layers),
+        memory=memory(model, found, layers, precision, where),
+        duration=duration(model, found, layers, precision, tflops=setting.tflops, engine=where.engine),
+        chains=chains_of(layers),
+    )
+
+
+def materials(settled: Config) -> tuple[PreTrainedModel, Batch]:
+    """Return the model of a configuration with weights that are drawn, and what a step of it reads."""
+    task: Task = TASKS.get(settled.task.id)
+    meta = dense_of(settled, task)
+    dense = type(meta)._from_config(meta.config, dtype=torch.float32).train()
+    return upcycling.for_run(settled, dense), batch_of(settled, task, meta)
+
+
+def dense_of(settled: Config, task: Task) -> PreTrainedModel:
+    """Return the backbone of a configuration, on the meta device.
+
+    Where the hub is out of reach, the shape of a backbone in `facts` is used; its config has the name `SHIPPED` then.
+
+    Raises:
+        UserError: its configuration is at fault or out of reach.
+    """
+    trained = trains_tokenizer(settled, task)
+
+    def make(spec: str) -> PreTrainedModel:
+        return skeleton(spec, head=task.head, trained_tokenizer=trained, **task.backbone_options())
+
+    try:
+        dense = make(settled.backbone)
+    except OutOfReach:
+        known = facts.backbone(settled.backbone)
+        if known is None:
+            raise
+        with tempfile.TemporaryDirectory() as folder:
+            (Path(folder) / "config.json").write_text(json.dumps(known), encoding="utf-8")
+            dense = make(folder)
+        dense.config.name_or_path = SHIPPED
+    task.check_backbone(dense.config, settled.task)
+    return dense
+
+
+def trains_tokenizer(settled: Config, task: Task) -> bool:
+    """Return whether the tokenizer would be trained on the data."""
+    return task.plain_text and settled.data.source != "embedded" and settled.backbone.startswith(EMBEDDED)
+
+
+def protocols_of(settled: Config) -> tuple[str, ...]:
+    """Return the columns' protocols: dense, mixture, static and dynamic merging, and the configuration's own."""
+    own = settled.merging.protocol
+    static = own if _is_static(PROTOCOLS.get(own)) else STATIC
+    wanted = [DENSE, MIXTURE, static, *([DYNAMIC] if DYNAMIC in PROTOCOLS.names() else []), own]
+    return tuple(dict.fromkeys(wanted))
+
+
+def of_a_device(settled: Config, processes: int) -> Config:
+    """Return the configuration with the rows of each device in place of those of the whole step."""
+    rows = {
+        "per_device_train_batch_size": settled.training.rows_a_device(processes),
+        "global_batch_size": None,
+    }
+    return settled.model_copy(update={"training": settled.training.model_copy(update=rows)})
+
+
+def batch_of(settled: Config, task: Task, model: PreTrainedModel) -> Batch:
+    """Return what one training step of a task reads at a time; all rows at their longest."""
+    length = settled.task.block_size if task.head == LM else settled.task.max_length
+    target = settled.task.answer_length if task.head == TEXT_TO_TEXT else length
+    extra = settled.training.model_extra or {}
+    return Batch(
+        rows=settled.training.per_device_train_batch_size,
+        length=length,
+        target=target if model.config.is_encoder_decoder else 0,
+        steps=int(extra.get("gradient_accumulation_steps") or 1),
+    )
+
+
+def precision_of(settled: Config, *, gpu: bool) -> Precision:
+    """Return how the training section asks for a step to be run."""
+    extra = settled.training.model_extra or {}
+    return Precision(
+        half=bool(extra.get("bf16") or extra.get("fp16")),
+        gpu=gpu,
+        checkpointing=bool(extra.get("activation_checkpointing") or extra.get("gradient_checkpointing")),
+        optimizer=str(extra.get("optim") or OPTIMIZER),
+    )
+
+
+def under(settled: Config, name: str) -> Config:
+    """Return the configuration under another protocol, less what only its own one allows."""
+    if name == settled.merging.protocol:
+        return settled
+    protocol: Protocol = PROTOCOLS.get(name)
+    routing, tuning = settled.routing, settled.tuning
+    if routing.granularity not in ("auto", *protocol.granularities):
+        routing = routing.model_copy(update={"granularity": "auto"})
+    if getattr(routing, "router", "linear") == "expert-choice" and protocol.form != "outputs":
+        routing = routing.model_copy(update={"router": "linear"})
+    if protocol.form == "dense":
+        tuning = tuning if tuning.mode == "lora" else tuning.model_copy(update={"mode": "full"})
+    merging = settled.merging.model_copy(update={"protocol": name, "options": {}})
+    made = settled.model_copy(update={"merging": merging, "routing": routing, "tuning": tuning})
+    if tuning.mode == LORA and list(broken(made)):  # it has no experts of low rank
+        return made.model_copy(update={"tuning": tuning.model_copy(update={"mode": "experts"})})
+    return made
+
+
+def chains_of(layers: dict[str, ExpertFFN]) -> tuple[str, ...]:
+    """Return a line for each chain of dynamic merging: where its base expert is stored, and how far it is carried."""
+    made, stacks = [], set()
+    for chain in chains([layer for layer in layers.values() if isinstance(layer, MergedFFN)]):
+        stack = layers[chain[0]].stack
+        why = ", a new one: its matrices have other shapes than those before" if stack in stacks else ""
+        length = f"{len(chain)} layers" if len(chain) > 1 else "1 layer, which has nothing to carry to,"
+        made.append(f"{stack}: {length} from {chain[0]} on{why}")
+        stacks.add(stack)
+    return tuple(made)
+
+
+def _is_static(protocol: Protocol) -> bool:
+    """Return whether weights are merged onto a base expert that every layer stores, from parameters alone."""
+    return protocol.form == "weights" and protocol.base and not protocol.statistic

@@ -1,5 +1,0 @@
-"""Pictures and numbers of a finished run's model: ``camex-ft inspect RUN``."""
-
-from camex_ft.inspection.gather import inspect
-
-__all__ = ["inspect"]

@@ -1,0 +1,248 @@
+"""Use of a finished run's model: evaluate it again, predict a file, generate from a text."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PrinterCallback,
+    ProgressCallback,
+)
+
+from camex_ft import config, upcycling
+from camex_ft.backbones.loading import VOCABULARIES
+from camex_ft.config import Config
+from camex_ft.data import sources
+from camex_ft.results import Record, RunFolder, find_done, load_record
+from camex_ft.results.experiment import SHOWN
+from camex_ft.run.pipeline import MODEL, PREDICTIONS
+from camex_ft.run.steps import load_splits, make_trainer, quieten
+from camex_ft.tasks.base import Task
+from camex_ft.tasks.prepared import Prepared
+from camex_ft.tasks.stream import begin
+from camex_ft.training.history import only_metrics
+from camex_ft.training.trainer import CamexTrainer
+from camex_ft.utils.architectures import positions
+from camex_ft.utils.errors import UserError
+from camex_ft.utils.folders import writing
+from camex_ft.utils.registry import TASKS
+
+GENERATING = ("causal-lm", "seq2seq-lm")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    """A finished run as it can be measured again.
+
+    Attributes:
+        settled: its resolved configuration.
+        data, model, tokenizer: as they are now.
+        note: what is to be said where the data are not those of the record, else "".
+    """
+
+    settled: Config
+    data: Prepared
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    note: str = ""
+
+    @contextmanager
+    def trainer(self, model: PreTrainedModel | None = None) -> Iterator[CamexTrainer]:
+        """Yield the run's own trainer, which writes nothing that stays, over its model or another one in its place."""
+        with tempfile.TemporaryDirectory() as scratch:
+            folder = RunFolder(Path(scratch))
+            made = make_trainer(self.settled, self.data, model or self.model, self.tokenizer, folder)
+            for told in (PrinterCallback, ProgressCallback):  # of training's progress; here the caller tells
+                made.remove_callback(told)
+            yield made
+
+    def measure(self, model: PreTrainedModel | None = None) -> dict[str, float]:
+        """Return the metrics on the validation splits, of the run's model or of another one in its place."""
+        with self.trainer(model) as trainer:
+            return self.metrics(trainer)
+
+    @staticmethod
+    def metrics(trainer: CamexTrainer) -> dict[str, float]:
+        """Return the metrics of a trainer's model on the validation splits."""
+        return only_metrics(trainer.evaluate())
+
+
+def read_trained(run_folder: Path | str) -> Trained:
+    """Return a finished run, to be measured; `UserError` if there is none, or its model or data is gone."""
+    settled, task = read_run(run_folder)
+    model, tokenizer = load_trained(run_folder)
+    splits = load_splits(settled, task)
+    data = Prepared.make(task, splits, tokenizer, task.within(model.config, settled.task))
+    note = changed_data(load_record(run_folder), sources.fingerprint(splits), data)
+    return Trained(settled=settled, data=data, model=model, tokenizer=tokenizer, note=note)
+
+
+def changed_data(record: Record, digest: str, data: Prepared) -> str:
+    """Say that the data are not those of a record, and which rows are measured in their place; "" where they are.
+
+    Args:
+        record: of the run.
+        digest: SHA-256 of the data as they are now.
+        data: the same, prepared.
+    """
+    if digest == record.data.sha256:
+        return ""
+    rows = ", ".join(
+        f"{split} ({len(data.rows[split]):,} rows, {record.data.rows.get(split, 0):,} then)"
+        for split in data.validation
+    )
+    before, now = record.data.sha256[:SHOWN], digest[:SHOWN]
+    return (
+        f"the data differ from those of the run: their SHA-256 is {now} now, and {before} in its record. Measured on "
+        f"the data as they are now: {rows}"
+    )
+
+
+def evaluate(run_folder: Path | str) -> dict[str, float]:
+    """Return the metrics of a finished run's model on its validation splits, measured again.
+
+    Where the data have changed since, a line on standard error says so.
+
+    Raises:
+        UserError: there is no finished run there, or its data is gone.
+    """
+    quieten()
+    run = read_trained(run_folder)
+    if run.note:
+        print(run.note, file=sys.stderr)
+    return run.measure()
+
+
+def predict(run_folder: Path | str, file: Path | str, out: Path | str | None = None) -> Path:
+    """Write a finished run's predictions for the examples of a file, in the benchmark's format; return where.
+
+    Args:
+        run_folder: of the run.
+        file: jsonl, csv, tsv or parquet with the task's columns.
+        out: where predictions go; by default ``predictions/`` in the run's folder, under the file's name.
+
+    Raises:
+        UserError: there is no finished run there, the file is missing or faulty, or the task takes no predictions.
+    """
+    quieten()
+    settled, task = read_run(run_folder)
+    if not task.files:
+        raise task.no_predictions()
+    split = task.splits["test"][0]
+    examples = sources.load_file(task, file)
+    model, tokenizer = load_trained(run_folder)
+    data = Prepared.make(task, {split: examples}, tokenizer, task.within(model.config, settled.task))
+    suffix = Path(task.files[split]).suffix
+    named = f"{Path(file).stem}{suffix}"
+    target = Path(out) if out else RunFolder(Path(run_folder)).own(PREDICTIONS, named)
+    with tempfile.TemporaryDirectory() as scratch:
+        trainer = make_trainer(settled, data, model, tokenizer, RunFolder(Path(scratch)))
+        decided = data.predict(split, trainer.collect(data.encoded[split]))
+        with writing(target):
+            task.submission(decided, data.rows[split], target)
+    return target
+
+
+def generate(
+    run_folder: Path | str,
+    prompt: str,
+    *,
+    tokens: int = 50,
+    beams: int = 1,
+    sample: bool = False,
+    seed: int = 0,
+) -> str:
+    """Return what a finished run's model says after `prompt`.
+
+    Args:
+        run_folder: of the run.
+        prompt: the text to go on from, or for an encoder-decoder its input.
+        tokens: the most that are generated; fewer where the model ends the text.
+        beams: of beam search; 1 takes the likeliest token each time.
+        sample: draw tokens from the model's distribution instead.
+        seed: of the draws.
+
+    Raises:
+        UserError: there is no finished run there, it does not generate, or prompt and tokens are more than it reads.
+    """
+    quieten()
+    _, task = read_run(run_folder)
+    if task.head not in GENERATING:
+        raise UserError(
+            f"{task.id} is a classification: its model scores texts and writes none. Expected the run of a language "
+            "model (suite lm) or of question answering (suite qa)"
+        )
+    loaded, tokenizer = load_trained(run_folder)
+    model: Any = loaded  # its `generate` is typed as a module's attribute
+    causal = task.head == "causal-lm"
+    ids = begin(tokenizer) if causal else []
+    ids += tokenizer(prompt, add_special_tokens=not causal, split_special_tokens=True, verbose=False)[
+        "input_ids"
+    ]
+    if not ids:
+        raise UserError(
+            "the prompt is empty, and the model has no token that begins a text: expected some words"
+        )
+    room = positions(model.config)
+    if causal and room is not None and len(ids) + tokens > room:
+        raise UserError(
+            f"the prompt's {len(ids)} tokens and {tokens} more are beyond the {room} that the model reads; expected "
+            f"a shorter prompt, or --tokens {max(room - len(ids), 0)} at most"
+        )
+    inputs = torch.tensor([ids])
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(seed)
+        made = model.generate(
+            input_ids=inputs,
+            attention_mask=torch.ones_like(inputs),
+            max_new_tokens=tokens,
+            num_beams=beams,
+            do_sample=sample,
+            use_cache=upcycling.caches(loaded),
+        )
+    new = made[0, len(ids) if causal else 0 :]
+    return str(tokenizer.decode(new, skip_special_tokens=True))
+
+
+def read_run(run_folder: Path | str) -> tuple[Config, Task]:
+    """Return a finished run's configuration and task; `UserError` if there is none."""
+    folder = RunFolder(Path(run_folder))
+    if find_done(folder) is None:
+        above = Path(run_folder).parent
+        near = f": did you mean {above}?" if find_done(RunFolder(above)) is not None else ""
+        raise UserError(
+            f"{run_folder} holds no finished run{near}; runs are in results/runs, each with a record.json"
+        )
+    settled = config.load_config(str(folder.config), [])
+    return settled, TASKS.get(settled.task.id)
+
+
+def load_trained(run_folder: Path | str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Return a finished run's model, at its best epoch, and tokenizer."""
+    folder = Path(run_folder) / MODEL
+    if not folder.is_dir():
+        raise UserError(
+            f"{run_folder} keeps no model: output.model was false, or it was removed; `camex-ft run "
+            f"{run_folder}/config.yaml output.model=true --force` runs it again and keeps it"
+        )
+    model = upcycling.load(folder)
+    try:  # without its vocabulary it may load all the same, and then know nothing but its special tokens
+        if not any((folder / name).is_file() for name in VOCABULARIES):
+            raise FileNotFoundError(f"none of {', '.join(VOCABULARIES)} is there")
+        return model, AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    except Exception as error:  # transformers raises many types here; each one is about the files
+        said = next(iter(str(error).splitlines()), "") or type(error).__name__
+        raise UserError(
+            f"{folder}: its tokenizer is not usable: {said}. Expected the files as the run wrote them: copy the folder "
+            "again"
+        ) from error

@@ -1,0 +1,175 @@
+"""The steps of a run, each by itself: its data, its model, its trainer, its name. `pipeline` takes them in turn."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any, cast
+
+import datasets
+import transformers
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from camex_ft import config, upcycling
+from camex_ft.backbones.loading import load as load_backbone
+from camex_ft.config import Config
+from camex_ft.config.backbones import EMBEDDED
+from camex_ft.config.identity import hash_by_name
+from camex_ft.config.needs import local_backbone
+from camex_ft.data import sources
+from camex_ft.results import RunFolder, run_name
+from camex_ft.results.experiment import find_folder, may_be_of
+from camex_ft.tasks import stream
+from camex_ft.tasks.base import Task
+from camex_ft.tasks.prepared import Prepared
+from camex_ft.training import manifest
+from camex_ft.training.arguments import training_arguments
+from camex_ft.training.history import HistoryCallback
+from camex_ft.training.tracking import trackers
+from camex_ft.training.trainer import CamexTrainer
+
+
+def quieten() -> None:
+    """Leave the terminal to training's own progress: no bars for what takes a moment."""
+    transformers.utils.logging.disable_progress_bar()
+    datasets.disable_progress_bars()
+
+
+def load_splits(settled: Config, task: Task) -> dict[str, datasets.Dataset]:
+    """Return the examples of the run, by split."""
+    source = settled.data
+    return sources.load(
+        task,
+        source=source.source,
+        dir=source.path,
+        seed=source.seed,
+        train_rows=source.train_rows,
+        eval_rows=source.eval_rows,
+        serves=source.splits,
+    )
+
+
+def load_model(
+    settled: Config,
+    task: Task,
+    splits: Mapping[str, datasets.Dataset] | None = None,
+    path: Path | None = None,
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Return the upcycled backbone under the task's head, with its tokenizer.
+
+    Args:
+        settled: the resolved configuration.
+        task: its task.
+        splits: the examples, for an embedded backbone whose tokenizer must be made for them (`needs_tokenizer`).
+        path: of the backbone's files, where they have been located already.
+    """
+    texts = None
+    if splits is not None and needs_tokenizer(settled, task):
+        texts = map(stream.line, splits[task.splits["train"]]["text"][:])
+    dense, tokenizer = load_backbone(
+        settled.backbone,
+        head=task.head,
+        seed=settled.training.seed,
+        texts=texts,
+        path=path,
+        **task.backbone_options(),
+    )
+    return upcycling.for_run(settled, dense, in_place=True), tokenizer
+
+
+def needs_tokenizer(settled: Config, task: Task) -> bool:
+    """Return whether an embedded backbone meets text that its words do not make up."""
+    return task.plain_text and settled.data.source != "embedded" and settled.backbone.startswith(EMBEDDED)
+
+
+def made_tokenizer(settled: Config, task: Task, tokenizer: Any) -> str | None:
+    """Return what was made where `needs_tokenizer`, in words for the terminal and the record, or None."""
+    made = f"a byte-level BPE of {len(tokenizer):,} tokens, trained on the train split"
+    return made if needs_tokenizer(settled, task) else None
+
+
+def make_trainer(
+    settled: Config,
+    data: Prepared,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: RunFolder,
+    *,
+    tracked: bool = False,
+) -> CamexTrainer:
+    """Return the trainer of a run, which keeps its history in `folder`.
+
+    Args:
+        settled: the resolved configuration.
+        data, model, tokenizer: of the run.
+        folder: of the run.
+        tracked: whether the trackers of `training.report_to` are told; `logging_to` has to be in force then.
+    """
+    split, primary = data.primary
+    labelled = data.labelled(split)
+    task = data.task.owner(split)
+    arguments = training_arguments(
+        settled.training,
+        output=folder.checkpoints,
+        best=f"eval_{split}_{primary}" if labelled else None,
+        greater_is_better=data.greater_is_better,
+    )
+    named, arguments.report_to = cast("list[str]", arguments.report_to), []
+    trainer = CamexTrainer(
+        model=model,
+        args=arguments,
+        callbacks=trackers(named, folder.logs) if tracked else None,
+        train_dataset=data.train,
+        eval_dataset=data.validation,
+        data_collator=task.collator(tokenizer),
+        processing_class=tokenizer,
+        outputs=partial(task.outputs, tokenizer=tokenizer, settings=settled.task),
+        score=data.score,
+        router_learning_rate=settled.training.router_learning_rate,
+        curvature_learning_rate=settled.training.curvature_learning_rate,
+    )
+    trainer.before_saving = folder.sync_history
+    trainer.add_callback(
+        HistoryCallback(folder.append_history, lambda: trainer.monitor.loads, folder.rewind_history)
+    )
+    return trainer
+
+
+def name_of(settled: Config, data: str, backbone: str | None, *, anew: bool = False) -> str:
+    """Return the name of a run's folder: of the one that is there, if any, else of a new one.
+
+    A run that starts from another run's checkpoint is an experiment of its own.
+
+    Args:
+        settled: the resolved configuration.
+        data, backbone: SHA-256 of the data, and of the backbone's content (None: embedded).
+        anew: start from nothing, whatever `training.resume` says.
+    """
+    name = _name(settled, data, backbone)
+    resume = Path(settled.training.resume).expanduser()
+    if anew or settled.training.resume in ("auto", "never") or not resume.is_dir():
+        return name
+    if resume.resolve().parent.parent == (settled.output.path / "runs" / name).resolve():
+        return name  # its own checkpoint leads to the same result
+    return _name(settled, data, backbone, start=manifest.identity(resume))
+
+
+def _name(settled: Config, data: str, backbone: str | None, start: str = "") -> str:
+    def named(hash8: str) -> str:
+        return run_name(
+            suite=settled.task.suite,
+            task=settled.task.name,
+            backbone=settled.backbone,
+            protocol=settled.merging.protocol,
+            seed=settled.training.seed,
+            hash8=hash8,
+        )
+
+    output = settled.output.path
+    name = named(config.config_hash(settled, data=data, backbone=backbone or "", start=start))
+    found = find_folder(output, name)
+    if found is None and not start and local_backbone(settled.backbone) is None:
+        by_name = named(hash_by_name(settled, data=data))
+        found = by_name if may_be_of(output / "runs" / by_name, backbone) else None
+    return found or name

@@ -1,0 +1,259 @@
+"""Tiny backbones with random weights: transformers' own classes built from small configurations.
+
+All are 64 wide and 128 inside the feed-forward blocks (8x8 and 8x16 in the curvature's factors), with two
+layers and four heads, and learn the embedded tasks from scratch in a minute or two on one CPU core.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+import transformers
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
+
+from camex_ft.synthetic.tokenizer import MAX_LENGTH, Layout, build_tokenizer, train_tokenizer
+from camex_ft.utils.errors import UserError, nearest
+from camex_ft.utils.registry import EMBEDDED
+
+WIDTH, INNER, LAYERS, ATTENTION_HEADS = 64, 128, 2, 4
+INITIAL = WIDTH**-0.5  # the usual 0.02 suits wider models: at this width training stands still for epochs
+
+HEADS = {
+    "base": transformers.AutoModel,
+    "sequence-classification": transformers.AutoModelForSequenceClassification,
+    "token-classification": transformers.AutoModelForTokenClassification,
+    "question-answering": transformers.AutoModelForQuestionAnswering,
+    "multiple-choice": transformers.AutoModelForMultipleChoice,
+    "masked-lm": transformers.AutoModelForMaskedLM,
+    "causal-lm": transformers.AutoModelForCausalLM,
+    "seq2seq-lm": transformers.AutoModelForSeq2SeqLM,
+}
+CLASSIFIERS = ("sequence-classification", "token-classification")
+
+
+@dataclass(frozen=True)
+class TinyFamily:
+    """A tiny configuration: transformers' `model_type`, its settings, and the tokenizer's layout."""
+
+    model_type: str
+    settings: dict[str, Any]
+    layout: Layout
+
+
+_BERT = Layout(
+    {
+        "pad_token": "[PAD]",
+        "unk_token": "[UNK]",
+        "cls_token": "[CLS]",
+        "sep_token": "[SEP]",
+        "mask_token": "[MASK]",
+    },
+    single="[CLS] $A [SEP]",
+    pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+    inputs=("input_ids", "token_type_ids", "attention_mask"),
+)
+_DISTILBERT = Layout(_BERT.special, single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B [SEP]")
+# The ids 0 to 3 are those of the published RoBERTa; its position table counts from the padding id.
+_ROBERTA = Layout(
+    {
+        "bos_token": "<s>",
+        "pad_token": "<pad>",
+        "eos_token": "</s>",
+        "unk_token": "<unk>",
+        "cls_token": "<s>",
+        "sep_token": "</s>",
+        "mask_token": "<mask>",
+    },
+    single="<s> $A </s>",
+    pair="<s> $A </s> </s> $B </s>",
+)
+_T5 = Layout(
+    {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"},
+    single="$A </s>",
+    pair="$A </s> $B </s>",
+)
+# The end token closes each text: a causal classifier reads the answer off the last token that is not padding.
+_GPT2 = Layout(
+    {
+        "pad_token": "<|pad|>",
+        "eos_token": "<|endoftext|>",
+        "bos_token": "<|endoftext|>",
+        "unk_token": "<|unk|>",
+    },
+    single="$A <|endoftext|>",
+    pair="$A <|endoftext|> $B <|endoftext|>",
+)
+_LLAMA = Layout(
+    {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"},
+    single="<s> $A </s>",
+    pair="<s> $A </s> $B </s>",
+)
+_QWEN2 = replace(_LLAMA, byte_level=True)
+
+_T5_SETTINGS = {
+    "d_model": WIDTH,
+    "d_ff": INNER,
+    "d_kv": WIDTH // ATTENTION_HEADS,
+    "num_layers": LAYERS,
+    "num_decoder_layers": LAYERS,
+    "num_heads": ATTENTION_HEADS,
+    "dropout_rate": 0.0,
+    "classifier_dropout": 0.0,
+}
+_BERT_SETTINGS = {
+    "hidden_size": WIDTH,
+    "intermediate_size": INNER,
+    "num_hidden_layers": LAYERS,
+    "num_attention_heads": ATTENTION_HEADS,
+    "hidden_dropout_prob": 0.0,
+    "attention_probs_dropout_prob": 0.0,
+    "max_position_embeddings": MAX_LENGTH,
+    "initializer_range": INITIAL,
+}
+_LLAMA_SETTINGS = {
+    "hidden_size": WIDTH,
+    "intermediate_size": INNER,
+    "num_hidden_layers": LAYERS,
+    "num_attention_heads": ATTENTION_HEADS,
+    "num_key_value_heads": ATTENTION_HEADS // 2,
+    "head_dim": WIDTH // ATTENTION_HEADS,
+    "max_position_embeddings": MAX_LENGTH,
+    "initializer_range": INITIAL,
+}
+_FAMILIES = {
+    "t5": TinyFamily("t5", {**_T5_SETTINGS, "feed_forward_proj": "relu"}, _T5),
+    "t5-gated": TinyFamily("t5", {**_T5_SETTINGS, "feed_forward_proj": "gated-gelu"}, _T5),
+    "bert": TinyFamily("bert", _BERT_SETTINGS, _BERT),
+    "roberta": TinyFamily(
+        "roberta",
+        {**_BERT_SETTINGS, "max_position_embeddings": MAX_LENGTH + 2, "type_vocab_size": 1},
+        _ROBERTA,
+    ),
+    "distilbert": TinyFamily(
+        "distilbert",
+        {
+            "dim": WIDTH,
+            "hidden_dim": INNER,
+            "n_layers": LAYERS,
+            "n_heads": ATTENTION_HEADS,
+            "dropout": 0.0,
+            "attention_dropout": 0.0,
+            "seq_classif_dropout": 0.0,
+            "qa_dropout": 0.0,
+            "max_position_embeddings": MAX_LENGTH,
+            "initializer_range": INITIAL,
+        },
+        _DISTILBERT,
+    ),
+    "gpt2": TinyFamily(
+        "gpt2",
+        {
+            "n_embd": WIDTH,
+            "n_inner": INNER,
+            "n_layer": LAYERS,
+            "n_head": ATTENTION_HEADS,
+            "resid_pdrop": 0.0,
+            "embd_pdrop": 0.0,
+            "attn_pdrop": 0.0,
+            "n_positions": MAX_LENGTH,
+            "initializer_range": INITIAL,
+        },
+        _GPT2,
+    ),
+    "llama": TinyFamily("llama", _LLAMA_SETTINGS, _LLAMA),
+    "mistral": TinyFamily("mistral", {**_LLAMA_SETTINGS, "sliding_window": None}, _LLAMA),
+    "qwen2": TinyFamily(
+        "qwen2", {key: value for key, value in _LLAMA_SETTINGS.items() if key != "head_dim"}, _QWEN2
+    ),
+}
+for _name, _family in _FAMILIES.items():
+    EMBEDDED.add(_name, _family)
+
+
+def heads(family: str) -> tuple[str, ...]:
+    """Return the names of the heads that transformers has for this family.
+
+    Encoders get no ``causal-lm``: transformers offers them one, but it is causal only as half of an
+    encoder-decoder.
+    """
+    kind = type(AutoConfig.for_model(EMBEDDED.get(family).model_type))
+    names = tuple(name for name in HEADS if has_head(kind, name))
+    return tuple(name for name in names if name != "causal-lm" or "masked-lm" not in names)
+
+
+def has_head(kind: type[PreTrainedConfig], head: str) -> bool:
+    """Return whether transformers has this head, a key of `HEADS`, for models of a configuration class.
+
+    Asked of the mapping itself: whether it is empty would take the import of every model that there is.
+    """
+    mapping: Any = HEADS[head]._model_mapping
+    return kind in mapping
+
+
+def backbone(
+    family: str,
+    *,
+    head: str = "sequence-classification",
+    num_labels: int = 2,
+    seed: int = 0,
+    texts: Iterable[str] | None = None,
+    **label_info: Any,
+) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
+    """Return a tiny model with random weights, in evaluation mode, and its tokenizer.
+
+    Args:
+        family, head, num_labels, texts, label_info: as of `configuration`.
+        seed: of the weights. The global random state is left as it was.
+
+    Raises:
+        UserError: unknown family or head, or a head that the family does not have.
+    """
+    config, tokenizer = configuration(family, head=head, num_labels=num_labels, texts=texts, **label_info)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return HEADS[head].from_config(config).eval(), tokenizer
+
+
+def configuration(
+    family: str,
+    *,
+    head: str = "sequence-classification",
+    num_labels: int = 2,
+    texts: Iterable[str] | None = None,
+    **label_info: Any,
+) -> tuple[PreTrainedConfig, PreTrainedTokenizerFast]:
+    """Return the configuration of a tiny model and its tokenizer.
+
+    Args:
+        family: a name in `registry.EMBEDDED`.
+        head: a key of `HEADS`.
+        num_labels: outputs of a classifier, where no ``id2label`` is given; 1 is a regression.
+        texts: what the tokenizer is trained on, in pieces; None gives the one that knows the project's own words.
+        label_info: further configuration fields, such as ``id2label``, ``label2id``, ``problem_type``.
+
+    Raises:
+        UserError: unknown family or head, or a head that the family does not have.
+    """
+    entry = EMBEDDED.get(family)
+    if head not in heads(family):
+        raise UserError(
+            f"backbone 'embedded/{family}' has no head '{head}'.{nearest(head, heads(family))} "
+            f"It has: {', '.join(heads(family))}."
+        )
+    layout = entry.layout.without_end() if head == "causal-lm" else entry.layout
+    tokenizer = build_tokenizer(layout) if texts is None else train_tokenizer(layout, texts)
+    tokens = {f"{role}_token_id": getattr(tokenizer, f"{role}_token_id") for role in ("pad", "bos", "eos")}
+    if entry.model_type == "t5":
+        tokens["decoder_start_token_id"] = tokenizer.pad_token_id
+    config = AutoConfig.for_model(
+        entry.model_type,
+        vocab_size=len(tokenizer),
+        **{role: token for role, token in tokens.items() if token is not None},
+        **entry.settings,
+        **({"num_labels": num_labels} if head in CLASSIFIERS and "id2label" not in label_info else {}),
+        **label_info,
+    )
+    return config, tokenizer

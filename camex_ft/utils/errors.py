@@ -1,0 +1,93 @@
+"""Errors that are the user's to mend, and the nearest-name hint that goes with them."""
+
+from __future__ import annotations
+
+import difflib
+import errno
+import os
+import re
+import sys
+import traceback
+from collections.abc import Callable, Iterable
+
+from camex_ft.utils.escaping import printable
+
+
+class UserError(Exception):
+    """The user's input is wrong: printed as it is, without a traceback, and the exit code is 2."""
+
+
+class FunctionChanged(UserWarning):
+    """The upcycled model does not compute what the dense model computes."""
+
+
+def nearest(name: str, valid: Iterable[str]) -> str:
+    """Return `` Did you mean 'x'?`` for the valid name closest to `name`, or an empty string."""
+    match = difflib.get_close_matches(str(name), [str(v) for v in valid], n=1, cutoff=0.5)
+    return f" Did you mean '{match[0]}'?" if match else ""
+
+
+ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+# safetensors and torch have errors of their own; torch's writer does not pass the reason on: there is hardly another.
+SAID = re.compile(r"No space left on device|Disk quota exceeded|File too large|os error (28|122|27)\b")
+TORCH = re.compile(r"PytorchStreamWriter failed writing|inline_container\.cc.*unexpected pos")
+
+
+def is_full(error: BaseException) -> bool:
+    """Return whether an error, or one that it came of, says that there is no room to write."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, OSError) and seen.errno in ERRNOS:
+            return True
+        if SAID.search(str(seen)) or TORCH.search(str(seen)):
+            return True
+        seen = seen.__cause__ or seen.__context__
+    return False
+
+
+def reason_full(error: BaseException) -> str:
+    """Return in a line what an error of `is_full` says."""
+    if TORCH.search(str(error)):
+        return "a file of torch's was cut short"
+    return str(error).strip().partition("\n")[0]
+
+
+def guard(command: Callable[[], object]) -> int:
+    """Call `command` and return the exit code: 2 for a `UserError` or a full disk, 1 for any other error.
+
+    Each has its message.
+    """
+    try:
+        try:
+            command()
+        finally:
+            _flush()
+    except UserError as error:
+        print(f"error: {printable(str(error))}", file=sys.stderr)
+        return 2
+    except Exception as error:
+        if is_full(error):
+            print(
+                f"error: there is no room left to write: {reason_full(error)}. Make room and repeat the command: files "
+                "that were there before are as they were",
+                file=sys.stderr,
+            )
+            return 2
+        traceback.print_exc()
+        print(
+            "\nThis is a fault of camex_ft, not of your input. Please report it with the lines above, your YAML file "
+            "and the output of `camex-ft doctor`.",
+            file=sys.stderr,
+        )
+        return 1
+    return 0
+
+
+def _flush() -> None:
+    """Write out what was printed, where a full disk would be noticed only after the exit code is given."""
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        if is_full(error):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # the interpreter flushes once more
+            raise

@@ -1,0 +1,99 @@
+"""Registries filled by scanning packages: a new protocol, backbone or task is one new file, and no list is edited.
+
+A file registers what it defines when it is imported. `Registry.names` imports every module of its package, then every
+``*.py`` file in the folders that the environment variable ``CAMEX_FT_PLUGINS`` names (separated as in ``PATH``).
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+import pkgutil
+import sys
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from camex_ft.utils.errors import UserError, nearest
+
+PLUGINS = "CAMEX_FT_PLUGINS"
+T = TypeVar("T")
+
+
+class Registry(Generic[T]):
+    """Names to entries of one kind, discovered on first use.
+
+    Args:
+        kind: what the entries are called in messages, such as ``"protocol"``.
+        package: dotted name of the package whose modules register entries.
+    """
+
+    def __init__(self, kind: str, package: str) -> None:
+        self.kind = kind
+        self.package = package
+        self._entries: dict[str, T] = {}
+        self._scanned = False
+
+    def add(self, name: str, entry: T) -> T:
+        """Register `entry`; a second entry of the same name is a `ValueError`."""
+        if name in self._entries:
+            raise ValueError(f"{self.kind} '{name}' is registered twice")
+        self._entries[name] = entry
+        return entry
+
+    def remove(self, name: str) -> None:
+        """Forget an entry, as tests of throw-away entries do."""
+        del self._entries[name]
+
+    def names(self) -> tuple[str, ...]:
+        """Return all names, sorted."""
+        self._discover()
+        return tuple(sorted(self._entries))
+
+    def get(self, name: str) -> T:
+        """Return the entry, or raise `UserError` with the nearest name and the list of valid ones."""
+        names = self.names()
+        if name not in self._entries:
+            raise UserError(
+                f"unknown {self.kind} '{name}'.{nearest(name, names)} Known {self.kind}s: {', '.join(names)}. "
+                f"A new one is one file in {self.package.replace('.', '/')}/ or in a folder named by {PLUGINS}."
+            )
+        return self._entries[name]
+
+    def _discover(self) -> None:
+        if not self._scanned:
+            self._scanned = True
+            package = importlib.import_module(self.package)
+            for module in pkgutil.iter_modules(package.__path__):
+                importlib.import_module(f"{self.package}.{module.name}")
+        import_plugins()
+
+
+def import_plugins() -> None:
+    """Import every plug-in file once; a file that fails is the user's to mend (`UserError`)."""
+    for folder in filter(None, os.environ.get(PLUGINS, "").split(os.pathsep)):
+        if not Path(folder).is_dir():
+            raise UserError(f"{PLUGINS} names '{folder}', which is not a folder")
+        for file in sorted(Path(folder).glob("*.py")):
+            import_file(file)
+
+
+def import_file(file: Path) -> None:
+    """Import one plug-in file under a name of its own; a second call does nothing."""
+    name = f"camex_ft_plugin_{file.resolve()}"
+    if name in sys.modules:
+        return
+    spec = importlib.util.spec_from_file_location(name, file)
+    assert spec is not None and spec.loader is not None
+    sys.modules[name] = module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        del sys.modules[name]
+        raise UserError(f"plug-in {file} failed to import: {type(error).__name__}: {error}") from error
+
+
+PROTOCOLS: Registry[Any] = Registry("protocol", "camex_ft.protocols")
+BACKBONES: Registry[Any] = Registry("backbone family", "camex_ft.backbones.families")
+TASKS: Registry[Any] = Registry("task", "camex_ft.tasks")
+EMBEDDED: Registry[Any] = Registry("embedded backbone", "camex_ft.synthetic")

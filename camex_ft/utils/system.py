@@ -1,0 +1,98 @@
+"""Properties of the machine: CUDA, the Hugging Face hub, its cache. Tests put in answers of their own."""
+
+from __future__ import annotations
+
+import os
+import threading
+import urllib.request
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from camex_ft.utils import hub
+
+SECONDS = 2.0
+
+
+@cache
+def cuda_is_there() -> bool:
+    """Return whether torch sees a CUDA device."""
+    import torch
+
+    return torch.cuda.is_available()
+
+
+@cache
+def hub_answers() -> bool:
+    """Return whether the hub answers within two seconds, name look-up included; not asked under ``HF_HUB_OFFLINE``."""
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE or os.environ.get("HF_DATASETS_OFFLINE", "").upper() in (
+        "1",
+        "ON",
+        "YES",
+        "TRUE",
+    ):
+        return False
+    answered: list[int] = []
+
+    def ask() -> None:
+        try:
+            request = urllib.request.Request(constants.ENDPOINT, method="HEAD")
+            with urllib.request.urlopen(request, timeout=SECONDS) as reply:
+                answered.append(reply.status)
+        except (OSError, ValueError):
+            return
+
+    # A time limit on the socket does not bound the look-up of the name, so the question has a thread of its own.
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(SECONDS)
+    return bool(answered)
+
+
+def model_is_cached(name: str) -> bool:
+    """Return whether the hub cache holds a model's configuration and weights."""
+    folder = hub.snapshot(name, "model")
+    weights = ("*.safetensors", "*.bin", "*.gguf")
+    return (
+        folder is not None and (folder / "config.json").exists() and any(any(folder.glob(w)) for w in weights)
+    )
+
+
+def architecture_is_cached(name: str) -> bool:
+    """Return whether the hub cache holds a model's configuration, with or without weights."""
+    folder = hub.snapshot(name, "model")
+    return folder is not None and (folder / "config.json").exists()
+
+
+def data_are_cached(name: str, configuration: str) -> bool:
+    """Return whether the hub cache, or that of `datasets`, holds one configuration of a data set."""
+    folder = hub.snapshot(name, "dataset")
+    inside = "data" if configuration == "default" else configuration
+    if folder is not None and any(file.is_file() for file in folder.glob(f"{inside}/*")):
+        return True
+    from datasets import config
+
+    prepared = Path(config.HF_DATASETS_CACHE) / name.replace("/", "___") / configuration
+    return any(prepared.glob("*/*/dataset_info.json"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Environment:
+    """Answers about the machine, each found out only when asked for.
+
+    Attributes:
+        cuda: whether there is a CUDA device.
+        hub: whether the Hugging Face hub answers.
+        model: whether the cache holds this model.
+        architecture: whether it holds this model's configuration at least.
+        data: whether the cache holds this configuration of this data set.
+    """
+
+    cuda: Callable[[], bool] = cuda_is_there
+    hub: Callable[[], bool] = hub_answers
+    model: Callable[[str], bool] = model_is_cached
+    architecture: Callable[[str], bool] = architecture_is_cached
+    data: Callable[[str, str], bool] = data_are_cached

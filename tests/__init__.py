@@ -1,0 +1,1 @@
+"""Tests of camex_ft; they mirror the package."""
