@@ -16,7 +16,7 @@ from camex_ft import cli
 from camex_ft.bench import layer, settings
 from camex_ft.bench.layer import bench_layer, make
 from camex_ft.bench.settings import LayerBench
-from camex_ft.cli import bench
+from camex_ft.cli.bench import FOLDER
 from camex_ft.moe.curvature import distance_from_identity
 from camex_ft.utils.errors import UserError
 from camex_ft.utils.registry import PROTOCOLS
@@ -245,4 +245,4 @@ def test_what_commands_write_by_default_is_not_tracked(path):
     if not (root / ".git").exists():
         pytest.skip("not a checkout")
     assert subprocess.run(["git", "check-ignore", "-q", path], cwd=root).returncode == 0
-    assert Path(bench.FOLDER, "x.json") == Path("results/measurements/x.json")
+    assert Path(FOLDER, "x.json") == Path("results/measurements/x.json")
