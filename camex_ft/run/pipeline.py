@@ -29,7 +29,7 @@ from camex_ft.run.steps import load_model, load_splits, made_tokenizer, make_tra
 from camex_ft.tasks.base import Task
 from camex_ft.tasks.prepared import Prepared
 from camex_ft.training.arguments import training_arguments
-from camex_ft.training.checkpoints import choose, ended, state_of
+from camex_ft.training.checkpoint_folder import choose, ended, state_of
 from camex_ft.training.cost import Speed, describe
 from camex_ft.training.tracking import logging_to
 from camex_ft.training.trainer import CamexTrainer

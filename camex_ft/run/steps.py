@@ -23,8 +23,8 @@ from camex_ft.results.experiment import find_folder, may_be_of
 from camex_ft.tasks import stream
 from camex_ft.tasks.base import Task
 from camex_ft.tasks.prepared import Prepared
-from camex_ft.training import manifest
 from camex_ft.training.arguments import training_arguments
+from camex_ft.training.checkpoint_folder import identity
 from camex_ft.training.history import HistoryCallback
 from camex_ft.training.tracking import trackers
 from camex_ft.training.trainer import CamexTrainer
@@ -152,7 +152,7 @@ def name_of(settled: Config, data: str, backbone: str | None, *, anew: bool = Fa
         return name
     if resume.resolve().parent.parent == (settled.output.path / "runs" / name).resolve():
         return name  # its own checkpoint leads to the same result
-    return _name(settled, data, backbone, start=manifest.identity(resume))
+    return _name(settled, data, backbone, start=identity(resume))
 
 
 def _name(settled: Config, data: str, backbone: str | None, start: str = "") -> str:

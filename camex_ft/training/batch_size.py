@@ -17,10 +17,10 @@ from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from torch import Tensor, nn
 from transformers.utils import logging
 
-from camex_ft.training.checkpoints import checkpoints
+from camex_ft.training.checkpoint_folder import checkpoints
 from camex_ft.training.engines import EngineTrainer
 from camex_ft.training.saving import SavingTrainer
-from camex_ft.training.storing import random_state, set_random_state
+from camex_ft.training.state_files import random_state, set_random_state
 from camex_ft.utils.errors import UserError
 
 logger = logging.get_logger(__name__)

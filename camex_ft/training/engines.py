@@ -20,8 +20,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 from transformers import PreTrainedModel
 
-from camex_ft.training import stored
-from camex_ft.training.checkpoints import of_deepspeed, processes, rows_at_once
+from camex_ft.training.checkpoint_folder import of_deepspeed, processes, rows_at_once
 from camex_ft.training.distributed import (
     blocks,
     compute_in_autocast,
@@ -31,6 +30,9 @@ from camex_ft.training.distributed import (
     share_embeddings,
     tied,
     whole,
+)
+from camex_ft.training.state_files import (
+    loading,
 )
 from camex_ft.training.storing import StoringTrainer
 from camex_ft.upcycling import expert_layers, keep_nothing
@@ -167,7 +169,7 @@ class EngineTrainer(StoringTrainer):
         super().load_optimizer_state(state)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        with stored.fitting(Path(resume_from_checkpoint)):
+        with loading(Path(resume_from_checkpoint)):
             if self.is_fsdp_enabled:
                 self._deal_out(Path(resume_from_checkpoint))
             else:
@@ -175,7 +177,7 @@ class EngineTrainer(StoringTrainer):
 
     def _load_best_model(self) -> None:
         best = Path(cast(str, self.state.best_model_checkpoint))
-        with stored.fitting(best):
+        with loading(best):
             if self.is_fsdp_enabled:
                 self._deal_out(best)
             else:

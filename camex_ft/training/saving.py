@@ -17,8 +17,8 @@ from torch import Tensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState
 
-from camex_ft.training import manifest, signals, stored
-from camex_ft.training.checkpoints import (
+from camex_ft.training import signals
+from camex_ft.training.checkpoint_folder import (
     OPTIMIZER,
     STATE,
     is_extra,
@@ -27,9 +27,11 @@ from camex_ft.training.checkpoints import (
     rotate,
     state_of,
     training_file,
+    write_manifest,
 )
 from camex_ft.training.engines import EngineTrainer
 from camex_ft.training.order import set_epoch
+from camex_ft.training.state_files import check_form, load_state, loading, save_state
 from camex_ft.utils.durable import put, unfinished
 
 
@@ -64,7 +66,7 @@ class SavingTrainer(EngineTrainer):
         except Exception as error:
             if self._stepping is None:
                 raise
-            with stored.fitting(self._stepping):
+            with loading(self._stepping):
                 raise error
 
     def _maybe_log_save_evaluate(
@@ -132,7 +134,7 @@ class SavingTrainer(EngineTrainer):
             self._fill(draft)
             self.accelerator.wait_for_everyone()
             if self.args.should_save:
-                manifest.write(draft, extra=extra)
+                write_manifest(draft, extra=extra)
                 self.before_saving()
                 put(draft, target)
         except BaseException:
@@ -156,7 +158,7 @@ class SavingTrainer(EngineTrainer):
             self._save_optimizer_and_scheduler(str(draft))
             self._save_scaler(str(draft))
             self._save_rng_state(str(draft))
-            stored.save(self.summed_up(), draft / training_file(self.args.process_index))
+            save_state(self.summed_up(), draft / training_file(self.args.process_index))
         if self.args.should_save:
             self.state.stateful_callbacks = cast(Any, self._callback_states())
             self.state.save_to_json(str(draft / STATE))
@@ -182,7 +184,7 @@ class SavingTrainer(EngineTrainer):
     def check_sums(self, kept: dict[str, Any]) -> None:
         """Raise `ValueError` unless `kept` has the form of what `summed_up` returns."""
         like = {"loss": torch.tensor(0.0), "total_loss": 0.0, "last_logged": 0, "operations": 0}
-        stored.check_form(kept, like)
+        check_form(kept, like)
         if missing := like.keys() - kept.keys():
             raise ValueError(f"it has no {min(missing)}")
         if not 0 <= kept["last_logged"] <= self.state.global_step:
@@ -210,8 +212,8 @@ class SavingTrainer(EngineTrainer):
             own = self.args.process_index if count == self.args.world_size else None
             kept = []
             for file in files:
-                with stored.fitting(file):
-                    kept.append(stored.load(file))
+                with loading(file):
+                    kept.append(load_state(file))
                     self.check_sums(kept[-1])
             self.take_up(kept, own)
 
@@ -221,7 +223,7 @@ class SavingTrainer(EngineTrainer):
         if self._resumed is None:
             made = super()._init_training_state(*args, **kwargs)
         else:
-            with stored.fitting(self._resumed / STATE):
+            with loading(self._resumed / STATE):
                 made = super()._init_training_state(*args, **kwargs)
         self._epoch_over = self._held = False
         if self._resumed is not None:
@@ -230,7 +232,7 @@ class SavingTrainer(EngineTrainer):
             beside = None if best is None else self._resumed.parent / Path(best).name
             if beside is not None and beside.is_dir():  # also where the folder has been moved
                 self.state.best_model_checkpoint = str(beside)
-            with stored.fitting(self._resumed / STATE):
+            with loading(self._resumed / STATE):
                 self._restore_callbacks()
         return made
 
@@ -242,7 +244,7 @@ class SavingTrainer(EngineTrainer):
             states = left.get(type(callback).__name__)
             if isinstance(callback, ExportableState) and states:
                 attributes, own = states.pop(0).get("attributes", {}), callback.state()["attributes"]
-                stored.check_form(attributes, own, type(callback).__name__)
+                check_form(attributes, own, type(callback).__name__)
                 for name in attributes.keys() & own.keys():
                     setattr(callback, name, attributes[name])
 

@@ -7,18 +7,23 @@ DeepSpeed writes its own form.
 
 from __future__ import annotations
 
-import random
 from pathlib import Path
 from typing import Any, cast
 
-import numpy as np
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel, Trainer
 from transformers.training_args import OptimizerNames, ParallelMode
 
-from camex_ft.training import stored
-from camex_ft.training.checkpoints import OPTIMIZER, SCALER, SCHEDULE, random_file
+from camex_ft.training.checkpoint_folder import OPTIMIZER, SCALER, SCHEDULE, random_file
+from camex_ft.training.state_files import (
+    check_form,
+    load_state,
+    loading,
+    random_state,
+    save_state,
+    set_random_state,
+)
 from camex_ft.utils.errors import UserError
 
 # Optimizers with kernels that read as much of a state as the parameter has, however much there is.
@@ -48,7 +53,7 @@ class StoringTrainer(Trainer):
         optimizer = cast(torch.optim.Optimizer, self.optimizer)
         before = optimizer.state_dict()["param_groups"]
         optimizer.load_state_dict(state)
-        stored.check_form(optimizer.state_dict()["param_groups"], before, "param_groups")
+        check_form(optimizer.state_dict()["param_groups"], before, "param_groups")
         if isinstance(getattr(optimizer, "optimizer", optimizer), FUSED):  # accelerate's has it inside
             _check_shapes(optimizer)
 
@@ -60,13 +65,13 @@ class StoringTrainer(Trainer):
         state = self.optimizer_state()
         if self.args.should_save:
             try:
-                stored.save(state, folder / OPTIMIZER)
+                save_state(state, folder / OPTIMIZER)
             except TypeError as error:
                 raise UserError(
                     f"training.optim: the state of {OptimizerNames(self.args.optim).value} cannot be stored: {error}; "
                     "expected another optimizer, or training.save_strategy: no"
                 ) from error
-            stored.save(cast(Any, self.lr_scheduler).state_dict(), folder / SCHEDULE)
+            save_state(cast(Any, self.lr_scheduler).state_dict(), folder / SCHEDULE)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is None:
@@ -74,13 +79,13 @@ class StoringTrainer(Trainer):
         if self.is_deepspeed_enabled:
             super()._load_optimizer_and_scheduler(checkpoint)
             return
-        with stored.fitting(Path(checkpoint) / OPTIMIZER):
-            self.load_optimizer_state(stored.load(Path(checkpoint) / OPTIMIZER))
-        with stored.fitting(Path(checkpoint) / SCHEDULE):
+        with loading(Path(checkpoint) / OPTIMIZER):
+            self.load_optimizer_state(load_state(Path(checkpoint) / OPTIMIZER))
+        with loading(Path(checkpoint) / SCHEDULE):
             schedule = cast(Any, self.lr_scheduler)
-            state = stored.load(Path(checkpoint) / SCHEDULE)
+            state = load_state(Path(checkpoint) / SCHEDULE)
             own = schedule.state_dict()
-            stored.check_form(state, own)
+            check_form(state, own)
             if (
                 "last_epoch" not in state or state.keys() - own.keys()
             ):  # torch's own sets whatever it is given
@@ -90,20 +95,20 @@ class StoringTrainer(Trainer):
     def _save_scaler(self, output_dir: str) -> None:
         scaler = getattr(self.accelerator, "scaler", None)
         if scaler is not None and self.args.should_save:
-            stored.save(scaler.state_dict(), Path(output_dir) / SCALER)
+            save_state(scaler.state_dict(), Path(output_dir) / SCALER)
 
     def _load_scaler(self, checkpoint: str | None) -> None:
         scaler = getattr(self.accelerator, "scaler", None)
         if checkpoint is not None and scaler is not None and (Path(checkpoint) / SCALER).is_file():
-            with stored.fitting(Path(checkpoint) / SCALER):
-                state = stored.load(Path(checkpoint) / SCALER)
-                stored.check_form(state, scaler.state_dict())
+            with loading(Path(checkpoint) / SCALER):
+                state = load_state(Path(checkpoint) / SCALER)
+                check_form(state, scaler.state_dict())
                 scaler.load_state_dict(state)
 
     # -- randomness ---------------------------------------------------------------------------------------------------
 
     def _save_rng_state(self, output_dir: str) -> None:
-        stored.save(random_state(self._all_devices), Path(output_dir) / random_file(self.args.process_index))
+        save_state(random_state(self._all_devices), Path(output_dir) / random_file(self.args.process_index))
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         """Take up this process's random state; where another number of processes wrote, there may be none."""
@@ -112,8 +117,8 @@ class StoringTrainer(Trainer):
         file = Path(checkpoint) / random_file(self.args.process_index)
         alone = self.args.world_size <= 1
         if file.is_file() and alone != (Path(checkpoint) / random_file(1)).is_file():
-            with stored.fitting(file):
-                set_random_state(stored.load(file), self._all_devices)
+            with loading(file):
+                set_random_state(load_state(file))
 
     @property
     def _all_devices(self) -> bool:
@@ -127,25 +132,3 @@ def _check_shapes(optimizer: torch.optim.Optimizer) -> None:
             shape = torch.Size([]) if name == "step" else parameter.shape
             if isinstance(value, Tensor) and value.shape != shape:
                 raise ValueError(f"{name} is of {list(value.shape)}, expected {list(shape)}")
-
-
-def random_state(all_devices: bool = True) -> dict[str, Any]:
-    """Return the states of Python's, NumPy's and torch's generators; of all GPUs, or the current one alone."""
-    made = {"python": random.getstate(), "numpy": np.random.get_state(), "cpu": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        made["cuda"] = torch.cuda.get_rng_state_all() if all_devices else torch.cuda.get_rng_state()
-    return made
-
-
-def set_random_state(state: dict[str, Any], all_devices: bool = True) -> None:
-    """Take up what `random_state` returned, of the GPUs where they are as many as then."""
-    random.setstate(state["python"])
-    np.random.set_state(state["numpy"])
-    torch.set_rng_state(state["cpu"])
-    kept = state.get("cuda")
-    if kept is None or not torch.cuda.is_available():
-        return
-    if isinstance(kept, Tensor):
-        torch.cuda.set_rng_state(kept)
-    elif len(kept) == torch.cuda.device_count():
-        torch.cuda.set_rng_state_all(kept)

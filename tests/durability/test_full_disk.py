@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from camex_ft.training.checkpoints import checkpoints, damage, step_of
+from camex_ft.training.checkpoint_folder import checkpoints, damage, step_of
 from tests.helpers.killed_runs import Runs, differences, folder_of, outcome, write
 
 TIMES = 10

@@ -19,7 +19,7 @@ from camex_ft.config import load_config
 from camex_ft.results.folder import InUse, RunFolder
 from camex_ft.run import pipeline
 from camex_ft.training import signals
-from camex_ft.training.checkpoints import checkpoints, damage
+from camex_ft.training.checkpoint_folder import checkpoints, damage
 from camex_ft.utils.errors import UserError
 from tests.helpers.killed_runs import differences, outcome, write
 

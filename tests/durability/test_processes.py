@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from camex_ft.training.checkpoints import checkpoints, damage, processes, step_of
+from camex_ft.training.checkpoint_folder import checkpoints, damage, processes, step_of
 from tests.helpers.killed_runs import differences, folder_of, outcome, write
 
 

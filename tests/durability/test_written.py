@@ -44,7 +44,7 @@ APART = {
     ("estimate/columns.py", ".write_text"): "in a temporary folder",
     ("results/folder.py", "self.history.open"): "a line is added; one that is cut short is passed over",
     ("results/plots/files.py", "figure.savefig"): "into memory",
-    ("training/manifest.py", ".write_text"): "in the draft of a folder",
+    ("training/checkpoint_folder.py", ".write_text"): "in the draft of a folder",
     ("upcycling/adapters.py", ".write_text"): "in a folder that the caller makes whole",
 }
 WRITES = ("write_text", "write_bytes", "savefig", "copyfile", "copy", "copy2", "copytree", "fdopen", "open")

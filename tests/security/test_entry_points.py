@@ -19,7 +19,8 @@ from camex_ft.config import load_config, resolve, to_yaml
 from camex_ft.exporting.export import export
 from camex_ft.exporting.pushing import upload_of
 from camex_ft.run import inference
-from camex_ft.training import checkpoints, manifest
+from camex_ft.training import checkpoint_folder
+from camex_ft.training.checkpoint_folder import MANIFEST, write_manifest
 from camex_ft.utils import folders
 from camex_ft.utils.errors import UserError, guard
 from tests.helpers.hostile import within
@@ -52,12 +53,12 @@ def checkpoint_of(model: Path) -> Path:
     shutil.copy(model.parent / "elsewhere", made.parent)
     shutil.copytree(model, made, symlinks=True, copy_function=copy)
     (made / "state").mkdir()
-    for name in checkpoints.NEEDED[1:]:
+    for name in checkpoint_folder.NEEDED[1:]:
         (made / name).write_text("{}")
-    (made / checkpoints.STATE).write_text(json.dumps({"global_step": 1}))
+    (made / checkpoint_folder.STATE).write_text(json.dumps({"global_step": 1}))
     if not any(path.is_fifo() or path.is_socket() for path in made.iterdir()):
         with contextlib.suppress(OSError):  # nothing to be read behind a link
-            manifest.write(made)
+            write_manifest(made)
     return made.parent
 
 
@@ -72,7 +73,7 @@ def copy(source: str, target: str) -> None:
 
 def newest(model: Path) -> None:
     """Going on with a run: what is passed over is said, here as an error."""
-    found, said = checkpoints.newest(checkpoint_of(model))
+    found, said = checkpoint_folder.newest(checkpoint_of(model))
     assert found is None
     raise UserError(" ".join(said))
 
@@ -127,7 +128,7 @@ def test_a_hostile_folder_is_not_opened(where: str, name: str, folder: Path, cap
         code = guard(lambda: OPEN[where](folder))
     said = capsys.readouterr().err
     assert code == 2, said
-    own = {"pickle": "it has no weights", "pickle beside other tensors": "it holds weights as pickle"}
+    own = {"pickle": "it has no weights", "pickle beside other tensors": "a pickle, which no run writes"}
     expected = own.get(name, message) if where == "checkpoints" else message
     assert expected in said, said
     assert not loot(folder).exists() and not (folder / "loot").exists()
@@ -138,7 +139,7 @@ def test_the_folder_itself_is_opened(folder: Path) -> None:
     assert folders.unsafe(folder) is None
     upcycling.load(folder)
     assert upload_of(folder, "somebody/model").files
-    found, said = checkpoints.newest(checkpoint_of(folder))
+    found, said = checkpoint_folder.newest(checkpoint_of(folder))
     assert found is not None, said
     assert upcycling.expert_layers(inference.load_trained(run_of(folder))[0])
 
@@ -202,16 +203,16 @@ def test_a_hostile_run_is_not_opened(name: str, folder: Path) -> None:
 
 
 def listed(content: Any) -> Open:
-    return lambda made: (made / manifest.MANIFEST).write_text(json.dumps(content))
+    return lambda made: (made / MANIFEST).write_text(json.dumps(content))
 
 
 def state(text: str) -> Open:
     """Another state, and a manifest that fits it."""
-    return lambda made: ((made / checkpoints.STATE).write_text(text), manifest.write(made))
+    return lambda made: ((made / checkpoint_folder.STATE).write_text(text), write_manifest(made))
 
 
 CHECKPOINTS: dict[str, Open] = {
-    "manifest nested": lambda made: nested(made / manifest.MANIFEST),
+    "manifest nested": lambda made: nested(made / MANIFEST),
     "manifest of numbers": listed({"format": 1, "files": {"config.json": 3}}),
     "manifest of lists": listed({"format": 1, "files": {"config.json": {"size": [], "sha256": {}}}}),
     "versions of a list": listed({"format": 99, "files": {}, "versions": []}),
@@ -231,5 +232,5 @@ def test_a_hostile_checkpoint_is_passed_over(name: str, folder: Path) -> None:
     made = checkpoint_of(folder)
     CHECKPOINTS[name](made / "checkpoint-1")
     with within(5):
-        found, said = checkpoints.newest(made)
+        found, said = checkpoint_folder.newest(made)
     assert found is None and len(said) == 1 and "is passed over: " in said[0]

@@ -16,7 +16,7 @@ from camex_ft.config import TrainingConfig
 from camex_ft.results import RunFolder
 from camex_ft.training.arguments import training_arguments
 from camex_ft.training.batch_size import ran_out
-from camex_ft.training.checkpoints import checkpoints, state_of
+from camex_ft.training.checkpoint_folder import checkpoints, state_of
 from camex_ft.training.history import HistoryCallback
 from camex_ft.training.trainer import CamexTrainer
 from camex_ft.upcycling import expert_layers

@@ -10,9 +10,8 @@ from accelerate import Accelerator
 from safetensors.torch import load_file
 
 from camex_ft.config import TrainingConfig
-from camex_ft.training import manifest
 from camex_ft.training.arguments import training_arguments
-from camex_ft.training.checkpoints import fault, processes, rows_at_once
+from camex_ft.training.checkpoint_folder import fault, processes, rows_at_once, write_manifest
 from camex_ft.upcycling import trained_state
 from camex_ft.utils.errors import UserError
 from tests.helpers.lora_models import lora
@@ -41,14 +40,14 @@ def test_other_batches_are_refused(checkpoint: Path, tmp_path: Path) -> None:
 
 def test_the_checkpoint_of_another_engine_is_refused(checkpoint: Path, tmp_path: Path) -> None:
     (checkpoint / "latest").touch()
-    manifest.write(checkpoint)
+    write_manifest(checkpoint)
     try:
         assert fault(checkpoint) is None
         with pytest.raises(UserError, match="written by DeepSpeed"):
             trainer(tmp_path, max_steps=2).check(checkpoint)
     finally:
         (checkpoint / "latest").unlink()
-        manifest.write(checkpoint)
+        write_manifest(checkpoint)
 
 
 @pytest.mark.parametrize(("world", "rows", "parts"), [("1", 12, 3), ("2", 6, 2), ("3", 4, 2)])

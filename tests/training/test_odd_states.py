@@ -14,8 +14,7 @@ import pytest
 import torch
 from transformers import EarlyStoppingCallback
 
-from camex_ft.training import manifest, stored
-from camex_ft.training.checkpoints import (
+from camex_ft.training.checkpoint_folder import (
     OPTIMIZER,
     SCHEDULE,
     STATE,
@@ -24,7 +23,9 @@ from camex_ft.training.checkpoints import (
     random_file,
     state_of,
     training_file,
+    write_manifest,
 )
+from camex_ft.training.state_files import load_state, save_state
 from camex_ft.utils.errors import UserError
 from tests.helpers.training_runs import Stop, StopAfter, model, trainer
 
@@ -79,15 +80,15 @@ def go_on(folder: Path) -> str:
 
 
 def read(file: Path) -> Any:
-    return json.loads(file.read_text()) if file.name == STATE else stored.load(file)
+    return json.loads(file.read_text()) if file.name == STATE else load_state(file)
 
 
 def write(file: Path, state: Any) -> None:
     if file.name == STATE:
         file.write_text(json.dumps(state))
     else:
-        stored.save(state, file)
-    manifest.write(file.parent if file.name == STATE else file.parent.parent)
+        save_state(state, file)
+    write_manifest(file.parent if file.name == STATE else file.parent.parent)
 
 
 def places(state: Any, above: Place = ()) -> Iterator[Place]:

@@ -9,7 +9,7 @@ import pytest
 from transformers import EarlyStoppingCallback, TrainerCallback
 
 from camex_ft.training import signals
-from camex_ft.training.checkpoints import checkpoints, choose, ended, is_extra, state_of
+from camex_ft.training.checkpoint_folder import checkpoints, choose, ended, is_extra, state_of
 from camex_ft.training.trainer import CamexTrainer
 from tests.helpers.training_runs import STEPS_AN_EPOCH, Stop, StopAfter, model, same, trainer, weights
 

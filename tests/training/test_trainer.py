@@ -13,7 +13,7 @@ from transformers import TrainerCallback, TrainingArguments
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from camex_ft.moe.context import LayerRouting
-from camex_ft.training.checkpoints import checkpoints, fault, newest
+from camex_ft.training.checkpoint_folder import checkpoints, fault, newest
 from camex_ft.training.monitor import by_sequence
 from camex_ft.training.order import EpochSampler
 from camex_ft.training.trainer import CURVATURE, ROUTER, CamexTrainer

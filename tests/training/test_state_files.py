@@ -14,8 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from camex_ft.training import stored
-from camex_ft.training.storing import random_state, set_random_state
+from camex_ft.training.state_files import load_state, random_state, save_state, set_random_state
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.int64, torch.uint8, torch.bool)
 
@@ -64,20 +63,20 @@ def equal(one: Any, other: Any) -> bool:
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(STATES)
 def test_there_and_back(tmp_path: Path, state: Any) -> None:
-    stored.save(state, tmp_path / "state.safetensors")
-    assert equal(stored.load(tmp_path / "state.safetensors"), state)
+    save_state(state, tmp_path / "state.safetensors")
+    assert equal(load_state(tmp_path / "state.safetensors"), state)
 
 
 def test_tensors_that_share_their_memory(tmp_path: Path) -> None:
     whole = torch.arange(6.0)
     state = [whole, whole[:3], whole.view(2, 3), whole]
-    stored.save(state, tmp_path / "s.safetensors")
-    assert equal(stored.load(tmp_path / "s.safetensors"), state)
+    save_state(state, tmp_path / "s.safetensors")
+    assert equal(load_state(tmp_path / "s.safetensors"), state)
 
 
 def test_what_cannot_be_stored_is_named_with_its_place(tmp_path: Path) -> None:
     with pytest.raises(TypeError, match=r"state\.0\.hook is of type Random"):
-        stored.save({"state": {0: {"hook": random.Random()}}}, tmp_path / "s.safetensors")
+        save_state({"state": {0: {"hook": random.Random()}}}, tmp_path / "s.safetensors")
     assert not list(tmp_path.iterdir())
 
 
@@ -86,7 +85,7 @@ def test_a_file_that_holds_no_state(tmp_path: Path) -> None:
 
     save_file({"w": torch.zeros(2)}, tmp_path / "model.safetensors")
     with pytest.raises(ValueError, match="holds no state"):
-        stored.load(tmp_path / "model.safetensors")
+        load_state(tmp_path / "model.safetensors")
 
 
 def test_random_numbers_go_on(tmp_path: Path) -> None:
@@ -95,8 +94,8 @@ def test_random_numbers_go_on(tmp_path: Path) -> None:
 
     before = random_state()
     draw()  # the second number of a pair is kept in the state
-    stored.save(random_state(), tmp_path / "s.safetensors")
+    save_state(random_state(), tmp_path / "s.safetensors")
     expected = [draw() for _ in range(3)]
-    set_random_state(stored.load(tmp_path / "s.safetensors"))
+    set_random_state(load_state(tmp_path / "s.safetensors"))
     assert [draw() for _ in range(3)] == expected
     set_random_state(before)

@@ -10,8 +10,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from camex_ft.training import manifest
-from camex_ft.training.checkpoints import (
+from camex_ft.training.checkpoint_folder import (
+    FORMAT,
     NEEDED,
     OPTIMIZER,
     SCHEDULE,
@@ -19,8 +19,10 @@ from camex_ft.training.checkpoints import (
     choose,
     fault,
     newest,
+    read_manifest,
     rotate,
     state_of,
+    write_manifest,
 )
 from camex_ft.utils.errors import UserError
 
@@ -34,7 +36,7 @@ def write(folder: Path, step: int, *, extra: bool = False, best: int | None = No
     save_file({"w": torch.zeros(50)}, made / "model.safetensors")
     kept = None if best is None else f"/moved/since/checkpoint-{best}"
     (made / "trainer_state.json").write_text(json.dumps({"global_step": step, "best_model_checkpoint": kept}))
-    manifest.write(made, extra=extra)
+    write_manifest(made, extra=extra)
     return made
 
 
@@ -49,8 +51,8 @@ def flip(path: Path) -> None:
 
 
 def newer(checkpoint: Path) -> None:
-    kept = manifest.read(checkpoint)
-    kept |= {"format": manifest.FORMAT + 1, "versions": {"camex_ft": "99.0"}}
+    kept = read_manifest(checkpoint)
+    kept |= {"format": FORMAT + 1, "versions": {"camex_ft": "99.0"}}
     (checkpoint / "manifest.json").write_text(json.dumps(kept))
 
 
@@ -71,7 +73,10 @@ BREAKS: dict[str, tuple[Callable[[Path], object], str]] = {
         "model.safetensors cannot be read: it has 2",
     ),
     "a bit of the weights": (lambda c: flip(c / "model.safetensors"), "its model.safetensors is damaged"),
-    "a file too many": (lambda c: (c / "pytorch_model.bin").touch(), "its pytorch_model.bin is not of it"),
+    "a file too many": (
+        lambda c: (c / "pytorch_model.bin").touch(),
+        "its pytorch_model.bin is not in its manifest",
+    ),
     "a link out of it": (
         lambda c: ((c / "config.json").unlink(), (c / "config.json").symlink_to("/etc/hostname")),
         "config.json",
