@@ -23,6 +23,9 @@ ROWS = 4  # examples a split; a candidate task makes more rows of them
 STEPS = 2
 
 
+OPTIONS = {"lm": {"block_size": 32}, "qa": {"max_length": 64, "doc_stride": 16}}
+
+
 @cache
 def few(name: str) -> dict[str, Dataset]:
     """Return the first examples of every split of an embedded corpus."""
@@ -36,7 +39,7 @@ def settled(name: str, family: str) -> Config:
         {
             "profile": "embedded",
             "backbone": f"embedded/{family}",
-            "task": {"suite": suite, "name": task, "max_length": 64, "block_size": 32, "doc_stride": 16},
+            "task": {"suite": suite, "name": task, **OPTIONS.get(suite, {"max_length": 64})},
             "data": {"source": "embedded"},
             "merging": {"protocol": "ties-ca", "experts": 3, "curvature": {"rank": 2}},
             "training": {

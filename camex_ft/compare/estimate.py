@@ -30,6 +30,7 @@ from camex_ft.estimate.memory import gpu_here
 from camex_ft.results.entries import Entry, Result, read_results
 from camex_ft.synthetic import CORPORA
 from camex_ft.tasks.base import Task
+from camex_ft.tasks.lm import LanguageModellingConfig
 from camex_ft.utils.errors import UserError
 from camex_ft.utils.escaping import one_line, say
 from camex_ft.utils.registry import TASKS
@@ -180,11 +181,11 @@ def summary(made: Sequence[Estimate], tflops: float = TFLOPS, source: str = "") 
 
 def rows_of(settled: Config) -> tuple[int, int] | None:
     """Return the rows of training and validation, blocks for a language model; None where they are not known."""
-    task, data = settled.task.id, settled.data
+    task, data, settings = settled.task.id, settled.data, settled.task
+    counted = facts.tokens(task) if data.source == "hub" else None
     if data.source == "embedded":
         found = _two(CORPORA.get(task).sizes)
-    elif data.source == "hub" and (counted := facts.tokens(task)) is not None:
-        settings = settled.task
+    elif counted is not None and isinstance(settings, LanguageModellingConfig):
         found = (counted["train"] // settings.block_size, counted["validation"] // settings.step)
     elif data.source == "hub" and (sizes := _public(task)) is not None:
         found = sizes
@@ -223,9 +224,7 @@ def _estimate(
         reason = f"{cell.task}: how many rows its data have is not known before they are read"
     else:
         training = cell.settled.training
-        length = (
-            cell.settled.task.block_size if cell.settled.task.suite == "lm" else cell.settled.task.max_length
-        )
+        length = cell.settled.task.length
         rows = training.num_train_epochs * (sizes[0] + sizes[1] / 3)
         if training.max_steps > 0:
             rows = training.max_steps * (training.global_batch_size or training.per_device_train_batch_size)

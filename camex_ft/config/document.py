@@ -12,12 +12,13 @@ from pydantic.fields import FieldInfo
 from camex_ft.config.problems import Key, show
 from camex_ft.config.profiles import PROFILES, under
 from camex_ft.config.reading import Document
-from camex_ft.config.schema import Config, Section
+from camex_ft.config.schema import Config, Section, TaskConfig, task_kinds
 from camex_ft.config.shipped import ROOT
 from camex_ft.config.training_arguments import OWNED
 from camex_ft.config.validation import section_keys
 from camex_ft.config.values import MOST
 from camex_ft.utils.escaping import markdown_cell
+from camex_ft.utils.registry import TASKS
 
 HEAD = """\
 # Configuration
@@ -83,12 +84,17 @@ the first table:
 """
 
 
+TABLE_HEAD = ["| key | type | default | meaning |", "|---|---|---|---|"]
+
+
 def document() -> str:
     """Return the reference of all keys in Markdown."""
     parts = [HEAD, PROFILED, _profiles(), _table("Top level", Config, ())]
     for key, section in section_keys():
         if section is not None:
             parts.append(_table("`" + ".".join(key) + "`", section, key))
+        if section is TaskConfig:
+            parts += map(_kind_table, task_kinds())
     return "\n".join(parts)
 
 
@@ -119,23 +125,35 @@ def _at(values: Any, key: Key) -> str:
     return "" if values == {} else str(values)
 
 
+def _kind_table(kind: type[TaskConfig]) -> str:
+    """Return the table of the keys that one kind of task declares."""
+    own = {name: field for name, field in kind.model_fields.items() if name not in TaskConfig.model_fields}
+    tasks = (name for name in TASKS.names() if TASKS.get(name).config_class is kind)
+    suites = dict.fromkeys(f"`{name.partition('/')[0]}`" for name in tasks)
+    intro = (kind.__doc__ or "").strip().splitlines()[0]
+    head = [f"### Tasks of {kind.kind}", "", f"{intro} Suites: {', '.join(suites)}.", "", *TABLE_HEAD]
+    return "\n".join([*head, *(_row(("task", name), field) for name, field in own.items())]) + "\n"
+
+
 def _table(title: str, section: type[Section], above: tuple[str, ...]) -> str:
     lines = [f"## {title}", ""]
     if above:
         lines += [(section.__doc__ or "").strip().splitlines()[0], ""]
-    lines += ["| key | type | default | meaning |", "|---|---|---|---|"]
+    lines += TABLE_HEAD
     for name, field in section.model_fields.items():
-        kind = field.annotation
-        if not (isinstance(kind, type) and issubclass(kind, Section)):
-            meaning = markdown_cell(field.description or "")
-            key = ".".join((*above, name))
-            words = type_words(kind, field.metadata)
-            lines.append(f"| `{key}` | {words} | `{_default(field)}` | {meaning} |")
+        if not (isinstance(field.annotation, type) and issubclass(field.annotation, Section)):
+            lines.append(_row((*above, name), field))
     text = "\n".join(lines) + "\n"
     if above == ("training",):
         rows = (f"| `training.{key}` | {reason} |" for key, reason in OWNED.items())
         text += "\n" + TRAINING + "\n".join(rows) + "\n" + OPTIONS
     return text
+
+
+def _row(key: Key, field: FieldInfo) -> str:
+    words = type_words(field.annotation, field.metadata)
+    meaning = markdown_cell(field.description or "")
+    return f"| `{'.'.join(key)}` | {words} | `{_default(field)}` | {meaning} |"
 
 
 def type_words(hint: Any, metadata: Iterable[Any] = ()) -> str:

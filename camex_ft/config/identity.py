@@ -6,7 +6,6 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -44,21 +43,6 @@ WITHOUT_EFFECT = {
 
 PLAIN = RoutingConfig()
 LOGGED = TrainingConfig().logging_steps
-
-# keys of `task` -> whether they have an effect in a suite; others have one in every suite
-SUITES: dict[str, Callable[[str], bool]] = {
-    "max_length": lambda suite: suite != "lm",
-    "block_size": lambda suite: suite == "lm",
-    "stride": lambda suite: suite == "lm",
-    "doc_stride": lambda suite: suite == "qa",
-    "answer_length": lambda suite: suite == "qa",
-    "beams": lambda suite: suite == "qa",
-}
-
-
-def idle_task_keys(suite: str) -> list[str]:
-    """Return the keys of `task` that have no effect in a suite."""
-    return [key for key, has_effect in SUITES.items() if not has_effect(suite)]
 
 
 def idle_routing_keys(config: Config) -> dict[str, str]:
@@ -128,10 +112,7 @@ def _drop_paths(values: dict[str, Any], config: Config, data: str, content: str)
 def _drop_idle_keys(values: dict[str, Any], config: Config) -> None:
     protocol = PROTOCOLS.get(config.merging.protocol)
     del values["task"]["predict"]
-    for key in idle_task_keys(config.task.suite):
-        del values["task"][key]
-    if "stride" in values["task"]:
-        values["task"]["stride"] = config.task.step
+    values["task"] |= config.task.implied()
     values["data"]["splits"] = {split: name for split, name in config.data.splits.items() if split != name}
     if not values["data"]["splits"]:
         del values["data"]["splits"]

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from camex_ft.config.composition import compose
-from camex_ft.config.identity import idle_routing_keys, idle_task_keys
+from camex_ft.config.identity import idle_routing_keys
 from camex_ft.config.problems import ConfigErrors, Problem
 from camex_ft.config.profiles import candidates, under
 from camex_ft.config.rules import CHOICE
@@ -64,9 +64,6 @@ def notes(config: Config) -> list[str]:
             remarks.append(f"upcycle.{key} has no effect with upcycle.init: {config.upcycle.init}")
     if config.data.dir is not None and config.data.source not in ("auto", "disk"):
         remarks.append(f"data.dir has no effect with data.source: {config.data.source}")
-    for key in idle_task_keys(config.task.suite):
-        if key in written.get("task", {}) and getattr(config.task, key) != getattr(default.task, key):
-            remarks.append(f"task.{key} has no effect in the suite {config.task.suite}")
     return remarks
 
 

@@ -17,7 +17,7 @@ from camex_ft.config.needs import lacking, missing_from_hub
 from camex_ft.config.problems import ConfigErrors, Problem
 from camex_ft.config.reading import Document
 from camex_ft.config.rules import options_of
-from camex_ft.config.schema import Config
+from camex_ft.config.schema import Config, task_kind
 from camex_ft.config.shipped import ROOT
 from camex_ft.config.validation import check
 from camex_ft.utils.registry import PROTOCOLS
@@ -62,6 +62,7 @@ def under(profile: str, written: Document) -> Document:
     suite = task.get("suite", "glue") if isinstance(task, dict) else "glue"
     own = ROOT / "profiles" / f"{profile}-{suite}.yaml"
     defaults = compose(own if own.is_file() else ROOT / "profiles" / f"{profile}.yaml")
+    _drop_options_of_other_kinds(defaults, written)
     document = merge(defaults, _without_auto(written))
     if document.values.get("profile") == AUTO:
         document.values["profile"] = profile
@@ -69,6 +70,14 @@ def under(profile: str, written: Document) -> Document:
     if data.get("source", AUTO) == AUTO and data.get("dir") is not None:
         document.values.setdefault("data", {})["source"] = "disk"
     return document
+
+
+def _drop_options_of_other_kinds(defaults: Document, written: Document) -> None:
+    """Take out the profile's options of tasks that are of another kind than the task that was written."""
+    task = defaults.values.get("task", {})
+    kind = task_kind({**task, **_section(written, "task")})
+    if kind is not None:
+        defaults.values["task"] = {key: value for key, value in task.items() if key in kind.model_fields}
 
 
 def candidates(written: Document) -> tuple[str, ...]:

@@ -15,7 +15,6 @@ from camex_ft.utils import registry
 from camex_ft.utils.errors import UserError, nearest
 
 Broken = tuple[tuple[Key, ...], str]
-LM = "lm"
 CHOICE = "expert-choice"
 DENSE = "dense"
 DROPPED = "drop draws whole units anew, beyond a low rank: expected copy or noise, or tuning.mode: experts"
@@ -25,7 +24,7 @@ STRICT = ConfigDict(strict=True, allow_inf_nan=False, arbitrary_types_allowed=Tr
 def broken(config: Config) -> Iterator[Broken]:
     """Yield each broken rule: the keys that it is about, the one to show first, and the message."""
     yield from _task(config)
-    yield from _language(config)
+    yield from _options_of_task(config)
     yield from _backbone(config)
     yield from _merging(config)
     yield from _choice(config)
@@ -51,24 +50,13 @@ def _task(config: Config) -> Iterator[Broken]:
         yield (name, suite), message
 
 
-def _language(config: Config) -> Iterator[Broken]:
-    """Check what only language modelling asks of a configuration."""
-    task, size, stride = config.task, ("task", "block_size"), ("task", "stride")
-    if task.suite != LM:
-        return
-    if task.block_size < 2:
-        yield (size,), "expected at least 2: a token is predicted from those before it"
-    elif task.step >= task.block_size:
-        yield (
-            (stride, size),
-            f"expected less than task.block_size, which is {task.block_size}, got {task.stride}: a token that a window "
-            "scores needs one before it",
-        )
-    if (
-        task.id in registry.TASKS.names()
-        and config.data.source == "hub"
-        and not registry.TASKS.get(task.id).hub
-    ):
+def _options_of_task(config: Config) -> Iterator[Broken]:
+    """Check the options of the task's kind against each other, and its data against the hub."""
+    task = config.task
+    for keys, message in task.problems():
+        yield tuple(("task", key) for key in keys), message
+    known = task.id in registry.TASKS.names()
+    if known and config.data.source == "hub" and not registry.TASKS.get(task.id).hub:
         yield (
             (("data", "source"), ("task", "name"), ("data", "dir")),
             f"{task.id} is not on the hub: expected data.dir=FOLDER with train.txt and validation.txt, or "

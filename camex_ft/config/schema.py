@@ -7,15 +7,17 @@ The models hold what was written and the defaults; what follows from the profile
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     PrivateAttr,
+    SerializeAsAny,
     SerializerFunctionWrapHandler,
     model_serializer,
 )
@@ -37,6 +39,7 @@ from camex_ft.config.values import (
     Text,
 )
 from camex_ft.utils.errors import UserError
+from camex_ft.utils.registry import TASKS
 
 
 class Section(BaseModel):
@@ -46,28 +49,20 @@ class Section(BaseModel):
 
 
 class TaskConfig(Section):
-    """The task."""
+    """The task: the keys that every kind of task takes.
+
+    A kind of task declares its own keys in its own file, as a subclass that its `Task.config_class` names.
+
+    Attributes:
+        kind: name of the kind of task, for messages and documentation.
+        lengths: keys that hold a number of tokens; the first is of the longest input, the last of the longest target.
+    """
+
+    kind: ClassVar[str] = ""
+    lengths: ClassVar[tuple[str, ...]] = ()
 
     suite: Text = Field(default="glue", description="Benchmark: the part of a task's name before the slash.")
     name: Text = Field(default="sst2", description="Task of the suite (`camex-ft ls tasks`).")
-    max_length: Count = Field(default=128, description="Longest input, in tokens; longer ones are cut.")
-    block_size: Count = Field(
-        default=1024,
-        description="Language modelling: tokens of a training block and of an evaluation window.",
-    )
-    stride: Count | None = Field(
-        default=None,
-        description="Language modelling: tokens that an evaluation window scores, the rest of it being context; null: "
-        "half of `block_size`.",
-    )
-    doc_stride: Count = Field(
-        default=128,
-        description="Question answering: tokens that neighbouring windows of a long context share.",
-    )
-    answer_length: Count = Field(default=32, description="Question answering: longest answer, in tokens.")
-    beams: Count = Field(
-        default=1, description="Question answering: beams when answers are generated; 1: greedy."
-    )
     predict: Bool = Field(
         default=False,
         description="Also predict the test split and write it in the benchmark's submission format.",
@@ -79,9 +74,51 @@ class TaskConfig(Section):
         return f"{self.suite}/{self.name}"
 
     @property
-    def step(self) -> int:
-        """Tokens from one evaluation window of a language model to the next: `stride`, or half of `block_size`."""
-        return self.stride or max(self.block_size // 2, 1)
+    def length(self) -> int:
+        """Tokens of the longest input."""
+        return int(getattr(self, self.lengths[0]))
+
+    @property
+    def target_length(self) -> int:
+        """Tokens of the longest target of a text-to-text model."""
+        return int(getattr(self, self.lengths[-1]))
+
+    @property
+    def summary(self) -> str:
+        """The length of an input in words, for the head of a run."""
+        return f"up to {self.length} tokens" if self.lengths else ""
+
+    def problems(self) -> Iterator[tuple[tuple[str, ...], str]]:
+        """Yield the values that exclude each other: the keys concerned, the one to show first, and a message."""
+        yield from ()
+
+    def implied(self) -> dict[str, Any]:
+        """Return the values that keys with the value null stand for."""
+        return {}
+
+
+def task_kinds() -> tuple[type[TaskConfig], ...]:
+    """Return the models of the registered kinds of task, in the order of their tasks' names."""
+    return tuple(dict.fromkeys(TASKS.get(name).config_class for name in TASKS.names()))
+
+
+def task_id(task: Mapping[str, Any]) -> str:
+    """Return the name in the registry of tasks that the keys `suite` and `name` give."""
+    fields = TaskConfig.model_fields
+    return "/".join(str(task.get(key, fields[key].default)) for key in ("suite", "name"))
+
+
+def task_kind(task: Mapping[str, Any]) -> type[TaskConfig] | None:
+    """Return the model of the keys of a task, of which `suite` and `name` are read; None for an unknown task."""
+    known = task_id(task) in TASKS.names()
+    return TASKS.get(task_id(task)).config_class if known else None
+
+
+def _as_task(value: Any) -> Any:
+    """Validate the keys of a task by the model of its kind."""
+    if not isinstance(value, Mapping):
+        return value
+    return (task_kind(value) or TaskConfig).model_validate(dict(value))
 
 
 class DataConfig(Section):
@@ -371,7 +408,9 @@ class Config(Section):
         "`new:` and one of the first four: its architecture and tokenizer, weights drawn from the seed; `auto`: the "
         "profile's own.",
     )
-    task: TaskConfig = TaskConfig()
+    task: Annotated[SerializeAsAny[TaskConfig], BeforeValidator(_as_task)] = Field(
+        default_factory=lambda: _as_task({})
+    )
     data: DataConfig = DataConfig()
     merging: MergingConfig = MergingConfig()
     routing: RoutingConfig = RoutingConfig()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from camex_ft.config.rules import LM
 from camex_ft.config.schema import Config, RoutingConfig
 from camex_ft.utils.registry import PROTOCOLS
 
@@ -14,7 +13,7 @@ def summary(config: Config) -> dict[str, str]:
         f"{training.max_steps} steps" if training.max_steps > 0 else f"{training.num_train_epochs:g} epochs"
     )
     lines = {
-        "task": f"{config.task.id}, {_length(config)}",
+        "task": ", ".join(filter(None, (config.task.id, config.task.summary))),
         "data": f"{config.data.source} {config.data.dir}"
         if config.data.source == "disk"
         else config.data.source,
@@ -41,11 +40,6 @@ def _routing(config: Config) -> str:
     return ", ".join(
         f"{key} {getattr(given, key)}" for key in keys if getattr(given, key) != getattr(plain, key)
     )
-
-
-def _length(config: Config) -> str:
-    task = config.task
-    return f"blocks of {task.block_size} tokens" if task.suite == LM else f"up to {task.max_length} tokens"
 
 
 def _layers(config: Config) -> str:

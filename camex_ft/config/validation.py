@@ -13,7 +13,7 @@ from camex_ft.config import training_arguments
 from camex_ft.config.problems import Key, Problem, expected, show
 from camex_ft.config.reading import Document
 from camex_ft.config.rules import broken
-from camex_ft.config.schema import Config, Section, TrainingConfig
+from camex_ft.config.schema import Config, Section, TaskConfig, TrainingConfig, task_id, task_kind, task_kinds
 from camex_ft.utils.errors import nearest
 
 TRAINING: Key = ("training",)
@@ -23,6 +23,7 @@ def check(document: Document) -> tuple[Config, list[Problem]]:
     """Return the configuration that `document` says, and its problems; keys with one keep their defaults."""
     problems = list(document.problems)
     values = _without_empty_sections(document.values, Config)
+    problems += _check_task(values, document)
     problems += _check_training(values, document)
     try:
         config = Config.model_validate(values)
@@ -50,6 +51,9 @@ def section_keys(
         yield (*above, name), section
         if section is not None:
             yield from section_keys(section, (*above, name))
+        if section is TaskConfig:
+            own = dict.fromkeys(key for kind in task_kinds() for key in kind.model_fields)
+            yield from (((*above, name, key), None) for key in own if key not in section.model_fields)
 
 
 def _located(keys: tuple[Key, ...], message: str, document: Document) -> Problem:
@@ -59,6 +63,28 @@ def _located(keys: tuple[Key, ...], message: str, document: Document) -> Problem
     if key != keys[0] and not named:
         message = f"{'.'.join(keys[0])}: {message}"
     return Problem(message, document.origin(key), () if named or key != keys[0] else key)
+
+
+def _check_task(values: dict[str, Any], document: Document) -> Iterator[Problem]:
+    """Check keys of `task` that other kinds of task take; take them out.
+
+    At its default such a key is no problem: resolved configurations of earlier versions hold the keys of every kind.
+    So it is none under a task that does not exist, which is reported by itself.
+    """
+    task = values.get("task")
+    if not isinstance(task, dict):
+        return
+    kind = task_kind(task)
+    for name in [name for name in task if name not in (kind or TaskConfig).model_fields]:
+        others = [other for other in task_kinds() if name in other.model_fields]
+        if not others:
+            continue
+        value, key = task.pop(name), ("task", name)
+        if kind is not None and all(value != other.model_fields[name].default for other in others):
+            belongs = " or ".join(other.kind for other in others)
+            own = ", ".join(own for own in kind.model_fields if own not in TaskConfig.model_fields)
+            message = f"an option of {belongs}; {task_id(task)} is a task of {kind.kind}"
+            yield Problem(f"{message}, with the options {own}" if own else message, document.origin(key), key)
 
 
 def _check_training(values: dict[str, Any], document: Document) -> Iterator[Problem]:

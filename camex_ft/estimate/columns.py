@@ -32,7 +32,7 @@ from camex_ft.utils.registry import PROTOCOLS, TASKS
 OPTIMIZER = "adamw_torch_fused"  # the default of transformers.TrainingArguments
 DENSE, MIXTURE, STATIC, DYNAMIC = "dense", "smoe", "domain-ca", "ep-camex"
 SHIPPED = "shipped"
-LM, TEXT_TO_TEXT, LORA = "causal-lm", "seq2seq-lm", "lora"
+LORA = "lora"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,8 +158,7 @@ def of_a_device(settled: Config, processes: int) -> Config:
 
 def batch_of(settled: Config, task: Task, model: PreTrainedModel) -> Batch:
     """Return what one training step of a task reads at a time; all rows at their longest."""
-    length = settled.task.block_size if task.head == LM else settled.task.max_length
-    target = settled.task.answer_length if task.head == TEXT_TO_TEXT else length
+    length, target = settled.task.length, settled.task.target_length
     extra = settled.training.model_extra or {}
     return Batch(
         rows=settled.training.per_device_train_batch_size,

@@ -10,11 +10,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 import numpy as np
 from datasets import Dataset, Features
 
+from camex_ft.config.schema import TaskConfig
 from camex_ft.tasks.metrics import Scores
 from camex_ft.utils.architectures import positions
 from camex_ft.utils.errors import UserError
@@ -24,8 +25,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-    from camex_ft.config import TaskConfig
-
+Settings = TypeVar("Settings", bound=TaskConfig)
 Example = Mapping[str, Any]
 Row = dict[str, Any]
 Predictions = Sequence[Any]
@@ -41,12 +41,12 @@ def nothing_wrong(example: Example) -> str | None:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Task(ABC):
-    """One task of a benchmark.
+class Task(ABC, Generic[Settings]):
+    """One task of a benchmark; its type parameter is the model of the keys that its kind takes under `task`.
 
     Attributes:
         head: what the backbone gets; a key of `camex_ft.synthetic.HEADS`.
-        lengths: keys of `task` that hold the length of what the backbone reads.
+        config_class: the model of the keys that this kind of task takes under `task`.
         plain_text: whether its data may be text files, and folders of them.
         words: the answers that a text-to-text model chooses among; empty where it generates one.
         suite: such as ``"glue"``; the registry's name is ``suite/name``.
@@ -77,7 +77,7 @@ class Task(ABC):
     """
 
     head: ClassVar[str]
-    lengths: ClassVar[tuple[str, ...]] = ("max_length",)
+    config_class: ClassVar[type[TaskConfig]] = TaskConfig
     plain_text: ClassVar[bool] = False
     words: ClassVar[tuple[str, ...]] = ()
 
@@ -148,10 +148,10 @@ class Task(ABC):
         """Raise `UserError` for examples that make no split, where that does not show in any one of them."""
         return
 
-    def check_backbone(self, config: PreTrainedConfig, settings: TaskConfig) -> None:
+    def check_backbone(self, config: PreTrainedConfig, settings: Settings) -> None:
         """Raise `UserError` for a backbone whose positions are fewer than the lengths that `settings` ask for."""
         limit = positions(config)
-        for key in self.lengths:
+        for key in settings.lengths:
             length = getattr(settings, key)
             if limit is not None and length > limit:
                 raise UserError(
@@ -159,10 +159,10 @@ class Task(ABC):
                     "or less"
                 )
 
-    def within(self, config: PreTrainedConfig, settings: TaskConfig) -> TaskConfig:
+    def within(self, config: PreTrainedConfig, settings: Settings) -> Settings:
         """Return `settings` with lengths that the backbone reads: longer ones are those of earlier versions."""
         limit = positions(config)
-        long = [key for key in self.lengths if limit is not None and getattr(settings, key) > limit]
+        long = [key for key in settings.lengths if limit is not None and getattr(settings, key) > limit]
         return settings.model_copy(update=dict.fromkeys(long, limit)) if long else settings
 
     def backbone_options(self) -> dict[str, Any]:
@@ -175,7 +175,7 @@ class Task(ABC):
 
     @abstractmethod
     def encode(
-        self, rows: Dataset, split: str, tokenizer: PreTrainedTokenizerBase, settings: TaskConfig
+        self, rows: Dataset, split: str, tokenizer: PreTrainedTokenizerBase, settings: Settings
     ) -> Dataset:
         """Return the inputs of the model, one or several for each of the `rows` of `split`, in their order.
 
@@ -192,7 +192,7 @@ class Task(ABC):
         model: PreTrainedModel,
         inputs: Mapping[str, Tensor],
         tokenizer: PreTrainedTokenizerBase,
-        settings: TaskConfig,
+        settings: Settings,
     ) -> tuple[Tensor | None, Any]:
         """Return the loss of one evaluation batch, or None, and what is collected of it: a tensor or tuple of tensors.
 

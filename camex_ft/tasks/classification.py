@@ -13,7 +13,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import numpy as np
 from datasets import Dataset, Features, Value
+from pydantic import Field
 
+from camex_ft.config.schema import TaskConfig
+from camex_ft.config.values import Count
 from camex_ft.tasks.base import Collator, Example, Predictions, Row, Task, labelled
 from camex_ft.tasks.encode import collator, encode
 from camex_ft.tasks.metrics import Scores, TaskMetric
@@ -23,8 +26,6 @@ from camex_ft.utils.registry import TASKS
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from camex_ft.config import TaskConfig
-
 Format = Callable[[Example], list[Row]]
 
 
@@ -33,8 +34,17 @@ def most_likely(logits: np.ndarray, rows: Dataset) -> list[int]:
     return [int(i) for i in np.argmax(logits, axis=-1)]
 
 
+class ClassificationConfig(TaskConfig):
+    """The texts of a row are one sequence of tokens."""
+
+    kind = "classification"
+    lengths = ("max_length",)
+
+    max_length: Count = Field(default=128, description="Longest input, in tokens; longer ones are cut.")
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Classification(Task):
+class Classification(Task[ClassificationConfig]):
     """A task whose rows get a class, or a number.
 
     Attributes:
@@ -48,6 +58,7 @@ class Classification(Task):
     """
 
     head: ClassVar[str] = "sequence-classification"
+    config_class: ClassVar[type[TaskConfig]] = ClassificationConfig
 
     label_names: tuple[str, ...] | None
     format: Format
@@ -102,7 +113,7 @@ class Classification(Task):
         )
 
     def encode(
-        self, rows: Dataset, split: str, tokenizer: PreTrainedTokenizerBase, settings: TaskConfig
+        self, rows: Dataset, split: str, tokenizer: PreTrainedTokenizerBase, settings: ClassificationConfig
     ) -> Dataset:
         """Return the tokenised rows, one for one; see `encode.encode`."""
         return encode(rows, tokenizer, max_length=settings.max_length)

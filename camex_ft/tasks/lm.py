@@ -14,16 +14,19 @@ nll is the sum of -ln p over the scored tokens: all but the first one, which has
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
 from datasets import Dataset, Features, List, Value
+from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
+from camex_ft.config.schema import TaskConfig
+from camex_ft.config.values import Count
 from camex_ft.tasks import stream
 from camex_ft.tasks.base import Collator, Predictions, Task
 from camex_ft.tasks.metrics import Scores
@@ -33,19 +36,58 @@ from camex_ft.utils.registry import TASKS
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from camex_ft.config import TaskConfig
-
 IGNORED = -100  # label of a token that is not scored
 TEXT = Features({"text": Value("string")})
 ENCODED = Features({"input_ids": List(Value("int32")), "context": Value("int32")})
 
 
+class LanguageModellingConfig(TaskConfig):
+    """A split is one stream of tokens, read in blocks and windows."""
+
+    kind = "language modelling"
+    lengths = ("block_size",)
+
+    block_size: Count = Field(
+        default=1024, description="Tokens of a training block and of an evaluation window."
+    )
+    stride: Count | None = Field(
+        default=None,
+        description="Tokens that an evaluation window scores, the rest of it being context; null: half of "
+        "`block_size`.",
+    )
+
+    @property
+    def step(self) -> int:
+        """Tokens from one evaluation window to the next: `stride`, or half of `block_size`."""
+        return self.stride or max(self.block_size // 2, 1)
+
+    @property
+    def summary(self) -> str:
+        """The length of a block in words."""
+        return f"blocks of {self.block_size} tokens"
+
+    def problems(self) -> Iterator[tuple[tuple[str, ...], str]]:
+        """Yield the sizes in which no token can be predicted from others."""
+        if self.block_size < 2:
+            yield ("block_size",), "expected at least 2: a token is predicted from those before it"
+        elif self.step >= self.block_size:
+            yield (
+                ("stride", "block_size"),
+                f"expected less than task.block_size, which is {self.block_size}, got {self.stride}: a token that a "
+                "window scores needs one before it",
+            )
+
+    def implied(self) -> dict[str, Any]:
+        """Return the stride that null stands for."""
+        return {"stride": self.step}
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
-class LanguageModelling(Task):
+class LanguageModelling(Task[LanguageModellingConfig]):
     """A text whose tokens are predicted from those before them."""
 
     head: ClassVar[str] = "causal-lm"
-    lengths: ClassVar[tuple[str, ...]] = ("block_size",)
+    config_class: ClassVar[type[TaskConfig]] = LanguageModellingConfig
     plain_text: ClassVar[bool] = True
 
     features: Features = field(default_factory=lambda: TEXT)
@@ -64,7 +106,7 @@ class LanguageModelling(Task):
         return dataset.select_columns(["text"])
 
     def encode(
-        self, rows: Dataset, split: str, tokenizer: PreTrainedTokenizerBase, settings: TaskConfig
+        self, rows: Dataset, split: str, tokenizer: PreTrainedTokenizerBase, settings: LanguageModellingConfig
     ) -> Dataset:
         """Return the train split's blocks, or another's windows: ``input_ids``, and as ``context`` how many of them
         are not scored.
@@ -94,7 +136,7 @@ class LanguageModelling(Task):
         model: PreTrainedModel,
         inputs: Mapping[str, Tensor],
         tokenizer: PreTrainedTokenizerBase,
-        settings: TaskConfig,
+        settings: LanguageModellingConfig,
     ) -> tuple[None, tuple[Tensor, Tensor]]:
         """Return, by window, the sum of -ln p over its scored tokens (float32) and their number; [B] each."""
         labels = inputs["labels"][:, 1:]

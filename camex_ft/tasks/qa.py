@@ -22,8 +22,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 import torch
 from datasets import Dataset, Features, List, Value
+from pydantic import Field
 from torch import Tensor
 
+from camex_ft.config.schema import TaskConfig
+from camex_ft.config.values import Count
 from camex_ft.tasks import answers
 from camex_ft.tasks.answer_metrics import SquadAnswers, SquadAnswersOrNone
 from camex_ft.tasks.base import Collator, Example, Predictions, Row, Task
@@ -38,8 +41,6 @@ from camex_ft.utils.registry import TASKS
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from camex_ft.config import TaskConfig
-
 TEXT, NUMBER = Value("string"), Value("int32")
 ANSWERS = {"text": List(TEXT), "answer_start": List(NUMBER)}
 SQUAD = Features({**dict.fromkeys(["id", "title", "context", "question"], TEXT), "answers": ANSWERS})
@@ -47,12 +48,26 @@ NONE: Mapping[str, Any] = {"text": [], "answer_start": []}
 ENCODED = {name: List(Value("int32")) for name in answers.INPUTS}
 
 
+class QuestionAnsweringConfig(TaskConfig):
+    """Questions and answers are texts; a long context is read in windows."""
+
+    kind = "question answering"
+    lengths = ("max_length", "answer_length")
+
+    max_length: Count = Field(default=128, description="Longest input, in tokens.")
+    doc_stride: Count = Field(
+        default=128, description="Tokens that neighbouring windows of a long context share."
+    )
+    answer_length: Count = Field(default=32, description="Longest answer, in tokens.")
+    beams: Count = Field(default=1, description="Beams when answers are generated; 1: greedy.")
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
-class TextToText(Task):
+class TextToText(Task[QuestionAnsweringConfig]):
     """A task whose inputs and targets are texts, for encoder-decoder models."""
 
     head: ClassVar[str] = "seq2seq-lm"
-    lengths: ClassVar[tuple[str, ...]] = ("max_length", "answer_length")
+    config_class: ClassVar[type[TaskConfig]] = QuestionAnsweringConfig
 
     def collator(self, tokenizer: PreTrainedTokenizerBase) -> Collator:
         """Return the collator that pads on the right, inputs with the padding token and labels with -100."""
@@ -87,7 +102,7 @@ class Answering(TextToText):
         )
 
     def encode(
-        self, rows: Dataset, split: str, tokenizer: PreTrainedTokenizerBase, settings: TaskConfig
+        self, rows: Dataset, split: str, tokenizer: PreTrainedTokenizerBase, settings: QuestionAnsweringConfig
     ) -> Dataset:
         """Return the windows of the rows, in order, with ``row`` and, unless answers are withheld, ``labels``.
 
@@ -120,7 +135,7 @@ class Answering(TextToText):
         model: PreTrainedModel,
         inputs: Mapping[str, Tensor],
         tokenizer: PreTrainedTokenizerBase,
-        settings: TaskConfig,
+        settings: QuestionAnsweringConfig,
     ) -> tuple[Tensor | None, tuple[Tensor, Tensor]]:
         """Return the loss, and of each window the answer in UTF-8 [B, bytes] and scores [B, 1 or 2].
 

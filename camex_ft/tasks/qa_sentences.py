@@ -22,15 +22,13 @@ from camex_ft.tasks import answers
 from camex_ft.tasks.answer_metrics import RankedAnswers
 from camex_ft.tasks.base import Predictions, labelled
 from camex_ft.tasks.metrics import Scores
-from camex_ft.tasks.qa import ENCODED, TextToText
+from camex_ft.tasks.qa import ENCODED, QuestionAnsweringConfig, TextToText
 from camex_ft.tasks.windows import Layout
 from camex_ft.utils.durable import write_named
 from camex_ft.utils.registry import TASKS
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-    from camex_ft.config import TaskConfig
 
 WORDS = ("no", "yes")  # the targets of labels 0 and 1
 PARTS = {"question": "question:", "document_title": "title:", "answer": "answer:"}
@@ -54,7 +52,7 @@ class SentenceSelection(TextToText):
         return dataset.cast_column("label", Value("int64"))
 
     def encode(
-        self, rows: Dataset, split: str, tokenizer: PreTrainedTokenizerBase, settings: TaskConfig
+        self, rows: Dataset, split: str, tokenizer: PreTrainedTokenizerBase, settings: QuestionAnsweringConfig
     ) -> Dataset:
         """Return the tokenised rows, one for one, with ``labels`` unless they are withheld.
 
@@ -78,7 +76,7 @@ class SentenceSelection(TextToText):
         model: PreTrainedModel,
         inputs: Mapping[str, Tensor],
         tokenizer: PreTrainedTokenizerBase,
-        settings: TaskConfig,
+        settings: QuestionAnsweringConfig,
     ) -> tuple[Tensor | None, Tensor]:
         """Return the loss and the score of each row, log p(yes word) - log p(no word); [B], float32."""
         loss = None

@@ -384,10 +384,42 @@ def test_what_has_no_effect_is_noted(write):
     kind = write("merging: {protocol: ties, curvature: {kind: diagonal}}\n")
     assert notes(load_config(kind)) == ["merging.curvature has no effect: protocol 'ties' has no curvature"]
     assert notes(load_config(kind, ["merging.protocol=ties-ca"])) == []
-    other = ["task.suite=lm", "task.name=text", "task.max_length=9", "task.block_size=16"]
-    assert notes(load_config(path, ["merging.protocol=ties-ca", "upcycle.init=noise", *other]))[-1] == (
-        "task.max_length has no effect in the suite lm"
-    )
+
+
+@pytest.mark.parametrize(
+    ("task", "key", "message"),
+    [
+        (
+            "{name: rte, block_size: 64}",
+            "task.block_size",
+            "an option of language modelling; glue/rte is a task of classification, with the options max_length",
+        ),
+        (
+            "{suite: lm, name: text, max_length: 9}",
+            "task.max_length",
+            "an option of classification or question answering; lm/text is a task of language modelling, with the "
+            "options block_size, stride",
+        ),
+        (
+            "{suite: qa, name: wikiqa, stride: 9}",
+            "task.stride",
+            "an option of language modelling; qa/wikiqa is a task of question answering, with the options max_length, "
+            "doc_stride, answer_length, beams",
+        ),
+    ],
+)
+def test_an_option_of_another_kind_of_task_is_refused(write, task, key, message):
+    path = write(f"profile: embedded\ntask: {task}\n")
+    assert only(path) == f"{path}:2: {key}: {message}"
+
+
+def test_a_configuration_of_before_with_the_options_of_every_kind_is_read(write):
+    """It holds those of other kinds at their defaults."""
+    every = "block_size: 1024, stride: null, doc_stride: 128, answer_length: 32, beams: 1"
+    before = load_config(write(f"profile: embedded\ntask: {{name: rte, max_length: 9, {every}}}\n"))
+    assert before == load_config(write("profile: embedded\ntask: {name: rte, max_length: 9}\n"))
+    modelling = "{suite: lm, name: text, max_length: 128, block_size: 64}"
+    assert load_config(write(f"profile: embedded\ntask: {modelling}\n")).task.length == 64
 
 
 @pytest.mark.parametrize(

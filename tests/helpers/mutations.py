@@ -21,13 +21,12 @@ TINY: dict[str, Any] = {
     "data.eval_rows": 4,
     "merging.experts": 2,
     "merging.curvature.rank": 1,
-    "task.max_length": 16,
-    "task.block_size": 16,
     "training.max_steps": 1,
     "training.per_device_train_batch_size": 2,
     "training.gradient_accumulation_steps": 1,
     "training.dataloader_num_workers": 0,
 }
+TINY_OPTIONS: dict[str, dict[str, Any]] = {"lm": {"task.block_size": 16}}  # suite -> options of its tasks
 LARGE = [10**3, 10**6, 10**9, 2**31, 2**63, 10**30]
 NUMBERS = [0, -1, 1, 2, 3, 0.5, -0.5, 1e-30, 1e30, 1e308, float("nan"), float("inf"), -float("inf"), *LARGE]
 PLAIN_TEXT = """
@@ -209,5 +208,8 @@ def bad(draw: Callable[..., Any]) -> Bad:
         change = draw(st.sampled_from(BYTES))
         text = change(text.replace(b"\xed\xa0\x80", b"?"), draw(st.integers(0, len(text))))
     at = {".".join(key) for key in aimed}
-    kept = {k: v for k, v in TINY.items() if not any(k == a or k.startswith(f"{a}.") for a in at if a)}
+    task = tree.get("task")
+    suite = task.get("suite") if isinstance(task, dict) else None
+    tiny = {**TINY, **(TINY_OPTIONS.get(str(suite)) or {"task.max_length": 16})}
+    kept = {k: v for k, v in tiny.items() if not any(k == a or k.startswith(f"{a}.") for a in at if a)}
     return Bad(text, tuple(f"{key}={value}" for key, value in kept.items()))

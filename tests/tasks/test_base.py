@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 from datasets import ClassLabel, Features
 
+from camex_ft.config import config_hash, load_config, resolve, summary
+from camex_ft.config.document import document
 from camex_ft.data import sources
 from camex_ft.tasks.base import labelled
 from camex_ft.utils import registry
@@ -138,3 +140,68 @@ def test_a_new_task_is_one_file(tmp_path, monkeypatch):
         assert task.metrics(np.eye(3)[[0, 2]], rows) == {"accuracy": 0.5}
     finally:
         registry.TASKS.remove("mine/mood")
+
+
+KIND = """
+from dataclasses import dataclass
+from typing import ClassVar
+from datasets import ClassLabel, Features, Value
+from pydantic import Field
+from camex_ft.config.schema import TaskConfig
+from camex_ft.config.values import Count
+from camex_ft.tasks.base import Task
+from camex_ft.utils.registry import TASKS
+
+class CountingConfig(TaskConfig):
+    '''Words are counted.'''
+    kind = "counting"
+    lengths = ("words",)
+    words: Count = Field(default=20, description="Longest text, in words.")
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Counting(Task[CountingConfig]):
+    head: ClassVar[str] = "causal-lm"
+    config_class: ClassVar = CountingConfig
+    def rows(self, dataset, split): return dataset
+    def encode(self, rows, split, tokenizer, settings): return rows
+    def collator(self, tokenizer): return list
+    def predict(self, outputs, rows, origin=None): return outputs
+    def metrics(self, outputs, rows, origin=None): return {"accuracy": 1.0}
+    def labelled(self, rows): return True
+
+TASKS.add("mine/count", Counting(suite="mine", name="count", benchmark_name="count", summary="how many words?",
+          hub="me/count", features=Features({"text": Value("string")}), primary="accuracy"))
+"""
+
+
+def test_a_new_kind_with_options_is_one_file(tmp_path, monkeypatch):
+    (tmp_path / "counting.py").write_text(KIND)
+    monkeypatch.setenv("CAMEX_FT_PLUGINS", str(tmp_path))
+    own = [
+        "task.suite=mine",
+        "task.name=count",
+        "data.dir=rows",
+        "profile=embedded",
+        "backbone=embedded/gpt2",
+    ]
+    try:
+        settled = resolve(load_config("glue", [*own, "task.words=7"]), needs=False)[0]
+        assert settled.task.model_dump() == {"suite": "mine", "name": "count", "predict": False, "words": 7}
+        assert summary(settled)["task"] == "mine/count, up to 7 tokens"
+        hashes = {
+            config_hash(resolve(load_config("glue", [*own, *more]), needs=False)[0])
+            for more in ([], ["task.words=7"])
+        }
+        assert len(hashes) == 2
+        assert load_config("glue", ["task.name=rte"]).task.max_length == 128
+        with pytest.raises(
+            UserError, match=r"task\.words: an option of counting; glue/rte is a task of classification"
+        ):
+            load_config("glue", ["task.name=rte", "task.words=7"])
+        with pytest.raises(UserError, match=r"task\.words: expected at least 1, got 0"):
+            load_config("glue", [*own, "task.words=0"])
+        page = document().partition("### Tasks of counting")[2].partition("##")[0]
+        assert "Words are counted. Suites: `mine`." in page
+        assert "| `task.words` | whole number, at least 1 | `20` | Longest text, in words. |" in page
+    finally:
+        registry.TASKS.remove("mine/count")

@@ -12,9 +12,8 @@ from datasets import Dataset
 from torch.nn import functional as F
 
 from camex_ft import synthetic
-from camex_ft.config import TaskConfig
 from camex_ft.synthetic import heads
-from camex_ft.tasks.lm import IGNORED, collate
+from camex_ft.tasks.lm import IGNORED, LanguageModellingConfig, collate
 from camex_ft.tasks.prepared import Prepared
 from camex_ft.utils.errors import UserError
 from camex_ft.utils.registry import EMBEDDED, TASKS
@@ -28,12 +27,12 @@ def rows(lines: list[str] = TEXT) -> Dataset:
     return TASK.rows(Dataset.from_dict({"text": lines}), "validation")
 
 
-def settings(**changes: int) -> TaskConfig:
-    return TaskConfig(suite="lm", name="wikitext-2", **{"block_size": 8, "stride": 3, **changes})
+def settings(**changes: int) -> LanguageModellingConfig:
+    return LanguageModellingConfig(suite="lm", name="wikitext-2", **{"block_size": 8, "stride": 3, **changes})
 
 
 def collected(
-    model: Any, tokenizer: Any, task: TaskConfig, *, batch: int = 2
+    model: Any, tokenizer: Any, task: LanguageModellingConfig, *, batch: int = 2
 ) -> tuple[np.ndarray, np.ndarray]:
     """What an evaluation collects of the rows, in batches."""
     encoded = TASK.encode(rows(), "validation", tokenizer, task)

@@ -9,11 +9,11 @@ import torch
 from datasets import Dataset
 from torch import nn
 
-from camex_ft.config import TaskConfig
 from camex_ft.data import sources
 from camex_ft.synthetic import backbone
 from camex_ft.tasks import answers
 from camex_ft.tasks.prepared import Prepared
+from camex_ft.tasks.qa import QuestionAnsweringConfig
 from camex_ft.utils.errors import UserError
 from camex_ft.utils.registry import TASKS
 from tests.helpers.task_files import complaint, load, write
@@ -35,7 +35,7 @@ def rows(*examples, task=SQUAD, split="validation"):
 
 
 def settings(**changes):
-    return TaskConfig(
+    return QuestionAnsweringConfig(
         **{"suite": "qa", "name": "squad", "max_length": 32, "doc_stride": 6, "answer_length": 5, **changes}
     )
 

@@ -5,16 +5,16 @@ import pytest
 import torch
 from datasets import Dataset
 
-from camex_ft.config import TaskConfig
 from camex_ft.data import sources
 from camex_ft.synthetic import backbone
 from camex_ft.tasks import answers
+from camex_ft.tasks.qa import QuestionAnsweringConfig
 from camex_ft.utils.registry import TASKS
 from tests.helpers.task_files import complaint, load, write
 
 WIKIQA = TASKS.get("qa/wikiqa")
 MODEL, TOKENIZER = backbone("t5", head="seq2seq-lm", seed=5)
-SETTINGS = TaskConfig(suite="qa", name="wikiqa", max_length=32, answer_length=4)
+SETTINGS = QuestionAnsweringConfig(suite="qa", name="wikiqa", max_length=32, answer_length=4)
 
 
 def example(label=1, *, question="who gave the saw ?", answer="The cook gave the saw .", question_id="Q1"):
