@@ -1,20 +1,28 @@
-"""Split files on disk: which files hold a split of a task, in whatever format, and what they hold.
+"""Find and read the files of a split, and check their columns without reading their rows.
 
 A split is one file, the hub's numbered shards of parquet, or where a task is about plain text a folder of txt files.
-Every fault is a `UserError` that names what was looked for and what is there.
+Every fault is a `UserError` that names the files expected and those in the folder.
 """
 
 from __future__ import annotations
 
+import csv
+import json
 import re
-from collections.abc import Sequence
+import stat
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from camex_ft.data.formats import PLAIN, Columns, read_file, read_parquet, suffixes
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from camex_ft.data.columns import check_columns
+from camex_ft.data.readers import PLAIN, Columns, read_file, read_parquet, suffixes
 from camex_ft.tasks.base import Task
 from camex_ft.utils.errors import UserError, nearest
 
 ALIASES = {"validation": ("validation", "valid", "val", "dev")}
+FIRST = 1 << 24  # characters of a header or a first row; a longer one is left to the run
 SHARD = re.compile(r"-(\d+)-of-(\d+)\.parquet$")
 
 
@@ -65,10 +73,10 @@ def split_files(folder: Path, task: Task, split: str) -> list[Path]:
 
 
 def read_split(folder: Path, task: Task, split: str) -> tuple[Columns, str]:
-    """Return the columns of a split and where they come from, for messages.
+    """Return the columns of a split and their origin, for messages.
 
     Raises:
-        UserError: there is no such file, or it is broken.
+        UserError: the file is missing or broken.
     """
     files = split_files(folder, task, split)
     if not files:
@@ -89,7 +97,7 @@ def read_split(folder: Path, task: Task, split: str) -> tuple[Columns, str]:
 
 
 def _shard(file: Path) -> list[int]:
-    """Return the number of a shard and that of all shards; an empty list for a file that is none."""
+    """Return the number of a shard and the number of all shards; an empty list for another file."""
     found = SHARD.search(file.name)
     return [int(found[1]), int(found[2])] if found else []
 
@@ -141,3 +149,79 @@ def _expected(task: Task, split: str) -> str:
 def _listing(entries: list[Path]) -> str:
     names = [path.name + "/" * path.is_dir() for path in entries]
     return ", ".join(names[:12]) + (", ..." if len(names) > 12 else "") if names else "nothing"
+
+
+def check_names(task: Task, splits: Sequence[str]) -> None:
+    """Raise `UserError` for a split that the task does not have."""
+    for split in splits:
+        if split not in task.all_splits():
+            known = ", ".join(task.all_splits())
+            raise UserError(
+                f"{task.id} has no split '{split}'.{nearest(split, task.all_splits())} It has {known}"
+            )
+
+
+def check_headers(task: Task, folder: Path, serves: Mapping[str, str]) -> None:
+    """Check that the files of all splits are there with the columns that the task needs.
+
+    Faults of single rows are left to the run, and so are files whose columns are not known without reading all of them.
+
+    Args:
+        task: the task.
+        folder: with the split files, or one that holds a folder named for the task.
+        serves: split -> the split of the data that serves as it.
+
+    Raises:
+        UserError: a file or a column is missing; with what was expected.
+    """
+    check_names(task, tuple(serves))
+    for split in task.all_splits():
+        name, owner = serves.get(split, split), task.owner(split)
+        place = task_folder(folder, owner, guest=owner is not task, others=[*serves.values()])
+        files = split_files(place, owner, name)
+        if not files and split in task.splits["test"] and name == split:
+            continue
+        if not files:
+            read_split(place, owner, name)  # raises the error for a missing split
+        for file in files:
+            columns = _columns(file, owner)
+            if columns is not None:
+                check_columns(columns, owner, split, str(file))
+
+
+def _columns(file: Path, task: Task) -> list[str] | None:
+    """Return the columns of a file, under the hub's names, or None where its beginning does not tell them."""
+    if file.suffix not in suffixes(task) or not stat.S_ISREG(file.stat().st_mode):
+        return None
+    try:
+        if file.suffix == ".parquet":
+            names = list(pq.read_schema(file).names)
+        elif file.suffix in (".csv", ".tsv"):
+            names = _delimited(file, task)
+        elif file.suffix == ".jsonl":
+            names = _first_object(file, task)
+        else:
+            return None
+    except (OSError, ValueError, RecursionError, csv.Error, pa.ArrowException):
+        return None  # the run reports the fault
+    renamed = {alias: name for name, alias in task.aliases.items() if name not in names}
+    return [renamed.get(name, name) for name in names] or None
+
+
+def _delimited(file: Path, task: Task) -> list[str]:
+    with file.open(newline="", encoding="utf-8-sig") as stream:
+        line = stream.readline(FIRST)
+    tab = file.suffix == ".tsv"
+    names = next(csv.reader([line], delimiter="\t" if tab else ","), [])
+    if tab and len(names) == len(task.headerless) and not set(task.columns) & set(names):
+        return list(task.headerless)
+    return names
+
+
+def _first_object(file: Path, task: Task) -> list[str]:
+    with file.open(encoding="utf-8-sig") as stream:
+        line = next((line for line in iter(lambda: stream.readline(FIRST), "") if line.strip()), "")
+    found = json.loads(line)
+    if not isinstance(found, dict) or (task.unpack is not None and not set(task.columns) <= set(found)):
+        return []
+    return list(found)

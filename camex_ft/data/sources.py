@@ -1,4 +1,4 @@
-"""A task's data from the hub, from disk or from the embedded generators, validated and in the hub's columns."""
+"""Load a task's data from the hub, from disk or as synthetic data, validated and in the hub's columns."""
 
 from __future__ import annotations
 
@@ -14,15 +14,16 @@ import datasets
 from datasets import Dataset
 
 from camex_ft import synthetic
-from camex_ft.data.conform import conform
-from camex_ft.data.files import read_split, split_files, task_folder
-from camex_ft.data.formats import Columns, read_file, with_names
+from camex_ft.data.columns import to_dataset
+from camex_ft.data.files import check_names, read_split, split_files, task_folder
+from camex_ft.data.readers import Columns, read_file, with_names
 from camex_ft.tasks.base import Task
 from camex_ft.utils import hub
 from camex_ft.utils.errors import UserError, nearest
+from camex_ft.utils.system import data_are_prepared
 
 SOURCES = ("hub", "disk", "embedded")
-# what `datasets` says, in errors that have no type of their own
+# messages of `datasets` in errors without a type
 SPLITLESS = re.compile(r"Unknown split|Bad split")
 CONFIGLESS = re.compile(r"BuilderConfig .* not found|doesn't contain .* config")
 
@@ -38,13 +39,13 @@ def load(
     splits: Sequence[str] | None = None,
     serves: Mapping[str, str] | None = None,
 ) -> dict[str, Dataset]:
-    """Return split -> data set with exactly the hub's columns (and ``domain`` from the embedded source).
+    """Return split -> data set with exactly the hub's columns (and ``domain`` of synthetic data).
 
     Args:
         task: the task; a test-only diagnostic gets the train and validation splits of its `train_from` task.
         source: ``hub``, ``disk`` or ``embedded``.
         dir: for disk, the folder with the split files, or one that holds a folder named for the task.
-        seed: of the embedded generator.
+        seed: of synthetic data.
         train_rows: keep the first rows of the train split only.
         eval_rows: keep the first rows of each validation split only; test splits stay whole, as submissions need them.
         splits: the splits to load, all of which must be there. By default train and validation must be, and test
@@ -63,7 +64,7 @@ def load(
         )
     names = {split: (serves or {}).get(split, split) for split in splits or task.all_splits()}
     loaded: dict[str, Dataset] = {}
-    silent: dict[str, Exception | None] = {}
+    unreachable: dict[str, Exception | None] = {}
     for split, name in names.items():
         optional = splits is None and split in task.splits["test"] and name == split
         if source != "disk" and name in task.unpublished:
@@ -78,25 +79,15 @@ def load(
             folder = task_folder(Path(str(dir)), owner, guest=owner is not task, others=others)
             data = _from_disk(owner, split, name, folder, optional=optional)
         elif source == "hub":
-            if owner.hub not in silent:  # asked once: where nobody answers, it takes seconds
-                silent[owner.hub] = hub.silence(owner.hub, "dataset")
-            data = _from_hub(owner, split, name, silent=silent[owner.hub], optional=optional)
+            if owner.hub not in unreachable:  # one request: without an answer it takes seconds
+                unreachable[owner.hub] = hub.silence(owner.hub, "dataset")
+            data = _from_hub(owner, split, name, unreachable=unreachable[owner.hub], optional=optional)
         else:
-            data = _from_embedded(owner, split, name, seed)
+            data = _synthetic(owner, split, name, seed)
         if data is not None:
             owner.check_split(data, split)
             loaded[split] = data
     return {split: _first(data, split, task, train_rows, eval_rows) for split, data in loaded.items()}
-
-
-def check_names(task: Task, splits: Sequence[str]) -> None:
-    """Raise `UserError` for a split that the task does not have."""
-    for split in splits:
-        if split not in task.all_splits():
-            known = ", ".join(task.all_splits())
-            raise UserError(
-                f"{task.id} has no split '{split}'.{nearest(split, task.all_splits())} It has {known}"
-            )
 
 
 def load_file(task: Task, path: str | Path) -> Dataset:
@@ -105,7 +96,7 @@ def load_file(task: Task, path: str | Path) -> Dataset:
     Raises:
         UserError: the file is missing or faulty.
     """
-    return conform(read_file(Path(path), task), task, task.splits["test"][0], str(path))
+    return to_dataset(read_file(Path(path), task), task, task.splits["test"][0], str(path))
 
 
 def fingerprint(splits: Mapping[str, Dataset]) -> str:
@@ -122,12 +113,6 @@ def fingerprint(splits: Mapping[str, Dataset]) -> str:
     return digest.hexdigest()
 
 
-def hub_cached(task: Task) -> bool:
-    """Return whether the local cache of `datasets` holds the task, so that the hub source works without network."""
-    prepared = Path(datasets.config.HF_DATASETS_CACHE) / task.hub.replace("/", "___") / task.configuration
-    return any(prepared.glob("*/*/dataset_info.json"))
-
-
 def _first(data: Dataset, split: str, task: Task, train_rows: int | None, eval_rows: int | None) -> Dataset:
     limit = (
         train_rows
@@ -139,16 +124,16 @@ def _first(data: Dataset, split: str, task: Task, train_rows: int | None, eval_r
     return data if limit is None or limit >= len(data) else data.select(range(limit))
 
 
-def _from_embedded(task: Task, split: str, name: str, seed: int) -> Dataset:
+def _synthetic(task: Task, split: str, name: str, seed: int) -> Dataset:
     splits = _corpus(task.id, seed)
     if name not in splits:
         raise UserError(
-            f"data.splits: the embedded corpus {task.id} has no split '{name}'.{nearest(name, splits)} It has "
+            f"data.splits: the synthetic data of {task.id} have no split '{name}'.{nearest(name, splits)} They have "
             f"{', '.join(splits)}"
         )
     data = splits[name]
     columns: Columns = {column: data[column][:] for column in data.column_names}
-    return conform(columns, task, split, f"embedded corpus {task.id}, {name}", domain=True)
+    return to_dataset(columns, task, split, f"synthetic data of {task.id}, {name}", domain=True)
 
 
 @lru_cache(maxsize=2)
@@ -160,29 +145,27 @@ def _from_disk(task: Task, split: str, name: str, folder: Path, *, optional: boo
     if optional and not split_files(folder, task, name):
         return None
     columns, origin = read_split(folder, task, name)
-    return conform(columns, task, split, origin)
+    return to_dataset(columns, task, split, origin)
 
 
 def _from_hub(
-    task: Task, split: str, name: str, *, silent: Exception | None, optional: bool
+    task: Task, split: str, name: str, *, unreachable: Exception | None, optional: bool
 ) -> Dataset | None:
     origin = f"{task.hub} {task.configuration} ({name})"
     try:
-        data = _from_cache(task, name) if silent is not None else _downloaded(task, name)
-    except (
-        Exception
-    ) as error:  # each version of the hub's library has another transport, with errors of its own
+        data = _from_cache(task, name) if unreachable is not None else _downloaded(task, name)
+    except Exception as error:  # each version of the hub's library has another transport with other errors
         if SPLITLESS.search(str(error)):
             if optional:
                 return None
             raise UserError(f"{'data.splits: ' if name != split else ''}{origin}: {error}") from error
         if CONFIGLESS.search(str(error)):
             raise UserError(f"{task.hub} has no configuration '{task.configuration}': {error}") from error
-        raise UserError(_not_to_be_had(task, silent or error)) from error
+        raise UserError(_unavailable(task, unreachable or error)) from error
     if data is None:
-        raise UserError(_not_to_be_had(task, cast("Exception", silent)))
+        raise UserError(_unavailable(task, cast("Exception", unreachable)))
     columns = {column: with_names(data[column][:], feature) for column, feature in data.features.items()}
-    return conform(columns, task, split, origin)
+    return to_dataset(columns, task, split, origin)
 
 
 def _downloaded(task: Task, name: str) -> Dataset:
@@ -192,27 +175,28 @@ def _downloaded(task: Task, name: str) -> Dataset:
 
 def _from_cache(task: Task, name: str) -> Dataset | None:
     """Return a split from the cache of `datasets`, or from the files in the hub cache; None where it is in neither."""
-    place: str | Path | None = task.hub if hub_cached(task) else hub.snapshot(task.hub, "dataset")
+    prepared = data_are_prepared(task.hub, task.configuration)
+    place: str | Path | None = task.hub if prepared else hub.snapshot(task.hub, "dataset")
     if place is None:
         return None
     with hub.cache_alone():
         return cast("Dataset", datasets.load_dataset(str(place), task.configuration, split=name))
 
 
-def _not_to_be_had(task: Task, reason: Exception) -> str:
+def _unavailable(task: Task, reason: Exception) -> str:
     refused = hub.refusal(reason, task.hub, "dataset")
     why = (
         f"{refused}; and {task.configuration} of it is not in the local cache ({datasets.config.HF_DATASETS_CACHE})"
         if refused
         else f"{task.hub} ({task.configuration}) is neither in the local cache "
-        f"({datasets.config.HF_DATASETS_CACHE}) nor to be fetched ({hub.cause(reason)})"
+        f"({datasets.config.HF_DATASETS_CACHE}) nor can it be fetched ({hub.cause(reason)})"
     )
-    formats = "parquet, jsonl, csv or tsv" + ", or as txt" * task.plain_text
+    formats = "parquet, jsonl, csv or tsv files" + ", or as txt" * task.plain_text
     return (
-        f"data.source is hub, but {why}. If the hub was there for a moment, the same command goes on with the "
-        "download. Otherwise one of three ways:\n"
-        f"  - where there is network, fill the cache and bring it here (HF_HOME): "
+        f"data.source is hub, but {why}. If the hub is reachable again, the same command resumes the download. "
+        "Otherwise choose one of three ways:\n"
+        "  - fill the cache on a machine with network, and copy it here (HF_HOME): "
         f"python -c \"import datasets; datasets.load_dataset('{task.hub}', '{task.configuration}')\"\n"
         f"  - data.source=disk data.dir=FOLDER, with train, validation and test as {formats}\n"
-        f"  - data.source=embedded, the corpora that the package makes itself"
+        "  - data.source=embedded, for the synthetic data of the package"
     )

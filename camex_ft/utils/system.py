@@ -73,6 +73,11 @@ def data_are_cached(name: str, configuration: str) -> bool:
     inside = "data" if configuration == "default" else configuration
     if folder is not None and any(file.is_file() for file in folder.glob(f"{inside}/*")):
         return True
+    return data_are_prepared(name, configuration)
+
+
+def data_are_prepared(name: str, configuration: str) -> bool:
+    """Return whether the cache of `datasets` holds one configuration of a data set, ready to be loaded."""
     from datasets import config
 
     prepared = Path(config.HF_DATASETS_CACHE) / name.replace("/", "___") / configuration

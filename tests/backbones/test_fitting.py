@@ -101,7 +101,7 @@ def test_a_default_that_is_not_written_counts(tmp_path: Path) -> None:
 def test_lengths_of_other_suites(tmp_path: Path) -> None:
     config_of("gpt2", {"max_position_embeddings": 64}).save_pretrained(tmp_path / "gpt2")
     config_of("t5", {}).save_pretrained(tmp_path / "t5")
-    modelling = settled(f"new:{tmp_path}/gpt2", "lm", "text", task={"block_size": 65, "max_length": 9999})
+    modelling = settled(f"new:{tmp_path}/gpt2", "lm", "text", task={"block_size": 65})
     assert check(modelling).startswith("task.block_size is 65; the backbone reads at most 64 tokens")
     answering = {"max_length": 9999, "answer_length": 9999}
     assert check(settled(f"new:{tmp_path}/t5", "qa", "squad", task=answering)) == ""

@@ -110,7 +110,7 @@ def test_the_embedded_corpus_serves_too() -> None:
     turned = sources.load(task, source="embedded", serves={"train": "validation", "validation": "train"})
     assert turned["train"].to_list() == plain["validation"].to_list()
     assert turned["validation"].to_list() == plain["train"].to_list()
-    with pytest.raises(UserError, match=r"no split 'valdation'. Did you mean 'validation'\? It has train"):
+    with pytest.raises(UserError, match=r"no split 'valdation'. Did you mean 'validation'\? They have train"):
         sources.load(task, source="embedded", serves={"train": "valdation"})
 
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from camex_ft.data import sources
-from camex_ft.data.quoting import quoted
+from camex_ft.data.readers import is_quoted
 from camex_ft.utils import registry
 from tests.helpers.task_files import SST2, complaint, load, write
 
@@ -50,14 +50,14 @@ def test_what_a_writer_has_to_quote_comes_back(quoting, texts):
     stream = io.StringIO(newline="")
     writer = csv.writer(stream, delimiter="\t", quoting=quoting, lineterminator="\n")
     writer.writerows([["sentence", "label"], *([text, "0"] for text in [FINE, *texts])])
-    assert quoted(stream.getvalue())
+    assert is_quoted(stream.getvalue())
 
 
 @given(texts=st.lists(st.text(st.sampled_from('" ,a\u2028é')), min_size=1, max_size=6))
 @settings(max_examples=200, deadline=None)
 def test_a_lone_mark_anywhere_turns_quoting_off(texts):
-    assert not quoted("".join(f"{text}\t0\n" for text in ["sentence", 'a "b', *texts]))
-    assert not quoted("".join(f"{text}\t0\n" for text in ["sentence", *texts, '"b']))
+    assert not is_quoted("".join(f"{text}\t0\n" for text in ["sentence", 'a "b', *texts]))
+    assert not is_quoted("".join(f"{text}\t0\n" for text in ["sentence", *texts, '"b']))
 
 
 @pytest.mark.parametrize(
@@ -187,4 +187,4 @@ def test_predictions_are_read_again(tmp_path):
     wikiqa.submission([0.5] * 4, rows, tmp_path / "out.tsv")
     read = pandas.read_csv(tmp_path / "out.tsv", sep="\t")
     assert list(read["question_id"]) == ids and list(read["label"]) == [1] * 4
-    assert quoted((tmp_path / "out.tsv").read_text())
+    assert is_quoted((tmp_path / "out.tsv").read_text())

@@ -1,7 +1,18 @@
-"""One file of examples as columns: parquet, jsonl, json, csv, tsv, and where a task is about plain text also txt.
+"""Read one file of examples as columns: parquet, jsonl, json, csv, tsv, and where a task is about plain text also txt.
 
-Csv files are read with quotes. Tsv files are where they follow the rule of `quoting`, and not where they hold quotation
-marks as GLUE's own files do. A line of txt is a row. Every fault is a `UserError` that names file and row.
+Csv files are read with quotes. A line of txt is a row. Every fault is a `UserError` that names file and row.
+
+Quotation marks in GLUE's own tsv files are text; in those of pandas and spreadsheets they quote. They quote where both
+of these hold, and are text in every other file:
+
+- Every field with a mark begins and ends with one, and those inside are doubled; read so, all rows have as many fields.
+- A quoted field has to be quoted: it holds a mark, or a tab or line break without which rows differ in their number of
+  fields (or have one alone). Or every field of the first row is quoted.
+
+A mark in the middle of a text, or one that has no other, therefore turns quoting off for its file.
+
+The builders of `datasets` are not used: they pad rows that lack fields, guess types (``NA`` becomes null, a date a
+timestamp, an id with a gap a real number), rename columns that occur twice, and know no rows in their messages.
 """
 
 from __future__ import annotations
@@ -10,6 +21,7 @@ import csv
 import io
 import json
 import logging
+import re
 import stat
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -21,7 +33,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import ClassLabel, Features
 
-from camex_ft.data.quoting import doubtful, quoted
 from camex_ft.tasks.base import Row, Task
 from camex_ft.utils.errors import UserError
 
@@ -32,9 +43,15 @@ SUFFIXES = (".parquet", ".jsonl", ".json", ".csv", ".tsv")
 PLAIN = ".txt"
 MAX_FIELD = (
     2**24
-)  # characters of a csv or tsv field; the csv module's own limit is 2**17, less than some documents
+)  # characters of a csv or tsv field; the csv module's default, 2**17, is less than some documents
 MAX_BYTES = 2**32  # of a file, and of what a parquet file unpacks to: columns are held in memory
 TOO_LARGE = "it is read into memory whole. Take a part of it"
+
+MARK = '"'
+FIELD = re.compile(r'("[^"]*(?:""[^"]*)*"|[^"\t\r\n]*)(\t|\r\n|\r|\n|\Z)')  # and what ends it
+BREAK = re.compile(r"[\t\r\n]")
+LINE_END = re.compile(r"\r\n|\r|\n")
+LOOKS_QUOTED = re.compile(r'"[^"]*(?:""[^"]*)*"')
 
 
 def suffixes(task: Task) -> tuple[str, ...]:
@@ -112,15 +129,13 @@ def with_names(values: list[Any], feature: Any) -> list[Any]:
 
 
 def _check_file(path: Path) -> None:
-    """Raise `UserError` for what is no file, such as a pipe that nobody writes into, and for what is too large."""
+    """Raise `UserError` for a pipe, a device or a folder, and for a file that is too large."""
     try:
         about = path.stat()
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror or error}") from error
     if not stat.S_ISREG(about.st_mode):
-        raise UserError(
-            f"{path}: expected a file, and it is {'a folder' if path.is_dir() else 'a pipe or device'}"
-        )
+        raise UserError(f"{path}: expected a file, got {'a folder' if path.is_dir() else 'a pipe or device'}")
     if about.st_size > MAX_BYTES:
         raise UserError(f"{path}: larger than {MAX_BYTES:,} bytes: {TOO_LARGE}")
 
@@ -131,7 +146,7 @@ def _read_delimited(path: Path, task: Task) -> Columns:
     with path.open(newline="", encoding="utf-8-sig") as stream:
         text = stream.read()
     lines = io.StringIO(text, newline="")
-    marks = not tab or quoted(text)
+    marks = not tab or is_quoted(text)
     reader = csv.reader(
         lines,
         delimiter="\t" if tab else ",",
@@ -155,7 +170,7 @@ def _read_delimited(path: Path, task: Task) -> Columns:
             )
         for name, value in zip(header, row, strict=True):
             columns[name].append(value)
-    doubt = None if marks else doubtful(text, zip(*columns.values(), strict=True))
+    doubt = None if marks else looks_quoted(text, zip(*columns.values(), strict=True))
     if doubt is not None:
         log.warning(
             "%s: row %d: the field %.60s looks quoted. Its quotation marks are read as part of the text, since the "
@@ -268,3 +283,65 @@ def _undecodable(path: Path) -> str:
         line = data.count(b"\n", 0, error.start) + 1
         return f"line {line} holds byte 0x{data[error.start]:02x}, which is not UTF-8"
     return "undecodable"
+
+
+def is_quoted(text: str) -> bool:
+    """Return whether the fields of a tsv file are quoted.
+
+    Args:
+        text: the whole file.
+    """
+    if MARK not in text:
+        return False
+    first: list[str] = []
+    marks = breaks = False
+    for row in _quoted_rows(text):
+        first = first or row or []
+        if row is None or len(row) != len(first):
+            return False
+        inside = [field[1:-1] for field in row if field.startswith(MARK)]
+        marks |= any(MARK in field for field in inside)
+        breaks |= any(BREAK.search(field) for field in inside)
+    if all(field.startswith(MARK) for field in first):
+        return True
+    plain = {line.count("\t") for line in LINE_END.split(text) if line}
+    return marks or (breaks and (len(first) == 1 or plain != {len(first) - 1}))
+
+
+def looks_quoted(text: str, rows: Iterable[Sequence[str]]) -> tuple[int, str] | None:
+    """Find the first field that looks quoted in a file read without quotes: its row, from 1, and its text.
+
+    A field with doubled marks inside looks quoted. If no mark of the file contradicts it, so does a field in a single
+    pair of marks.
+
+    Args:
+        text: the whole file.
+        rows: its rows, read without quotes.
+    """
+    if MARK not in text:
+        return None
+    single = all(row is not None for row in _quoted_rows(text))
+    for number, row in enumerate(rows, start=1):
+        for field in row:
+            if LOOKS_QUOTED.fullmatch(field) and (single or MARK * 2 in field[1:-1]):
+                return number, field
+    return None
+
+
+def _quoted_rows(text: str) -> Iterator[list[str] | None]:
+    """Yield the fields of each row read as quoted, with their marks; None, as the last row, where that fails."""
+    row: list[str] = []
+    place = 0
+    while place < len(text):
+        found = FIELD.match(text, place)
+        if found is None:
+            yield None
+            return
+        row.append(found[1])
+        place = found.end()
+        if found[2] != "\t":
+            if row != [""]:  # a blank line
+                yield row
+            row = []
+    if row:  # a tab is the last character
+        yield [*row, ""]

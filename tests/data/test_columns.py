@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 from datasets import ClassLabel, Dataset, Features, Value
 
-from camex_ft.data.conform import conform
+from camex_ft.data.columns import to_dataset
 from camex_ft.tasks.base import Task
 from camex_ft.utils import registry
 from camex_ft.utils.errors import UserError
@@ -56,10 +56,10 @@ def test_a_boolean_is_a_label_only_where_the_classes_are_false_and_true(name, sp
     columns = {column: [row[column] for row in rows] for column in rows[0]} | {"label": [0, True]}
     split = {"train": task.splits["train"], "test": task.splits["test"][0]}[split]
     if name in FALSE_AND_TRUE:
-        assert conform(columns, task, split, "here")["label"][:] == [0, 1]
+        assert to_dataset(columns, task, split, "here")["label"][:] == [0, 1]
         return
     with pytest.raises(UserError, match="here: row 2: column 'label' is True; expected"):
-        conform(columns, task, split, "here")
+        to_dataset(columns, task, split, "here")
 
 
 @pytest.mark.parametrize("suffix", ["jsonl", "json", "parquet", "csv", "tsv"])
@@ -85,27 +85,27 @@ def test_booleans_are_the_classes_false_and_true_in_every_format(suffix, tmp_pat
 @pytest.mark.parametrize("label", [1, 1.0, "1", "1.0", " 1 ", Decimal(1), "Positive"])
 def test_every_way_to_write_a_class(label):
     columns = {"sentence": ["a"], "label": [label]}
-    assert conform(columns, SST2, "train", "here")["label"][:] == [1]
+    assert to_dataset(columns, SST2, "train", "here")["label"][:] == [1]
 
 
 @pytest.mark.parametrize("label", ["1_0", "0_1", b"1", 2**63, -(2**63) - 1, 2**70, "1e999999999", [1], "٢"])
 def test_what_python_would_take_for_a_class_is_refused(label):
     with pytest.raises(UserError, match="here: row 1: column 'label' is"):
-        conform({"sentence": ["a"], "label": [label]}, SST2, "train", "here")
+        to_dataset({"sentence": ["a"], "label": [label]}, SST2, "train", "here")
 
 
 @pytest.mark.parametrize("label", [3, 3.0, "3", "3.0"])
 def test_classes_named_by_numbers_go_by_their_names(label):
     stars = ClassLabel(names=["1", "2", "3"])
     task = replace(SST2, features=Features({**SST2.features, "label": stars}))
-    assert conform({"sentence": ["a"], "label": [label]}, task, "train", "here")["label"][:] == [2]
+    assert to_dataset({"sentence": ["a"], "label": [label]}, task, "train", "here")["label"][:] == [2]
 
 
 @pytest.mark.parametrize("label", [float("inf"), "nan", 1e39, False, "-Infinity"])
 def test_a_regression_without_limits_takes_finite_numbers_alone(label):
     task = replace(SST2, features=Features({**SST2.features, "label": Value("float32")}))
     with pytest.raises(UserError, match=r"row 1: column .label. is .*; expected a finite number"):
-        conform({"sentence": ["a"], "label": [label]}, task, "train", "here")
+        to_dataset({"sentence": ["a"], "label": [label]}, task, "train", "here")
 
 
 @pytest.mark.parametrize(
@@ -122,7 +122,7 @@ def test_a_regression_without_limits_takes_finite_numbers_alone(label):
 )
 def test_a_number_of_a_row_is_a_whole_number(idx, expected):
     with pytest.raises(UserError, match=f"row 1: column 'idx' is .*; expected {expected}$"):
-        conform({"sentence": ["a"], "label": [1], "idx": [idx]}, SST2, "train", "here")
+        to_dataset({"sentence": ["a"], "label": [1], "idx": [idx]}, SST2, "train", "here")
 
 
 def test_where_an_answer_starts_is_no_boolean(tmp_path):
@@ -157,7 +157,7 @@ def test_missing_label_column(folder):
 def test_a_missing_column_is_named_as_the_benchmark_names_it_too():
     columns = {"sentence1": ["a"], "sentence2": ["b"]}
     with pytest.raises(UserError, match=r"glue/stsb needs the column label \(or score\); found sentence1"):
-        conform(columns, registry.TASKS.get("glue/stsb"), "train", "f.tsv")
+        to_dataset(columns, registry.TASKS.get("glue/stsb"), "train", "f.tsv")
 
 
 def test_multirc_needs_its_question_numbers(tmp_path, examples):

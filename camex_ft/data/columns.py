@@ -1,4 +1,4 @@
-"""Columns of any origin become a data set with exactly the hub's columns and types, or an error that names the row."""
+"""Check columns of any origin and convert them to the hub's types; errors name the row."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from typing import Any
 
 from datasets import ClassLabel, Dataset, Features, List, Value
 
-from camex_ft.data.formats import UNREADABLE, Columns, read_json
+from camex_ft.data.readers import UNREADABLE, Columns, read_json
 from camex_ft.tasks.base import WITHHELD, Task
 from camex_ft.utils.errors import UserError, nearest
 
 BITS = {"int32": 31, "int64": 63}  # of a whole number beside its sign
-MAX_REAL = 3.4e38  # what float32, the type of a regression's labels, holds
-_NO_LABEL = ("", "nan", "-1", "-1.0")  # how the formats write a label that is withheld
+MAX_REAL = 3.4e38  # greatest float32, the type of a regression's labels
+_NO_LABEL = ("", "nan", "-1", "-1.0")  # a withheld label in the various formats
 
 
-def conform(columns: Columns, task: Task, split: str, origin: str, *, domain: bool = False) -> Dataset:
+def to_dataset(columns: Columns, task: Task, split: str, origin: str, *, domain: bool = False) -> Dataset:
     """Return the data set of one split, its columns those of ``task.features``.
 
     Label names become ids; a missing ``idx`` is numbered; labels may be missing, empty or -1 in test splits only, and
@@ -32,7 +32,7 @@ def conform(columns: Columns, task: Task, split: str, origin: str, *, domain: bo
         task: the task whose columns these are.
         split: one of its splits.
         origin: file or hub name, for messages.
-        domain: whether the column ``domain`` is kept.
+        domain: whether to include the column ``domain``.
 
     Raises:
         UserError: a column is missing, there is no row, or a value is not what its column holds, with its row from 1.
@@ -43,22 +43,21 @@ def conform(columns: Columns, task: Task, split: str, origin: str, *, domain: bo
     rows = len(next(iter(columns.values())))
     test = split in task.splits["test"]
     features = {**task.features, **({"domain": Value("int32")} if domain else {})}
-    made = {}
+    converted = {}
     for name, feature in features.items():
         if name == "idx" and name not in columns:
-            made[name] = _numbers(feature, rows)
+            converted[name] = _numbers(feature, rows)
         elif name == "label" and name not in columns:
-            made[name] = [WITHHELD] * rows
+            converted[name] = [WITHHELD] * rows
         elif name in task.absent and name not in columns:
-            made[name] = [task.absent[name]] * rows
+            converted[name] = [task.absent[name]] * rows
         elif name == "label":
-            made[name] = _each(
-                columns[name], partial(_label, task=task, withheld=test), f"{origin}: row", name
-            )
+            label = partial(_label, task=task, withheld=test)
+            converted[name] = _convert(columns[name], label, origin, name)
         else:
-            made[name] = _each(columns[name], partial(_typed, feature=feature), f"{origin}: row", name)
-    _check_examples(made, task, origin, answers=not test)
-    return Dataset.from_dict(made, features=Features(features))
+            converted[name] = _convert(columns[name], partial(_typed, feature=feature), origin, name)
+    _check_examples(converted, task, origin, answers=not test)
+    return Dataset.from_dict(converted, features=Features(features))
 
 
 def check_columns(columns: Collection[str], task: Task, split: str, origin: str) -> None:
@@ -116,21 +115,24 @@ def _check_unique(values: list[Any], name: str, origin: str) -> None:
             )
 
 
-def _each(values: list[Any], convert: Callable[[Any], Any], where: str, name: str) -> list[Any]:
-    made: list[Any] = []
+def _convert(values: list[Any], convert: Callable[[Any], Any], origin: str, name: str) -> list[Any]:
+    """Return a column's values in its type, or raise `UserError` for the first one that does not fit."""
+    converted: list[Any] = []
     try:
         for value in values:
-            made.append(convert(value))
+            converted.append(convert(value))
     except _Unfit as fault:
         shown = (
             "null" if value is None else repr(value) if len(repr(value)) < 80 else repr(value)[:77] + "..."
         )
-        raise UserError(f"{where} {len(made) + 1}: column '{name}' is {shown}; expected {fault}") from None
-    return made
+        raise UserError(
+            f"{origin}: row {len(converted) + 1}: column '{name}' is {shown}; expected {fault}"
+        ) from None
+    return converted
 
 
 class _Unfit(Exception):
-    """A value is not what its column holds; the message says what was expected."""
+    """A value that does not fit its column; the message is what was expected."""
 
 
 def _typed(value: Any, feature: Any) -> Any:
@@ -159,7 +161,7 @@ def _typed(value: Any, feature: Any) -> Any:
 
 
 def _number(value: Any) -> Decimal:
-    """Return the number that a value is or, as in the text formats, spells; a boolean is none."""
+    """Return the number that a value is, or that a text spells; a boolean is no number."""
     try:
         if isinstance(value, bool) or not isinstance(value, (int, float, str, Decimal)) or "_" in str(value):
             raise _Unfit("a number")
@@ -185,7 +187,7 @@ def _whole(value: Any, bits: int = 63) -> int:
 
 
 def _label(value: Any, task: Task, *, withheld: bool) -> int | float:
-    """Return the class id, or for regression the number; -1 where it is withheld, if it may be.
+    """Return the class id, or for regression the number; -1 for a label that is withheld, if it may be.
 
     A class is given by its name or else by its id. The boolean True is the name "True" and no id.
     """
