@@ -1,4 +1,4 @@
-"""Benchmarks: a linear map with experts, and a training step of a whole backbone, each against its dense counterpart.
+"""Benchmarks: a linear map with experts, a training step and decoding, each against its dense counterpart.
 
     settings -> sides (dense, merged, plain) -> alternating times, peak memory in a process of its own -> record
 

@@ -16,9 +16,9 @@ import numpy as np
 from scipy.optimize import nnls
 from torch import Tensor
 
-from camex_ft.bench.layer import Problem, make, route, side
+from camex_ft.bench.layer import LayerProblem, make, route, side
+from camex_ft.bench.record import Side, alternate
 from camex_ft.bench.settings import CostBench, LayerBench
-from camex_ft.bench.timing import Side, alternate
 from camex_ft.moe.curvature import nearest_factors
 from camex_ft.moe.merging import cost_model as cost
 from camex_ft.moe.merging.cost_model import Form, Part, Shape
@@ -28,6 +28,7 @@ EXPERTS = (2, 4, 8, 16)
 LENGTHS = (32, 64, 128, 256, 512)
 SHORT = (4, 8, 16, 32, 64)
 ROUNDS = 3  # through all shapes, so that minutes in which the machine is busy do not fall on one of them
+SIZES = ("batch", "length", "experts", "top_k", "rank")  # of a point
 RANKS = ((4, 1), (8, 1), (8, 2), (4, 8))  # experts, rank
 
 
@@ -83,10 +84,10 @@ def grid(settings: CostBench) -> list[tuple[tuple[Form, ...], LayerBench]]:
     return points
 
 
-def forced(form: Form) -> Callable[[Problem], Tensor]:
+def forced(form: Form) -> Callable[[LayerProblem], Tensor]:
     """Return a side of the layer benchmark in one form."""
 
-    def forward(p: Problem) -> Tensor:
+    def forward(p: LayerProblem) -> Tensor:
         linear = p.linear
         return merged_linear(
             p.x,
@@ -148,7 +149,7 @@ def bench_cost(settings: CostBench) -> dict[str, Any]:
 
 
 def row(point: Point, rates: Mapping[Part, Mapping[str, float]]) -> dict[str, Any]:
-    """Return a point for the record."""
+    """Return an entry of the record."""
     s = point.settings
     return {
         "form": point.form,
@@ -164,30 +165,29 @@ def row(point: Point, rates: Mapping[Part, Mapping[str, float]]) -> dict[str, An
 
 
 def judge(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Return how good the predictions of some rows are.
+    """Return the errors of the predictions of some rows, and the rows.
 
     ``largest_error`` is |predicted / measured - 1|; ``worst_choice`` the measured time of the form that is predicted to
     be faster, over that of the faster one.
     """
     errors: dict[str, float] = {}
     shapes: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
-    for each in rows:
-        error = abs(each["predicted"] / each["seconds"] - 1)
-        errors[each["form"]] = max(error, errors.get(each["form"], 0.0))
-        key = tuple(each[name] for name in ("batch", "length", "experts", "top_k", "rank"))
-        shapes.setdefault(key, []).append(each)
+    for point in rows:
+        error = abs(point["predicted"] / point["seconds"] - 1)
+        errors[point["form"]] = max(error, errors.get(point["form"], 0.0))
+        shapes.setdefault(tuple(point[name] for name in SIZES), []).append(point)
     worst = 1.0
-    for each_form in shapes.values():
-        chosen = min(each_form, key=lambda r: r["predicted"])
-        worst = max(worst, chosen["seconds"] / min(r["seconds"] for r in each_form))
+    for forms in shapes.values():
+        chosen = min(forms, key=lambda point: point["predicted"])
+        worst = max(worst, chosen["seconds"] / min(point["seconds"] for point in forms))
     return {"largest_error": errors, "worst_choice": worst, "points": list(rows)}
 
 
 def table(record: Mapping[str, Any]) -> str:
-    """Return the record for people: a line a point, then what follows."""
+    """Return the record as text: a line a point, then rates and errors."""
     lines = ["form   batch  length  experts  top_k  rank   seconds  predicted"]
     for p in record["points"]:
-        sizes = "  ".join(f"{p[key]:5d}" for key in ("batch", "length", "experts", "top_k", "rank"))
+        sizes = "  ".join(f"{p[key]:5d}" for key in SIZES)
         lines.append(f"{p['form']:5s}  {sizes}  {p['seconds']:8.4f}  {p['predicted']:8.4f}")
     for part, rates in record["rates"].items():
         lines.append(f"{part}: " + ", ".join(f"{name} {rate:.4g} ns" for name, rate in rates.items()))

@@ -1,4 +1,4 @@
-"""``camex-ft bench layer``: one linear map with experts, against a dense one and against the plain formula.
+"""``camex-ft bench layer``: one linear map with experts, against a dense one and the reference implementation.
 
     dense     y = x W^T                                         one weight W
     merged    s = router(mean of x), y = ExpertLinear(x, s)     the package's own path
@@ -17,10 +17,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from camex_ft.bench import memory
-from camex_ft.bench.child import in_child
+from camex_ft.bench.record import Side, alternate, medians
 from camex_ft.bench.settings import LayerBench
-from camex_ft.bench.timing import Side, alternate, medians
+from camex_ft.estimate.measured import extra_memory, in_child
 from camex_ft.moe.layers.expert_linear import ExpertLinear, LayerSettings
 from camex_ft.moe.merging.caching import ParameterCache
 from camex_ft.moe.merging.reference import merged_linear_plain
@@ -28,12 +27,13 @@ from camex_ft.moe.routing.router import Router, masked_mean
 from camex_ft.utils.registry import PROTOCOLS
 
 SEED = 0
-APART = 0.1  # how far experts are from the base and curvature is from the identity, relative
+NOISE = 0.1  # of experts around the base and of curvature around the identity, relative
+MB = 1e6
 SMALL = 32  # sizes of the call that loads libraries before memory is measured
 
 
 @dataclass(frozen=True)
-class Problem:
+class LayerProblem:
     """Inputs and parameters that all sides compute with.
 
     Attributes:
@@ -56,7 +56,7 @@ class Problem:
         return [self.x, self.weight, *self.router.parameters(), *self.linear.parameters()]
 
 
-def make(settings: LayerBench) -> Problem:
+def make(settings: LayerBench) -> LayerProblem:
     """Return inputs and parameters, the same for the same settings; the global random state stays as it is."""
     protocol, dtype = PROTOCOLS.get(settings.protocol), getattr(torch, settings.dtype)
     out, width = settings.out_features, settings.in_features
@@ -84,34 +84,34 @@ def make(settings: LayerBench) -> Problem:
     router.to(torch.promote_types(dtype, torch.float32))  # as the layers keep it
     linear.to(dtype)
     x, upstream, weight = (t.to(settings.device, dtype) for t in (x, upstream, weight))
-    return Problem(x.requires_grad_(), upstream, weight.requires_grad_(), router, linear)
+    return LayerProblem(x.requires_grad_(), upstream, weight.requires_grad_(), router, linear)
 
 
 @torch.no_grad()
 def _move_apart(linear: ExpertLinear) -> None:
     for expert in linear.experts:
-        expert.add_(torch.randn_like(expert) * (APART * expert.std()))
+        expert.add_(torch.randn_like(expert) * (NOISE * expert.std()))
     if linear.curvature is not None:
         for factor in linear.curvature.parameters():
-            factor.add_(torch.randn_like(factor) * (APART * factor.shape[-1] ** -0.5))
+            factor.add_(torch.randn_like(factor) * (NOISE * factor.shape[-1] ** -0.5))
 
 
 # -- sides ------------------------------------------------------------------------------------------------------------
 
 
-def dense(p: Problem) -> Tensor:
+def dense(p: LayerProblem) -> Tensor:
     """Return x W^T; [B, L, out]."""
     return F.linear(p.x, p.weight)
 
 
-def merged(p: Problem) -> Tensor:
+def merged(p: LayerProblem) -> Tensor:
     """Return the output of the package's layer; [B, L, out]."""
     output: Tensor = p.linear(p.x, route(p), cache=p.cache)
     return output
 
 
-def plain(p: Problem) -> Tensor:
-    """Return the same, written out plainly; [B, L, out]."""
+def plain(p: LayerProblem) -> Tensor:
+    """Return the same by the reference implementation; [B, L, out]."""
     linear = p.linear
     seed = int(torch.randint(2**62, ()).item()) if linear.rule.random and linear.training else 0
     return merged_linear_plain(
@@ -124,13 +124,13 @@ def plain(p: Problem) -> Tensor:
     )
 
 
-def route(p: Problem) -> Tensor:
+def route(p: LayerProblem) -> Tensor:
     """Return the routing weights of the batch; [B, N]."""
     weights: Tensor = p.router(masked_mean(p.x, None)).weights
     return weights  # [B, N]
 
 
-SIDES: dict[str, Callable[[Problem], Tensor]] = {"dense": dense, "merged": merged, "plain": plain}
+SIDES: dict[str, Callable[[LayerProblem], Tensor]] = {"dense": dense, "merged": merged, "plain": plain}
 
 
 def sides(settings: LayerBench) -> dict[str, Side]:
@@ -140,8 +140,8 @@ def sides(settings: LayerBench) -> dict[str, Side]:
     return {name: side(problem, SIDES[name], evaluate=settings.evaluate) for name in names}
 
 
-def side(problem: Problem, forward: Callable[[Problem], Tensor], *, evaluate: bool) -> Side:
-    """Return one side; in training each call finds parameters changed and no gradients, as after an optimizer step."""
+def side(problem: LayerProblem, forward: Callable[[LayerProblem], Tensor], *, evaluate: bool) -> Side:
+    """Return one side; in training each call finds changed parameters and no gradients, as after an optimizer step."""
 
     def run() -> None:
         if evaluate:
@@ -154,7 +154,7 @@ def side(problem: Problem, forward: Callable[[Problem], Tensor], *, evaluate: bo
     def prepare() -> None:
         for leaf in () if evaluate else problem.leaves():
             leaf.grad = None
-            leaf.mul_(1)  # what a layer keeps while its parameters stay is not for this call
+            leaf.mul_(1)  # a change, which empties caches of the layer
 
     return Side(run, prepare)
 
@@ -165,7 +165,7 @@ def side(problem: Problem, forward: Callable[[Problem], Tensor], *, evaluate: bo
 def peak_extra_mb(settings: LayerBench, name: str) -> float:
     """Return the peak memory of one call of a side, in MB (10^6 bytes), beyond parameters, inputs and their gradients.
 
-    With `evaluate` it is that of the first call, so that what a layer keeps for the next ones counts.
+    With `evaluate` it is that of the first call, so that the layer's cache counts.
     """
     small = {
         key: min(SMALL, getattr(settings, key)) for key in ("batch", "length", "in_features", "out_features")
@@ -176,7 +176,7 @@ def peak_extra_mb(settings: LayerBench, name: str) -> float:
         for leaf in problem.leaves():
             leaf.grad = torch.zeros_like(leaf)
     run = side(problem, SIDES[name], evaluate=settings.evaluate).run
-    return memory.extra(run, device=settings.device) / memory.MB
+    return extra_memory(run, device=settings.device) / MB
 
 
 def bench_layer(settings: LayerBench) -> dict[str, Any]:

@@ -1,31 +1,82 @@
-"""Write and print the record of a benchmark, ``<kind>-<protocol>-<shape>.json`` in ``results/measurements/``."""
+"""Times of several sides in one run, and the record of a benchmark in ``results/measurements/``."""
 
 from __future__ import annotations
 
 import json
 import os
 import platform
+import statistics
 import subprocess
 import tempfile
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
-from camex_ft.bench import memory
 from camex_ft.bench.settings import Bench
 from camex_ft.utils.durable import write_atomically
 from camex_ft.utils.errors import UserError
 
 DIGITS = 4  # significant ones: more would only be noise
+SHOWN = {"kind", "settings", "machine", "times"}  # of a record, before its further figures
+MEDIANS = {  # figures by side
+    "dense": ("dense_s", "dense_step_s"),
+    "merged": ("merged_s",),
+    "plain": ("plain_s",),
+    "upcycled": ("step_s",),
+}
+
+
+def nothing() -> None:
+    """Prepare nothing."""
+
+
+class Side(NamedTuple):
+    """One of the things that are compared: `run` is timed, `prepare` comes before every `run` and is not."""
+
+    run: Callable[[], object]
+    prepare: Callable[[], object] = nothing
+
+
+def alternate(sides: Mapping[str, Side], *, repeats: int, device: str) -> dict[str, list[float]]:
+    """Return the times of each side in seconds, `repeats` of them.
+
+    Sides take turns, a, b, c, a, b, c, ..., so that all are disturbed alike, after one call of each to warm up.
+    """
+    for side in sides.values():
+        timed(side, device)
+    times: dict[str, list[float]] = {name: [] for name in sides}
+    for _ in range(repeats):
+        for name, side in sides.items():
+            times[name].append(timed(side, device))
+    return times
+
+
+def medians(times: Mapping[str, list[float]]) -> dict[str, float]:
+    """Return each side's median time, in seconds."""
+    return {name: statistics.median(seconds) for name, seconds in times.items()}
+
+
+def timed(side: Side, device: str) -> float:
+    """Return the seconds that one run of a side takes."""
+    wait = torch.cuda.synchronize if device == "cuda" else nothing
+    side.prepare()
+    wait()
+    start = time.perf_counter()
+    side.run()
+    wait()
+    return time.perf_counter() - start
+
+
+# -- records ----------------------------------------------------------------------------------------------------------
 
 
 def make_record(settings: Bench, figures: Mapping[str, Any]) -> dict[str, Any]:
     """Return the record: kind, settings, figures to four digits, machine. Without a date or a host's name."""
-    kind = settings.name().partition("-")[0]
     return {
-        "kind": kind,
+        "kind": settings.name().partition("-")[0],
         "settings": settings.to_record(),
         **{key: rounded(value) for key, value in figures.items()},
         "machine": machine(settings.device),
@@ -39,7 +90,7 @@ def machine(device: str) -> dict[str, Any]:
         "processor": processor(),
         "cores": cores,
         "threads": torch.get_num_threads(),
-        "memory_gb": round(memory.total() / memory.GIB),
+        "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30),
         "torch": torch.__version__,
         "gpu": torch.cuda.get_device_name() if device == "cuda" else None,
     }
@@ -63,8 +114,8 @@ def rounded(value: Any) -> Any:
     if isinstance(value, float):
         return float(f"{value:.{DIGITS}g}")
     if isinstance(value, Mapping):
-        return {key: rounded(each) for key, each in value.items()}
-    return [rounded(each) for each in value] if isinstance(value, list) else value
+        return {key: rounded(item) for key, item in value.items()}
+    return [rounded(item) for item in value] if isinstance(value, list) else value
 
 
 def to_json(record: Mapping[str, Any]) -> str:
@@ -88,64 +139,30 @@ def make_folder(folder: Path) -> None:
 
 
 def save(record: Mapping[str, Any], name: str, folder: Path) -> Path:
-    """Write ``<name>.json`` into a folder that is there, in place of an earlier run's, and return its path."""
+    """Write ``<name>.json`` into an existing folder, in place of an earlier run's, and return its path."""
     path = folder / f"{name}.json"
     write_atomically(path, to_json(record))
     return path
 
 
-# -- for people -------------------------------------------------------------------------------------------------------
-
-
 def table(record: Mapping[str, Any]) -> str:
-    """Return settings, a line a side, what follows from them, and the machine, as text."""
+    """Return settings, a line a side, further figures, and the machine, as text."""
     settings = " ".join(f"{key}={_text(value)}" for key, value in record["settings"].items())
     where = ", ".join(f"{key} {value}" for key, value in record["machine"].items() if value is not None)
-    return "\n".join(
-        [f"{record['kind']}: {settings}", f"on: {where}", "", *_sides(record), "", *_rest(record)]
-    )
-
-
-def _sides(record: Mapping[str, Any]) -> list[str]:
-    dense = "dense_s" if record["kind"] == "layer" else "dense_step_s"
-    medians = {"dense": record[dense]}
-    if record["kind"] == "layer":
-        medians |= {"merged": record["merged_s"], "plain": record["plain_s"]}
-    else:
-        medians |= {"upcycled": record["step_s"]}
-    rows = [("side", "median s", "least s", "times dense")]
-    for side, median in medians.items():
-        if median is not None:
-            least = min(record["times"][side])
-            rows.append((side, f"{median:.4g}", f"{least:.4g}", f"{median / medians['dense']:.3g}"))
-    widths = [max(len(row[i]) for row in rows) for i in range(4)]
-    return [
-        "  ".join(
-            [row[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True))]
-        )
-        for row in rows
-    ]
-
-
-def _rest(record: Mapping[str, Any]) -> list[str]:
-    shown = {
-        "kind",
-        "settings",
-        "machine",
-        "times",
-        "dense_s",
-        "merged_s",
-        "plain_s",
-        "dense_step_s",
-        "step_s",
-    }
-    lines = []
+    lines = [f"{record['kind']}: {settings}", f"on: {where}", "", "side      median s   least s  times dense"]
+    median = {side: record[key] for side, keys in MEDIANS.items() for key in keys if key in record}
+    for side, seconds in median.items():
+        if seconds is not None:
+            least, ratio = min(record["times"][side]), seconds / median["dense"]
+            lines.append(f"{side:<9} {seconds:>8.4g}  {least:>8.4g}  {ratio:>11.3g}")
+    lines.append("")
+    medians_ = {key for keys in MEDIANS.values() for key in keys}
     for key, value in record.items():
-        if isinstance(value, Mapping) and key not in shown:
-            lines += [f"{key} {name}: {_text(each)}" for name, each in value.items()]
-        elif key not in shown and value is not None:
+        if isinstance(value, Mapping) and key not in SHOWN:
+            lines += [f"{key} {name}: {_text(item)}" for name, item in value.items()]
+        elif key not in SHOWN | medians_ and value is not None:
             lines.append(f"{key}: {_text(value)}")
-    return lines
+    return "\n".join(lines)
 
 
 def _text(value: Any) -> str:

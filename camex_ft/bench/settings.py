@@ -18,7 +18,7 @@ OPTIONS = {"in_features": "in", "out_features": "out"}  # where an option's name
 
 @dataclass(frozen=True, kw_only=True)
 class Bench:
-    """Settings of both benchmarks.
+    """Settings of all benchmarks.
 
     Attributes:
         batch, length: B sequences of L tokens.
@@ -112,8 +112,7 @@ class LayerBench(Bench):
             merging = [name for name in PROTOCOLS.names() if PROTOCOLS.get(name).form == "weights"]
             raise UserError(
                 f"bench layer is for protocols that merge the weights of one map by itself, which {self.protocol} "
-                "does not: "
-                f"choose one of {', '.join(merging)}"
+                f"does not: choose one of {', '.join(merging)}"
             )
 
     def name(self) -> str:
@@ -145,7 +144,7 @@ class BackboneBench(Bench):
     """A whole backbone with experts in every layer, beside the dense one.
 
     Attributes:
-        backbone: a name of `camex_ft.bench.backbones`, or ``embedded/<family>``.
+        backbone: a key of `camex_ft.bench.models.PUBLISHED`, or ``embedded/<family>``.
     """
 
     batch: int = 8
@@ -153,7 +152,7 @@ class BackboneBench(Bench):
 
     def __post_init__(self) -> None:
         """Check every field."""
-        from camex_ft.bench.backbones import check  # brings in transformers, which a layer does without
+        from camex_ft.bench.models import check  # brings in transformers, which a layer does without
 
         super().__post_init__()
         check(self.backbone)
@@ -164,7 +163,7 @@ class BackboneBench(Bench):
         """Refuse the protocol that has no experts."""
         if form == "dense":
             raise UserError(
-                f"this benchmark holds a protocol against the dense model, which {self.protocol} keeps"
+                f"this benchmark compares a protocol with the dense model, which {self.protocol} keeps"
             )
 
     def _shape(self) -> str:
@@ -204,8 +203,8 @@ class DecodeBench(BackboneBench):
         left = self.segment - self.length % self.segment
         if self.tokens >= left:
             raise UserError(
-                f"--tokens is {self.tokens}: after a prompt of {self.length} the segment of {self.segment} has {left} "
-                f"tokens left, expected fewer than that"
+                f"--tokens is {self.tokens}: expected fewer than {left}, since after a prompt of {self.length} the "
+                f"segment of {self.segment} has {left} tokens left"
             )
 
     def name(self) -> str:

@@ -14,7 +14,7 @@ import typer
 
 from camex_ft.cli import compare as comparison
 from camex_ft.cli import export as exporting
-from camex_ft.cli.bench import app as bench
+from camex_ft.cli.bench import app as benchmarks
 from camex_ft.launching import rank
 from camex_ft.utils.errors import guard
 from camex_ft.utils.escaping import one_line, printable
@@ -159,12 +159,10 @@ def plan(
     from camex_ft.config import load_config
 
     written = load_config(config, overrides or [])
-    from camex_ft.bench.planned import Request, show_plan  # after the check, which needs less
+    from camex_ft.estimate.show import PlanOptions, show_plan  # after the check, which needs less
 
-    show_plan(
-        written,
-        Request(gpus=gpus, engine=engine, memory=memory, measure=measure, tflops=tflops, json=json),
-    )
+    options = PlanOptions(gpus=gpus, engine=engine, memory=memory, measure=measure, tflops=tflops, json=json)
+    show_plan(written, options)
 
 
 @app.command("ls")
@@ -257,7 +255,7 @@ app.command()(exporting.export)
 app.command()(exporting.push)
 app.command()(comparison.compare)
 app.command()(comparison.table)
-app.add_typer(bench)
+app.add_typer(benchmarks)
 
 
 def main() -> None:

@@ -103,8 +103,8 @@ def step(
 ) -> None:
     """Time a training step of a backbone under a classification head: dense and with experts, in turns."""
     given = {key: value for key, value in locals().items() if key not in ("json", "save", "no_save")}
+    from camex_ft.bench.models import bench_step
     from camex_ft.bench.settings import StepBench
-    from camex_ft.bench.step import bench_step
 
     _report(StepBench(**given), bench_step, json=json, folder=None if no_save else save)
 
@@ -134,7 +134,7 @@ def decode(
 ) -> None:
     """Time generated tokens with a key-value cache: dense and with experts, in turns."""
     given = {key: value for key, value in locals().items() if key not in ("json", "save", "no_save")}
-    from camex_ft.bench.decode import bench_decode
+    from camex_ft.bench.models import bench_decode
     from camex_ft.bench.settings import DecodeBench
 
     _report(DecodeBench(**given), bench_decode, json=json, folder=None if no_save else save)

@@ -25,8 +25,8 @@ from camex_ft.compare.cells import Cell, Comparison
 from camex_ft.compare.finished import entries
 from camex_ft.config import Config
 from camex_ft.estimate import Column, facts, plan
-from camex_ft.estimate.duration import TFLOPS, measured_tflops
 from camex_ft.estimate.memory import gpu_here
+from camex_ft.estimate.operations import TFLOPS, measured_tflops
 from camex_ft.results.entries import Entry, Result, read_results
 from camex_ft.synthetic import CORPORA
 from camex_ft.tasks.base import Task

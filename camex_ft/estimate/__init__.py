@@ -4,8 +4,8 @@
 
 Exact are the parameters (those of a run's own model, made by the same code) and what follows from them: weights,
 gradients, the state of AdamW. Multiply-adds are counted by the formulas in `operations`; `memory` follows a step to its
-peak; `duration` takes a rate that is measured or assumed; `advice` plans again with other settings. Data are not read:
-every row is taken to have its full length, and no padding.
+peak; `columns` brings them together for a protocol; `advice` tries other settings; `measured` takes real steps. Data
+are not read: every row is taken to have its full length, and no padding.
 """
 
 from __future__ import annotations
@@ -32,20 +32,25 @@ from camex_ft.estimate.columns import (
     of_a_device,
     precision_of,
     protocols_of,
-    trains_tokenizer,
     under,
 )
-from camex_ft.estimate.duration import TFLOPS, measured_tflops
 from camex_ft.estimate.memory import Where, gpu_here
+from camex_ft.estimate.operations import TFLOPS, measured_tflops
 from camex_ft.estimate.survey import Batch, survey
+from camex_ft.run.steps import needs_tokenizer
 from camex_ft.tasks.base import Task
 from camex_ft.utils.registry import TASKS
 
-__all__ = ["Column", "Plan", "Setting", "Where", "chains_of", "materials", "plan"]
+__all__ = ["Column", "CostEstimate", "Setting", "Where", "chains_of", "materials", "plan"]
+
+EXACT, ESTIMATED = (
+    ("weights", "gradients", "optimizer", "vectors"),
+    ("activations", "working", "heap", "total"),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class CostEstimate:
     """Cost estimate of a configuration.
 
     Attributes:
@@ -68,29 +73,17 @@ class Plan:
     @property
     def own(self) -> Column | None:
         """The configuration's own column, where it is among them."""
-        return next((each for each in self.columns if each.own), None)
+        return next((column for column in self.columns if column.own), None)
 
     def as_json(self) -> dict[str, Any]:
         """Return everything as numbers, strings, lists and dictionaries."""
-        made = asdict(self)
-        for each, entry in zip(self.columns, made["columns"], strict=True):
-            entry["operations"]["total"] = each.operations.total
-            entry["duration"]["total"] = each.duration.total
-        made["exact"] = [
-            "parameters",
-            "memory.weights",
-            "memory.gradients",
-            "memory.optimizer",
-            "memory.vectors",
-        ]
-        made["estimated"] = [
-            "memory.activations",
-            "memory.working",
-            "memory.holes",
-            "memory.total",
-            "duration",
-        ]
-        return made
+        numbers = asdict(self)
+        for own, entry in zip(self.columns, numbers["columns"], strict=True):
+            entry["operations"]["total"] = own.operations.total
+            entry["duration"]["total"] = own.duration.total
+        numbers["exact"] = ["parameters", *(f"memory.{part}" for part in EXACT)]
+        numbers["estimated"] = [*(f"memory.{part}" for part in ESTIMATED), "duration"]
+        return numbers
 
 
 def plan(
@@ -101,7 +94,7 @@ def plan(
     where: Where | None = None,
     tflops: float | None = None,
     limit: int | None = None,
-) -> Plan:
+) -> CostEstimate:
     """Return what a configuration costs, under its own protocol and beside it dense, mixture, static and dynamic.
 
     Args:
@@ -132,13 +125,13 @@ def plan(
         return cost(settled, replace(setting, precision=again, where=where)).memory.total
 
     names = protocols or protocols_of(settled)
-    return Plan(
+    return CostEstimate(
         backbone=settled.backbone,
         task=settled.task.id,
         batch=batch_of(settled, task, dense),
         setting=setting,
         columns=tuple(cost(under(settled, n), setting, own=n == settled.merging.protocol) for n in names),
-        notes=(reason, *_notes(settled, dense, trained=trains_tokenizer(settled, task))),
+        notes=(reason, *_notes(settled, dense, trained=needs_tokenizer(settled, task))),
         advice=None if limit is None else advise(settled, setting.where, limit, peak, gpu=precision.gpu),
     )
 

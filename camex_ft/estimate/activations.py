@@ -1,6 +1,6 @@
-"""Activations that autograd saves in a forward pass, estimated from the code of each module.
+"""Activations that autograd saves in a forward pass, and working memory of the backward pass, by formula.
 
-With e bytes a number (2 under autocast, else 4) and T tokens:
+With e bytes a number (2 under autocast, else 4) and T tokens, a forward pass saves
 
     matrix         T in e                  its input, where it is trained; once where several read the same
     attention      T (a + 2 keys) e        queries, keys, values; its output is the next matrix's input
@@ -13,11 +13,21 @@ With e bytes a number (2 under autocast, else 4) and T tokens:
     merged layer   as dense                x and s are saved, E_hat is made again: nothing of size B out in
     low rank       as dense, trained, + 2 T N r' e a map       the input of A', and both sides of s_i
                    + 2 N r' (out + in) 4   where curvature makes B' and A'
-    carried base   out in 4                of each map of a chain's later layers
+    base expert    out in 4                of each map that gets it from the layer before
     mixture        k (feed-forward + T d e)
 
-Parameters are not among them; weights cast for autocast are, once. What comes before the first trained parameter of its
-stack saves nothing, and of the rest a frozen matrix does not save its input.
+Weights cast for autocast count once, parameters themselves not. What comes before the first trained parameter of its
+stack saves nothing, and a frozen matrix does not save its input. Beside what is saved, a step needs
+
+    logits          2 T V 4                    their gradient, and that of their log-probabilities
+    feed-forward    T (2 f + d) e              gradients on both sides of the activation
+    attention       2 T heads L 4              those of the scores, where they are written out
+    merged map      slices of E_hat, T and dT, all of T where curvature makes it (`moe.merging`)
+    curvature       tau, three products and their way back, of as many experts as fit (`moe.curvature.kronecker`)
+    optimizer       2 of the largest tensor    where AdamW is not fused
+    tied matrix     V d 4                      its gradient as an embedding, before it is added to the head's
+
+On a CPU the buffers of merged maps are used again and stay (`moe.workspace`); the largest of each counts.
 """
 
 from __future__ import annotations
@@ -27,19 +37,34 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from torch import nn
+from transformers import PreTrainedModel
 
 from camex_ft.backbones import DenseFFN
-from camex_ft.estimate.flow import Flow
-from camex_ft.estimate.operations import groups_of, linears_of, rank_of
-from camex_ft.estimate.precision import FLOAT, HALF, Precision
-from camex_ft.estimate.survey import KEYS, QUERIES, VALUES, Attention, Survey, block_of
+from camex_ft.backbones.base import block_of
+from camex_ft.estimate.operations import groups_of, linears_of, rank_of, shape_of
+from camex_ft.estimate.survey import (
+    FLOAT,
+    HALF,
+    KEYS,
+    QUERIES,
+    VALUES,
+    Attention,
+    GradientFlow,
+    Precision,
+    Survey,
+)
+from camex_ft.moe.curvature.base import BLOCK_ELEMENTS
+from camex_ft.moe.curvature.kronecker import nearest_factors
+from camex_ft.moe.layers.expert_linear import ExpertLinear
 from camex_ft.moe.layers.ffn import ExpertFFN, MixtureFFN
 from camex_ft.moe.layers.low_rank_expert_linear import LowRankLinear
+from camex_ft.moe.merging.cost_model import cheaper
+from camex_ft.moe.merging.merge_weights import SLICES
 
-# What activations keep beside their output, in units of their input; others keep their input.
+# Tensors of the inner size that activations save beside their output; others save their input.
 WRITTEN_OUT = {"NewGELUActivation": 4, "QuickGELUActivation": 2, "FastGELUActivation": 6, "ReLU": 0}
-LARGE = 32 << 20  # bytes; glibc gives larger tensors mappings of their own, which end when they are freed
-CURVED = 2  # B' and A', and what they are made of
+CURVED = 2  # B' and A', and the tensors that they come from
+UNFUSED = ("adamw_torch", "adamw_hf")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,11 +73,10 @@ class Saved:
 
     Attributes:
         blocks: by block, in the order of the model.
-        stream: what a block keeps under gradient checkpointing, its input, by block.
+        stream: what a block saves under gradient checkpointing, its input, by block.
         outside: outside of all blocks, less `logits`.
         logits: log-probabilities of a language model, the last that is saved and the first that is freed.
-        fixed: what is there throughout: carried base experts, weights cast for autocast.
-        large: what of it is in tensors of more than `LARGE` bytes.
+        fixed: what is there throughout: propagated base experts, weights cast for autocast.
     """
 
     blocks: Mapping[str, float]
@@ -60,7 +84,6 @@ class Saved:
     outside: float
     logits: float
     fixed: float
-    large: float = 0.0
 
     @property
     def total(self) -> float:
@@ -71,97 +94,92 @@ class Saved:
         """Return what is left of it with gradient checkpointing, and everything of one block."""
         if not self.blocks:
             return self.total
-        most = max(self.blocks.values())
-        return self.outside + self.logits + self.fixed + sum(self.stream.values()) + most
+        largest = max(self.blocks.values())
+        return self.outside + self.logits + self.fixed + sum(self.stream.values()) + largest
 
 
 def saved(
-    found: Survey, layers: Mapping[str, ExpertFFN], precision: Precision, model: nn.Module | None = None
+    dense: Survey, layers: Mapping[str, ExpertFFN], precision: Precision, model: nn.Module | None = None
 ) -> Saved:
     """Return what one forward pass saves.
 
     Args:
-        found: the dense backbone.
+        dense: the dense backbone.
         layers: those of its feed-forward layers that have experts, by path.
-        precision: how the step is run.
+        precision: of the step.
         model: with experts or dense, whose frozen parts save less; None trains everything.
     """
-    flow, rows = Flow(model), found.batch.rows
-    blocks: dict[str, float] = defaultdict(float)
+    flow, rows = GradientFlow(model), dense.batch.rows
+    # in the order of the model; "" is outside of all blocks
+    blocks: dict[str, float] = {block: 0.0 for p in dense.products if (block := block_of(p.path))}
     stream: dict[str, float] = {}
-    for product in found.products:  # in the order of the model
-        if (block := block_of(product.path)) and block not in blocks:
-            blocks[block] = 0.0
-    logits = sum(rows * p.tokens * p.out * FLOAT for p in found.products if p.vocabulary)
-    large: float = logits if logits > LARGE else 0
-    for path, tokens, size, widest in _saved(found, layers, precision, flow):
+    outside = 0.0
+    parts = (_products(dense, precision, flow), _others(dense, precision, flow))
+    for path, tokens, size in (
+        part for kind in (*parts, _ffns(dense, layers, precision, flow)) for part in kind
+    ):
         block = block_of(path)
-        blocks[block] += rows * size
-        large += rows * size if rows * tokens * widest * precision.size > LARGE else 0
-        if block:
-            stream[block] = rows * tokens * found.hidden * FLOAT
+        if not block:
+            outside += rows * size
+            continue
+        blocks[block] = blocks.get(block, 0.0) + rows * size
+        stream[block] = rows * tokens * dense.hidden * FLOAT
     return Saved(
-        outside=blocks.pop("", 0.0),
         blocks=blocks,
         stream=stream,
-        logits=logits,
-        fixed=sum(map(_of_parameters, layers.values())) + _casts(found, layers, precision),
-        large=large,
+        outside=outside,
+        logits=sum(rows * p.tokens * p.out * FLOAT for p in dense.products if p.vocabulary),
+        fixed=sum(map(_of_parameters, layers.values())) + _casts(dense, layers, precision),
     )
 
 
-def _saved(
-    found: Survey, layers: Mapping[str, ExpertFFN], precision: Precision, flow: Flow
-) -> Iterator[tuple[str, int, float, int]]:
-    """Yield (path, tokens of a row, bytes a row, numbers a token of the largest tensor), logits left out."""
-    for product in found.products:
-        if product.keeps and any(flow.learns(path) for path in _readers(product.path)):
-            size = product.tokens * product.width * precision.size
-            yield product.path, product.tokens, size, product.width
-    for each in found.attentions:
-        if flow.passes(each.path):
-            widest = max(each.width, each.heads * each.keys if written_out(each, precision) else 0)
-            yield each.path, each.queries, _attended(each, precision), widest
-    for kept in found.kept:
-        if flow.passes(kept.path):
-            numbers = kept.numbers if kept.mask or flow.learns(kept.path) else kept.numbers - kept.weighed
-            each_ = precision.mask if kept.mask else FLOAT
-            yield kept.path, kept.tokens, kept.tokens * numbers * each_, found.hidden
-    for ffn in found.ffns:
-        if flow.passes(ffn.path):
-            tokens = found.tokens(ffn.path)
-            for bytes_ in _layer(ffn, layers.get(ffn.path), tokens, precision, flow):
-                yield ffn.path, tokens, bytes_, ffn.inner_size
+def _products(dense: Survey, precision: Precision, flow: GradientFlow) -> Iterator[tuple[str, int, float]]:
+    """Yield (path, tokens of a row, bytes a row) of the inputs of matrices."""
+    for product in dense.products:
+        parent, _, name = product.path.rpartition(".")
+        readers = [product.path]
+        if name in (*QUERIES, *KEYS, *VALUES):  # an attention's projections read the same input
+            readers = [f"{parent}.{other}" for other in (*QUERIES, *KEYS, *VALUES)]
+        if product.saves_input and any(map(flow.learns, readers)):
+            yield product.path, product.tokens, product.tokens * product.width * precision.size
 
 
-def _readers(path: str) -> list[str]:
-    """Return the paths of the matrices that read the same input: an attention's projections, or the one alone."""
-    parent, _, name = path.rpartition(".")
-    projections = (*QUERIES, *KEYS, *VALUES)
-    return [f"{parent}.{each}" for each in projections] if name in projections else [path]
+def _others(dense: Survey, precision: Precision, flow: GradientFlow) -> Iterator[tuple[str, int, float]]:
+    """Yield the same of attentions, norms and dropouts."""
+    for attention in dense.attentions:
+        if flow.passes(attention.path):
+            yield attention.path, attention.queries, _attended(attention, precision)
+    for module in dense.pointwise:
+        if flow.passes(module.path):
+            numbers = module.numbers - (0 if flow.learns(module.path) else module.for_weight)
+            size = precision.mask if module.mask else FLOAT
+            yield module.path, module.tokens, module.tokens * numbers * size
 
 
-def _layer(
-    ffn: DenseFFN, layer: ExpertFFN | None, tokens: int, precision: Precision, flow: Flow
-) -> Iterator[float]:
-    """Yield bytes a row that a feed-forward layer saves."""
-    length, times = tokens, 1
-    if isinstance(layer, MixtureFFN):
-        times = layer.settings.top_k
-        yield times * tokens * ffn.hidden_size * precision.size
-    elif layer is not None:
-        groups, size = groups_of(layer, tokens, 1)
-        length = groups * size  # a last segment is filled up
-    learns = flow.learns(ffn.path) or any(flow.learns(path) for path in ffn.silence)
-    yield times * length * fed_forward(ffn, precision, learns=learns)
-    if layer is not None:
-        yield _low_rank(layer, length, times, precision)
-    if ffn.outer_dropout:
-        yield tokens * ffn.hidden_size * precision.mask
+def _ffns(
+    dense: Survey, layers: Mapping[str, ExpertFFN], precision: Precision, flow: GradientFlow
+) -> Iterator[tuple[str, int, float]]:
+    """Yield the same of feed-forward layers."""
+    for ffn in dense.ffns:
+        if not flow.passes(ffn.path):
+            continue
+        tokens, layer = dense.tokens(ffn.path), layers.get(ffn.path)
+        length, times, size = tokens, 1, 0.0
+        if isinstance(layer, MixtureFFN):
+            times = layer.settings.top_k
+            size = times * tokens * ffn.hidden_size * precision.size
+        elif layer is not None:
+            groups, group_length = groups_of(layer, tokens, 1)
+            length = groups * group_length  # a last segment is filled up
+        learns = flow.learns(ffn.path) or any(map(flow.learns, ffn.silence))
+        size += times * length * fed_forward(ffn, precision, learns=learns)
+        size += 0.0 if layer is None else _low_rank(layer, length, times, precision)
+        size += tokens * ffn.hidden_size * precision.mask if ffn.outer_dropout else 0
+        yield ffn.path, tokens, size
 
 
 def _low_rank(layer: ExpertFFN, length: int, times: int, precision: Precision) -> float:
-    """Return what experts of low rank save beside the dense layer."""
+    """Return the bytes a row that experts of low rank save beside the dense layer."""
     total = 0.0
     for linear in layer.linears.values():
         if not isinstance(linear, LowRankLinear):
@@ -174,51 +192,136 @@ def _low_rank(layer: ExpertFFN, length: int, times: int, precision: Precision) -
     return total
 
 
-def written_out(each: Attention, precision: Precision) -> bool:
-    """Return whether scores are kept: on a CPU the fused kernel takes neither dropout nor biases that learn."""
-    return not each.fused or (not precision.gpu and bool(each.dropout or each.biased))
-
-
-def _attended(each: Attention, precision: Precision) -> float:
-    fused = not written_out(each, precision)
-    inner = each.queries * each.width + 2 * each.keys * (each.keyed if fused else each.width)
-    scores = each.queries * each.heads * each.keys * FLOAT
-    if fused:
-        sums = each.queries * each.heads * FLOAT
-        return inner * precision.size + sums + (scores if each.biased else 0)
-    masked = each.queries * each.heads * each.keys * (precision.mask + FLOAT) if each.dropout else 0
-    return inner * precision.size + scores + masked
+def _attended(attention: Attention, precision: Precision) -> float:
+    """Return the bytes a row that an attention saves."""
+    a = attention
+    scores = a.queries * a.heads * a.keys * FLOAT
+    if a.saves_scores(precision):
+        masked = a.queries * a.heads * a.keys * (precision.mask + FLOAT) if a.dropout else 0
+        return (a.queries + 2 * a.keys) * a.width * precision.size + scores + masked
+    sums = a.queries * a.heads * FLOAT
+    inputs = (a.queries * a.width + 2 * a.keys * a.key_width) * precision.size
+    return inputs + sums + (scores if a.biased else 0)
 
 
 def fed_forward(ffn: DenseFFN, precision: Precision, *, learns: bool = True) -> float:
     """Return the bytes that a token leaves in a dense or merged feed-forward layer."""
-    kind = type(ffn.activation).__name__
-    steps = WRITTEN_OUT.get(kind, 1)
+    steps = WRITTEN_OUT.get(type(ffn.activation).__name__, 1)
     units = (1 if learns or not steps else 0) + steps + (2 if ffn.gated else 0)
     if ffn.inner_dropout and not steps and not ffn.gated and learns:
-        units += 1  # the activation keeps its result, which is not what `down` reads any more
+        units += 1  # the activation saves its result, which is no longer what `down` reads
     masked = ffn.inner_size * precision.mask if ffn.inner_dropout else 0
     return ((ffn.hidden_size if learns else 0) + units * ffn.inner_size) * precision.size + masked
 
 
 def _of_parameters(layer: ExpertFFN) -> int:
-    """Return what is made of parameters alone, and saved: carried base experts, curved factors of low rank."""
-    carried = sum(m.experts[0].numel() for m in linears_of(layer) if m.carried)
+    """Return the bytes that depend on parameters alone: propagated base experts, low-rank factors under curvature."""
+    numbers = sum(linear.experts[0].numel() for linear in linears_of(layer) if linear.carried)
     for linear in layer.linears.values():
         if isinstance(linear, LowRankLinear) and linear.curvature is not None:
-            carried += CURVED * linear.count * rank_of(linear) * (linear.in_features + linear.out_features)
-    return FLOAT * carried
+            numbers += CURVED * linear.count * rank_of(linear) * (linear.in_features + linear.out_features)
+    return FLOAT * numbers
 
 
-def _casts(found: Survey, layers: Mapping[str, ExpertFFN], precision: Precision) -> int:
-    """Return the bytes of weights in half precision, which autocast keeps for the backward pass."""
+def _casts(dense: Survey, layers: Mapping[str, ExpertFFN], precision: Precision) -> int:
+    """Return the bytes of weights in half precision, which autocast holds for the backward pass."""
     if not precision.half:
         return 0
-    numbers = sum(p.out * p.width for p in found.products)
-    for ffn in found.ffns:
+    numbers = sum(p.out * p.width for p in dense.products)
+    for ffn in dense.ffns:
         layer = layers.get(ffn.path)
         if layer is None:
             numbers += sum(weight.numel() for weight, _ in ffn.weights.values())
         elif isinstance(layer, MixtureFFN):
-            numbers += sum(m.experts.numel() for m in linears_of(layer))
+            numbers += sum(linear.experts.numel() for linear in linears_of(layer))
     return HALF * numbers
+
+
+# -- working memory ---------------------------------------------------------------------------------------------------
+
+
+def workspace_bytes(dense: Survey, layers: Mapping[str, ExpertFFN], precision: Precision) -> int:
+    """Return the bytes of the buffers of all merged maps, the largest of each name."""
+    largest: dict[str, int] = {}
+    for ffn in dense.ffns:
+        layer = layers.get(ffn.path)
+        if layer is None or isinstance(layer, MixtureFFN):
+            continue
+        groups, length = groups_of(layer, dense.tokens(ffn.path), dense.batch.rows)
+        for linear in linears_of(layer):
+            for name, size in _buffers(linear, layer, groups, length, precision).items():
+                largest[name] = max(largest.get(name, 0), size)
+    return FLOAT * sum(largest.values())
+
+
+def _buffers(
+    linear: ExpertLinear, layer: ExpertFFN, groups: int, length: int, precision: Precision
+) -> dict[str, int]:
+    """Return the numbers in each buffer of one map."""
+    shape = shape_of(linear, layer, groups, length)
+    experts, out, width = linear.experts.shape
+    multiplier = linear.rule.keep(training=True, seed=0, device=linear.experts.device)
+    pointwise = multiplier is not None and multiplier.pointwise
+    whole = linear.curvature is not None or (multiplier is not None and not pointwise)
+    device = "cuda" if precision.gpu else "cpu"
+    buffers = {"vectors": experts * out * width} if whole else {}
+    if cheaper(shape) == "mix":
+        buffers |= {} if whole else {"vector": out * width}
+    else:
+        most, budget = next(kind[1:] for kind in SLICES[device] if length >= kind[0])
+        together = min(groups, most)
+        slice_ = min(out, max(16, budget // (together * width) // 16 * 16)) * width
+        buffers |= {"slice": together * slice_, "dvectors": (experts + 1) * slice_}
+        buffers |= {"part": experts * slice_} if pointwise or not whole else {}
+        buffers |= {"kept": experts * slice_} if pointwise else {}
+    if linear.curvature is not None:
+        buffers |= _curvature_buffers(linear, BLOCK_ELEMENTS[device])
+    return buffers
+
+
+def _curvature_buffers(linear: ExpertLinear, most: int) -> dict[str, int]:
+    """Return the numbers in the buffers of a curvature's backward pass."""
+    experts, out, width = linear.experts.shape
+    count = max(1, min(experts, most // (out * width)))
+    chunk = count * out * width
+    if linear.curvature is None or linear.curvature.kind != "kronecker":
+        return {"tau": chunk}
+    p, q = nearest_factors(out)
+    u, v = nearest_factors(width)
+    block = min(chunk, max(most, p * width))
+    sums = count * (q * p * p + q * p * u * u + p * q * q) + count * v * v * -(-chunk // block)
+    return {"whole": 4 * chunk, "block": 4 * block, "sums": sums}
+
+
+def backward_bytes(dense: Survey, layers: Mapping[str, ExpertFFN], precision: Precision) -> dict[str, float]:
+    """Return by block what its backward pass needs beside what was saved."""
+    rows, size = dense.batch.rows, precision.size
+    needed: dict[str, float] = defaultdict(float)
+    for ffn in dense.ffns:
+        layer, block = layers.get(ffn.path), block_of(ffn.path)
+        times = layer.settings.top_k if isinstance(layer, MixtureFFN) else 1
+        tokens = times * rows * dense.tokens(ffn.path)
+        needed[block] = max(needed[block], tokens * (2 * ffn.inner_size + ffn.hidden_size) * size)
+    for a in dense.attentions:
+        scores = 2 * a.heads * a.keys * FLOAT if a.saves_scores(precision) else 0
+        block = block_of(a.path)
+        needed[block] = max(needed[block], rows * a.queries * (scores + 3 * a.width * size))
+    return needed
+
+
+def tied_bytes(model: nn.Module) -> int:
+    """Return the bytes of gradients of one embedding that is used in several places, which are summed."""
+    if not isinstance(model, PreTrainedModel):
+        return 0
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    weight = getattr(embedding, "weight", None)
+    if weight is None or not weight.requires_grad:
+        return 0
+    uses = 1 + bool(model.config.is_encoder_decoder) + (head is not None and head.weight is weight)
+    return (uses - 1) * int(weight.numel()) * FLOAT
+
+
+def optimizer_step_bytes(trained: list[nn.Parameter], optimizer: str) -> int:
+    """Return what the optimizer needs while it steps."""
+    largest = max((p.numel() for p in trained), default=0)
+    return 2 * FLOAT * largest if optimizer in UNFUSED else 0

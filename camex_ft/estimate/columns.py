@@ -1,30 +1,38 @@
-"""One column of a plan: what one protocol costs on a configuration's backbone; and what a configuration stands for."""
+"""One column of a cost estimate: one protocol on a configuration's backbone.
+
+The parameters are those of the model that a run builds, made by the same code on torch's meta device. The time of a
+step is
+
+    seconds = 2 * multiply-adds / rate  +  bytes sent / bandwidth
+
+where bytes are sent after computing, not meanwhile.
+"""
 
 from __future__ import annotations
 
 import json
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from torch import nn
 from transformers import PreTrainedModel
 
 from camex_ft import upcycling
 from camex_ft.backbones.skeleton import skeleton
 from camex_ft.backbones.source import OutOfReach
 from camex_ft.config import Config
-from camex_ft.config.backbones import EMBEDDED
 from camex_ft.config.rules import broken
 from camex_ft.estimate import facts
-from camex_ft.estimate.duration import TFLOPS, Duration, duration
-from camex_ft.estimate.memory import Memory, Where, memory
-from camex_ft.estimate.operations import Operations, operations
-from camex_ft.estimate.precision import Precision
-from camex_ft.estimate.survey import Batch, Survey
+from camex_ft.estimate.memory import Engine, Memory, Stored, Where, memory
+from camex_ft.estimate.operations import TFLOPS, Operations, operations, step_operations
+from camex_ft.estimate.survey import Batch, Precision, Survey
 from camex_ft.moe.layers.ffn import ExpertFFN, MergedFFN
 from camex_ft.moe.layers.propagation import chains
 from camex_ft.protocols import Protocol
+from camex_ft.run.steps import needs_tokenizer
 from camex_ft.tasks.base import Task
 from camex_ft.training.cost import Parameters, count_parameters
 from camex_ft.utils.registry import PROTOCOLS, TASKS
@@ -33,16 +41,35 @@ OPTIMIZER = "adamw_torch_fused"  # the default of transformers.TrainingArguments
 DENSE, MIXTURE, STATIC, DYNAMIC = "dense", "smoe", "domain-ca", "ep-camex"
 SHIPPED = "shipped"
 LORA = "lora"
+BANDWIDTH = 10e9  # what a process is taken to send and receive, in bytes a second
+
+
+@dataclass(frozen=True, kw_only=True)
+class Duration:
+    """Seconds of an optimizer step.
+
+    Attributes:
+        computing: products of matrices.
+        sending: gradients and weights between processes.
+    """
+
+    computing: float
+    sending: float
+
+    @property
+    def total(self) -> float:
+        """Both, one after the other."""
+        return self.computing + self.sending
 
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """Circumstances of a step: its precision, the device and its processes, and the rate that it is taken to have.
+    """Precision, device, processes and rate of a step.
 
     Attributes:
-        precision, where: of a step.
+        precision, where: of the step.
         tflops: 10^12 operations a second that a device sustains.
-        measured: that rate was measured here, and not assumed.
+        measured: that rate was measured here, not assumed.
     """
 
     precision: Precision
@@ -80,8 +107,8 @@ def column(
     Args:
         settled: the resolved configuration.
         dense: its backbone, on the meta device.
-        found: of the backbone.
-        setting: how and where it is run.
+        found: the survey of the backbone.
+        setting: of a step.
         own: it is the configuration that was asked for.
     """
     with torch.device("meta"):
@@ -99,8 +126,27 @@ def column(
     )
 
 
+def duration(
+    model: nn.Module,
+    found: Survey,
+    layers: Mapping[str, ExpertFFN],
+    precision: Precision,
+    *,
+    tflops: float,
+    engine: Engine,
+) -> Duration:
+    """Return the time of an optimizer step on each process; arguments as of `memory` and of `Setting`."""
+    stored = Stored.of(model)
+    weights, gradients = sum(stored.weights.values()), sum(stored.gradients.values())
+    sent = 2 * weights + gradients if engine.shares_weights else 2 * gradients
+    return Duration(
+        computing=2 * step_operations(model, found, layers, precision) / (tflops * 1e12),
+        sending=sent * (engine.processes - 1) / engine.processes / BANDWIDTH,
+    )
+
+
 def materials(settled: Config) -> tuple[PreTrainedModel, Batch]:
-    """Return the model of a configuration with weights that are drawn, and what a step of it reads."""
+    """Return the model of a configuration with random weights, and what a step of it reads."""
     task: Task = TASKS.get(settled.task.id)
     meta = dense_of(settled, task)
     dense = type(meta)._from_config(meta.config, dtype=torch.float32).train()
@@ -115,7 +161,7 @@ def dense_of(settled: Config, task: Task) -> PreTrainedModel:
     Raises:
         UserError: its configuration is at fault or out of reach.
     """
-    trained = trains_tokenizer(settled, task)
+    trained = needs_tokenizer(settled, task)
 
     def make(spec: str) -> PreTrainedModel:
         return skeleton(spec, head=task.head, trained_tokenizer=trained, **task.backbone_options())
@@ -134,15 +180,13 @@ def dense_of(settled: Config, task: Task) -> PreTrainedModel:
     return dense
 
 
-def trains_tokenizer(settled: Config, task: Task) -> bool:
-    """Return whether the tokenizer would be trained on the data."""
-    return task.plain_text and settled.data.source != "embedded" and settled.backbone.startswith(EMBEDDED)
-
-
 def protocols_of(settled: Config) -> tuple[str, ...]:
-    """Return the columns' protocols: dense, mixture, static and dynamic merging, and the configuration's own."""
+    """Return the protocols of the columns: dense, mixture, static and dynamic merging, and the configuration's own."""
     own = settled.merging.protocol
-    static = own if _is_static(PROTOCOLS.get(own)) else STATIC
+    protocol: Protocol = PROTOCOLS.get(own)
+    # weights are merged onto a base expert that every layer stores, from parameters alone
+    is_static = protocol.form == "weights" and protocol.base and not protocol.statistic
+    static = own if is_static else STATIC
     wanted = [DENSE, MIXTURE, static, *([DYNAMIC] if DYNAMIC in PROTOCOLS.names() else []), own]
     return tuple(dict.fromkeys(wanted))
 
@@ -180,7 +224,7 @@ def precision_of(settled: Config, *, gpu: bool) -> Precision:
 
 
 def under(settled: Config, name: str) -> Config:
-    """Return the configuration under another protocol, less what only its own one allows."""
+    """Return the configuration under another protocol, without the settings that only its own protocol allows."""
     if name == settled.merging.protocol:
         return settled
     protocol: Protocol = PROTOCOLS.get(name)
@@ -192,24 +236,19 @@ def under(settled: Config, name: str) -> Config:
     if protocol.form == "dense":
         tuning = tuning if tuning.mode == "lora" else tuning.model_copy(update={"mode": "full"})
     merging = settled.merging.model_copy(update={"protocol": name, "options": {}})
-    made = settled.model_copy(update={"merging": merging, "routing": routing, "tuning": tuning})
-    if tuning.mode == LORA and list(broken(made)):  # it has no experts of low rank
-        return made.model_copy(update={"tuning": tuning.model_copy(update={"mode": "experts"})})
-    return made
+    changed = settled.model_copy(update={"merging": merging, "routing": routing, "tuning": tuning})
+    if tuning.mode == LORA and list(broken(changed)):  # it has no experts of low rank
+        return changed.model_copy(update={"tuning": tuning.model_copy(update={"mode": "experts"})})
+    return changed
 
 
 def chains_of(layers: dict[str, ExpertFFN]) -> tuple[str, ...]:
-    """Return a line for each chain of dynamic merging: where its base expert is stored, and how far it is carried."""
-    made, stacks = [], set()
+    """Return a line for each chain of dynamic merging: the layer that stores its base expert, and its length."""
+    lines, stacks = [], set()
     for chain in chains([layer for layer in layers.values() if isinstance(layer, MergedFFN)]):
         stack = layers[chain[0]].stack
         why = ", a new one: its matrices have other shapes than those before" if stack in stacks else ""
-        length = f"{len(chain)} layers" if len(chain) > 1 else "1 layer, which has nothing to carry to,"
-        made.append(f"{stack}: {length} from {chain[0]} on{why}")
+        length = f"{len(chain)} layers" if len(chain) > 1 else "1 layer, which has none to propagate to,"
+        lines.append(f"{stack}: {length} from {chain[0]} on{why}")
         stacks.add(stack)
-    return tuple(made)
-
-
-def _is_static(protocol: Protocol) -> bool:
-    """Return whether weights are merged onto a base expert that every layer stores, from parameters alone."""
-    return protocol.form == "weights" and protocol.base and not protocol.statistic
+    return tuple(lines)

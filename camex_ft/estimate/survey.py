@@ -1,8 +1,7 @@
-"""Computations and saved tensors of a dense backbone in one training step: products, attention, norms.
+"""Computations and saved tensors of a dense backbone in one training step, found without running it.
 
-    model on any device --survey--> [Product], [Attention], [Kept], [DenseFFN]
-
-Nothing is run: a module counts once for every token that reaches it, so that a model on the meta device will do.
+`survey` lists the matrices, attentions, norms and dropouts of a model on any device, and the number of tokens that
+reach each. `GradientFlow` says which of its modules are trained and which a gradient passes through.
 """
 
 from __future__ import annotations
@@ -17,11 +16,12 @@ from transformers.pytorch_utils import Conv1D
 
 from camex_ft.backbones import DenseFFN, family_of
 
-# Names of the query's projection, and how many projections are in one; of the others.
+FLOAT, HALF, BYTE = 4, 2, 1  # bytes
+# Names of the query's projection, and how many projections are in one; names of the key's and the value's.
 QUERIES = {"q": 1, "query": 1, "q_lin": 1, "q_proj": 1, "c_attn": 3, "query_key_value": 3}
 KEYS, VALUES = ("k", "key", "k_lin", "k_proj"), ("v", "value", "v_lin", "v_proj")
 CROSS = ("EncDecAttention", "crossattention")
-POOLED = ("pooler", "classifier", "pre_classifier", "classification_head")  # see one token of a row
+POOLED = ("pooler", "classifier", "pre_classifier", "classification_head")  # read one token of a row
 HEADS = ("num_attention_heads", "num_heads", "n_head", "n_heads")
 ATTENTION_DROPOUT = ("attention_probs_dropout_prob", "attention_dropout", "attn_pdrop")
 
@@ -49,52 +49,97 @@ class Batch:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Product:
-    """A matrix outside the feed-forward layers: tokens of a row that meet it, its shape, and where it stands.
+class Precision:
+    """Number format, kernels and optimizer of a step, as far as memory depends on them.
 
     Attributes:
-        keeps: its input is kept for the backward pass, and not because of a neighbour with the same input.
-        vocabulary: its outputs are logits of a language model.
+        half: under bf16 or fp16 autocast.
+        gpu: with the kernels of a GPU.
+        checkpointing: blocks are run again in the backward pass.
+        optimizer: the Trainer's name for it.
+    """
+
+    half: bool = False
+    gpu: bool = False
+    checkpointing: bool = False
+    optimizer: str = "adamw_torch_fused"
+
+    @property
+    def size(self) -> int:
+        """Bytes of a number that a matrix reads."""
+        return HALF if self.half else FLOAT
+
+    @property
+    def mask(self) -> int:
+        """Bytes of an entry of a dropout mask."""
+        return BYTE if self.gpu else self.size
+
+
+@dataclass(frozen=True, kw_only=True)
+class Product:
+    """A matrix outside the feed-forward layers.
+
+    Attributes:
+        path: of its module.
+        tokens: of a row that meet it.
+        out, width: its shape.
+        saves_input: its input is saved for the backward pass, and not by a neighbour that reads the same.
+        vocabulary: its outputs are the logits of a language model.
     """
 
     path: str
     tokens: int
     out: int
     width: int
-    keeps: bool = True
+    saves_input: bool = True
     vocabulary: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
 class Attention:
-    """One attention: tokens of a row that ask and that are asked, widths of queries and of keys, heads.
+    """One attention.
 
     Attributes:
+        path: of its module.
+        queries, keys: tokens of a row that attend and that are attended to.
+        width, key_width: of queries and of keys, all heads together.
+        heads: how many.
         biased: learned biases are added to its scores (T5).
         dropout: probability on its weights.
-        fused: its implementation is a kernel that need not keep the scores.
+        fused: its implementation is a kernel that need not save the scores.
     """
 
     path: str
     queries: int
     keys: int
     width: int
-    keyed: int
+    key_width: int
     heads: int
     biased: bool
     dropout: float
     fused: bool
 
+    def saves_scores(self, precision: Precision) -> bool:
+        """Return whether scores are saved: on a CPU the fused kernel takes neither dropout nor learned biases."""
+        return not self.fused or (not precision.gpu and bool(self.dropout or self.biased))
+
 
 @dataclass(frozen=True, kw_only=True)
-class Kept:
-    """Numbers that a norm keeps for every token, `weighed` of them for its own weight, or that a dropout masks."""
+class Pointwise:
+    """A norm or a dropout.
+
+    Attributes:
+        path, tokens: as of a `Product`.
+        numbers: saved for each token.
+        for_weight: of them, those that only the gradient of its own weight needs.
+        mask: they are the entries of a dropout mask.
+    """
 
     path: str
     tokens: int
     numbers: int
+    for_weight: int = 0
     mask: bool = False
-    weighed: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,7 +149,7 @@ class Survey:
     batch: Batch
     products: tuple[Product, ...]
     attentions: tuple[Attention, ...]
-    kept: tuple[Kept, ...]
+    pointwise: tuple[Pointwise, ...]
     ffns: tuple[DenseFFN, ...]
     hidden: int
 
@@ -118,24 +163,18 @@ def survey(model: PreTrainedModel, batch: Batch) -> Survey:
     ffns = tuple(family_of(model).ffns(model))
     inside = tuple(f"{path}." for ffn in ffns for path in (ffn.path, *ffn.silence))
     outside = {
-        path: module for path, module in model.named_modules() if not f"{path}.".startswith(inside) and path
+        path: module for path, module in model.named_modules() if path and not f"{path}.".startswith(inside)
     }
-    attentions = {path: made for path, m in outside.items() if (made := _attention(path, m, model, batch))}
+    attentions = {path: a for path, m in outside.items() if (a := _attention(path, m, model, batch))}
+    hidden = ffns[0].hidden_size
     return Survey(
         batch=batch,
         products=tuple(_products(model, outside, attentions, batch)),
         attentions=tuple(attentions.values()),
-        kept=tuple(_kept(outside, attentions, ffns, batch)),
+        pointwise=tuple(_pointwise(outside, attentions, hidden, batch)),
         ffns=ffns,
-        hidden=ffns[0].hidden_size,
+        hidden=hidden,
     )
-
-
-def block_of(path: str) -> str:
-    """Return the block that a module is in: its path up to the first number; "" outside of all blocks."""
-    parts = path.split(".")
-    at = next((i for i, part in enumerate(parts) if part.isdigit()), None)
-    return "" if at is None else ".".join(parts[: at + 1])
 
 
 def _tokens(path: str, batch: Batch) -> int:
@@ -154,30 +193,24 @@ def _shape(module: Any) -> tuple[int, int] | None:
     return (module.out_features, module.in_features) if isinstance(module, nn.Linear) else None
 
 
-def _first(module: Any, names: Any) -> tuple[str, tuple[int, int]] | None:
-    for name in names:
-        shape = _shape(getattr(module, name, None))
-        if shape is not None:
-            return name, shape
-    return None
-
-
 def _attention(path: str, module: nn.Module, model: PreTrainedModel, batch: Batch) -> Attention | None:
-    query, key = _first(module, QUERIES), _first(module, KEYS)
+    """Return the attention that a module is, or None where it has no projection of queries."""
+    shapes = {name: shape for name, child in module.named_children() if (shape := _shape(child))}
+    query = next((name for name in QUERIES if name in shapes), None)
+    key = next((name for name in KEYS if name in shapes), None)
     if query is None:
         return None
-    config, crosses = model.config, _crosses(path)
-    width = query[1][0] // QUERIES[query[0]]
+    config = model.config
+    width = shapes[query][0] // QUERIES[query]
     dropout = next((getattr(config, name) for name in ATTENTION_DROPOUT if hasattr(config, name)), None)
-    biased = hasattr(module, "has_relative_attention_bias")
     return Attention(
         path=path,
         queries=_tokens(path, batch),
-        keys=batch.length if crosses else _tokens(path, batch),
+        keys=batch.length if _crosses(path) else _tokens(path, batch),
         width=width,
-        keyed=width if key is None else key[1][0],
+        key_width=width if key is None else shapes[key][0],
         heads=next((getattr(config, name) for name in HEADS if hasattr(config, name)), 1),
-        biased=biased and not crosses,
+        biased=hasattr(module, "has_relative_attention_bias") and not _crosses(path),
         dropout=float(dropout if dropout is not None else getattr(config, "dropout_rate", 0.0)),
         fused=config._attn_implementation != "eager",
     )
@@ -204,45 +237,76 @@ def _products(
             tokens=batch.length if crossing else _tokens(path, batch),
             out=shape[0],
             width=shape[1],
-            keeps=not beside or (crossing and not encoded),  # all cross attentions read one encoder's output
+            # all cross-attentions read one encoder's output
+            saves_input=not beside or (crossing and not encoded),
             vocabulary=module is head,
         )
         encoded = encoded or crossing
 
 
-def _kept(
-    outside: dict[str, nn.Module],
-    attentions: dict[str, Attention],
-    ffns: tuple[DenseFFN, ...],
-    batch: Batch,
-) -> Iterator[Kept]:
+def _pointwise(
+    outside: dict[str, nn.Module], attentions: dict[str, Attention], hidden: int, batch: Batch
+) -> Iterator[Pointwise]:
     for path, module in outside.items():
-        kind, parent, name = type(module).__name__, *_split(path)
+        parent, _, name = path.rpartition(".")
+        tokens = _tokens(path, batch)
         if isinstance(module, nn.Dropout):
-            weights = parent in attentions and name != "resid_dropout"  # counted with the scores
-            if module.p and not weights and parent:
+            of_scores = parent in attentions and name != "resid_dropout"  # counted with the scores
+            if module.p and parent and not of_scores:
                 twice = hasattr(outside.get(parent), "final_layer_norm")  # T5's stacks drop at both ends
-                yield Kept(
-                    path=path,
-                    tokens=_tokens(path, batch),
-                    numbers=ffns[0].hidden_size * (2 if twice else 1),
-                    mask=True,
-                )
-        elif kind.endswith("Norm"):
-            size: Any = getattr(module, "weight", None)
-            numbers = 0 if size is None else size.numel()
+                yield Pointwise(path=path, tokens=tokens, numbers=hidden * (2 if twice else 1), mask=True)
+        elif type(module).__name__.endswith("Norm"):
+            weight: Any = getattr(module, "weight", None)
+            numbers = 0 if weight is None else weight.numel()
             if parent in attentions and name in ("q_norm", "k_norm"):
-                here = attentions[parent]
-                numbers = here.width if name == "q_norm" else here.keyed
-            once = isinstance(module, (nn.LayerNorm, nn.RMSNorm))  # others are written out, and keep x twice
-            yield Kept(
-                path=path,
-                tokens=_tokens(path, batch),
-                numbers=numbers * (1 if once else 2),
-                weighed=0 if once else numbers,
-            )
+                numbers = attentions[parent].width if name == "q_norm" else attentions[parent].key_width
+            if isinstance(module, (nn.LayerNorm, nn.RMSNorm)):
+                yield Pointwise(path=path, tokens=tokens, numbers=numbers)
+            else:  # written out in Python: the input is saved twice, once for the weight's gradient
+                yield Pointwise(path=path, tokens=tokens, numbers=2 * numbers, for_weight=numbers)
 
 
-def _split(path: str) -> tuple[str, str]:
-    parent, _, name = path.rpartition(".")
-    return parent, name
+class GradientFlow:
+    """Modules that are trained, and modules that a gradient passes through, by the paths of the dense model.
+
+    A gradient passes through what comes after the first trained parameter of its stack, in the order of the modules; a
+    decoder's cross-attention passes one on to its encoder.
+
+    Args:
+        model: with its parameters frozen or not; None trains everything.
+    """
+
+    def __init__(self, model: nn.Module | None = None) -> None:
+        self.all = model is None
+        self._order: dict[str, int] = {}
+        self._last: dict[str, int] = {}  # place of the last module within each module
+        self._trained: set[str] = set()
+        self._first = {False: 0, True: 0}  # place of the first trained module: of the encoder, of the decoder
+        if model is None:
+            return
+        config: Any = getattr(model, "config", None)
+        self._splits = bool(getattr(config, "is_encoder_decoder", False))
+        owners: list[str] = []  # modules that hold a trained parameter themselves
+        for place, (path, module) in enumerate(model.named_modules()):
+            self._order[path] = place
+            parts = path.split(".")
+            prefixes = [".".join(parts[: i + 1]) for i in range(len(parts))]
+            self._last.update(dict.fromkeys(prefixes, place))
+            if any(p.requires_grad for p in module.parameters(recurse=False)):
+                owners.append(path)
+                self._trained.update(prefixes)
+        for decoder in (False, True):
+            begins = [path for path in owners if self._decodes(path) == decoder or "." not in path]
+            begins += [p for p in self._order if decoder and p.rpartition(".")[2] in CROSS][:1]
+            self._first[decoder] = min((self._order[path] for path in begins), default=len(self._order))
+
+    def learns(self, path: str) -> bool:
+        """Return whether anything in the module at `path` is trained."""
+        return self.all or path in self._trained
+
+    def passes(self, path: str) -> bool:
+        """Return whether a gradient is wanted at the module's output."""
+        return self.all or self._last.get(path, len(self._order)) >= self._first[self._decodes(path)]
+
+    def _decodes(self, path: str) -> bool:
+        return self._splits and "decoder" in path.split(".")

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from camex_ft.bench import memory
+from camex_ft.estimate.measured import reset_peak
 
 
 @pytest.fixture
 def resettable():
     """Skip where a peak can only be bounded."""
-    if not memory.reset_peak():
+    if not reset_peak():
         pytest.skip("this system cannot set a process's peak memory back")

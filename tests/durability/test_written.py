@@ -33,7 +33,7 @@ RESULT = replace(
 
 # Writes that do not go through `durable`, and why they need not.
 APART = {
-    ("bench/memory.py", "CLEAR.write_text"): "a switch of the kernel's",
+    ("estimate/measured.py", "CLEAR.write_text"): "a switch of the kernel's",
     ("compare/running.py", "state.log.open"): "what a process prints while it runs",
     ("compare/worker.py", "os.fdopen"): "a pipe",
     ("utils/durable.py", "os.fdopen"): "the draft itself",

@@ -6,11 +6,10 @@ from typing import Any
 
 import pytest
 
-from camex_ft.estimate.duration import BANDWIDTH, Duration, duration, measured_tflops
-from camex_ft.estimate.engines import Engine, Stored
-from camex_ft.estimate.operations import operations
-from camex_ft.estimate.precision import Precision
-from camex_ft.estimate.survey import survey
+from camex_ft.estimate.columns import BANDWIDTH, Duration, duration
+from camex_ft.estimate.memory import Engine, Stored
+from camex_ft.estimate.operations import measured_tflops, operations
+from camex_ft.estimate.survey import Precision, survey
 from camex_ft.upcycling import expert_layers, freeze, upcycle
 from tests.helpers.estimate_sizes import CLASSIFIER, batch, small
 

@@ -9,8 +9,7 @@ import torch
 
 from camex_ft.estimate.activations import saved as planned_saved
 from camex_ft.estimate.memory import memory
-from camex_ft.estimate.precision import Precision
-from camex_ft.estimate.survey import survey
+from camex_ft.estimate.survey import Precision, survey
 from camex_ft.upcycling import expert_layers, freeze, upcycle
 from tests.helpers.estimate_sizes import CASES, CLASSIFIER, SEGMENT, batch, inputs, small
 

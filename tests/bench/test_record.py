@@ -1,9 +1,8 @@
-"""What benchmarks measure with: times in turns, peak memory, a process of its own, records."""
+"""Times of sides in turns, and records of benchmarks."""
 
 from __future__ import annotations
 
 import json
-import os
 import platform
 
 import pytest
@@ -11,13 +10,9 @@ import torch
 from typer.testing import CliRunner
 
 from camex_ft import cli
-from camex_ft.bench import memory, record, timing
-from camex_ft.bench.child import in_child
+from camex_ft.bench import record
 from camex_ft.bench.settings import LayerBench, StepBench
 from camex_ft.utils.errors import UserError
-
-MB = 10**6
-
 
 # -- times ------------------------------------------------------------------------------------------------------------
 
@@ -25,79 +20,29 @@ MB = 10**6
 def test_sides_are_warmed_up_and_then_timed_in_turns():
     calls: list[str] = []
     sides = {
-        name: timing.Side(
+        name: record.Side(
             run=lambda name=name: calls.append(name),
             prepare=lambda name=name: calls.append(f"prepare {name}"),
         )
         for name in ("a", "b", "c")
     }
-    times = timing.alternate(sides, repeats=2, device="cpu")
+    times = record.alternate(sides, repeats=2, device="cpu")
     assert calls == ["prepare a", "a", "prepare b", "b", "prepare c", "c"] * 3
     assert {name: len(each) for name, each in times.items()} == {"a": 2, "b": 2, "c": 2}
 
 
 def test_a_time_is_that_of_the_call_without_what_prepares_it(monkeypatch):
     clock = [0.0]
-    monkeypatch.setattr(timing.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(record.time, "perf_counter", lambda: clock[0])
     durations = iter([9.0, 1.0, 3.0, 2.0])  # the first warms up
 
     def spend(seconds):
         clock[0] += seconds
 
-    side = timing.Side(run=lambda: spend(next(durations)), prepare=lambda: spend(100.0))
-    times = timing.alternate({"side": side}, repeats=3, device="cpu")
+    side = record.Side(run=lambda: spend(next(durations)), prepare=lambda: spend(100.0))
+    times = record.alternate({"side": side}, repeats=3, device="cpu")
     assert times == {"side": [1.0, 3.0, 2.0]}
-    assert timing.medians(times) == {"side": 2.0}
-
-
-# -- memory -----------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.usefixtures("resettable")
-def test_peak_memory_is_what_a_function_holds_beyond_what_was_there():
-    for _ in range(2):  # the first peak does not hide the second
-        measured = memory.extra(lambda: torch.ones(16 * MB), device="cpu")
-        assert measured == pytest.approx(64 * MB, rel=0.05)
-
-
-@pytest.mark.usefixtures("resettable")
-def test_a_higher_peak_before_does_not_count():
-    torch.ones(64 * MB)
-    assert memory.extra(lambda: None, device="cpu") < 2 * MB
-    pieces = [
-        torch.ones(25_000) for _ in range(500)
-    ]  # 50 MB of a size that the C library keeps when it is freed
-    del pieces
-    measured = memory.extra(lambda: [torch.ones(25_000) for _ in range(200)], device="cpu")
-    assert measured == pytest.approx(20 * MB, rel=0.2)
-
-
-def test_the_process_holds_at_most_its_peak_and_the_machine_at_least_that():
-    assert MB < memory.resident() <= memory.peak_resident() < memory.total()
-
-
-# -- a process of its own ---------------------------------------------------------------------------------------------
-
-
-def test_a_child_is_another_process_with_the_result_and_the_threads():
-    before = torch.get_num_threads()
-    torch.set_num_threads(before + 1)
-    try:
-        process, threads = in_child(eval, "__import__('os').getpid(), __import__('torch').get_num_threads()")
-    finally:
-        torch.set_num_threads(before)
-    assert process != os.getpid()
-    assert threads == before + 1
-
-
-def test_a_child_that_was_ended_is_told_of_as_a_lack_of_memory():
-    with pytest.raises(UserError, match=r"was ended, as happens when none is left.*--skip-plain"):
-        in_child(os._exit, 9)
-
-
-def test_a_child_that_asks_for_too_much_memory_is_told_of():
-    with pytest.raises(UserError, match=r"not enough memory: .*--skip-plain"):
-        in_child(torch.empty, 2**50)
+    assert record.medians(times) == {"side": 2.0}
 
 
 # -- records ----------------------------------------------------------------------------------------------------------

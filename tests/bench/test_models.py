@@ -1,4 +1,4 @@
-"""`camex-ft bench step`: the models at their published sizes, what a step is, and its figures."""
+"""`camex-ft bench step` and `decode`: the models at their published sizes, a step, fed tokens, and the figures."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import torch
 from typer.testing import CliRunner
 
 from camex_ft import cli
-from camex_ft.bench import backbones, step
-from camex_ft.bench.settings import StepBench
-from camex_ft.bench.step import Step, bench_step, dense_model, upcycled
-from camex_ft.upcycling import expert_layers, routing_context
+from camex_ft.bench import models
+from camex_ft.bench.models import Decoding, TrainingStep, bench_decode, bench_step, dense_model, upcycled
+from camex_ft.bench.settings import DecodeBench, StepBench
+from camex_ft.upcycling import cached, expert_layers, routing_context
 from camex_ft.utils.errors import UserError
 from camex_ft.utils.registry import EMBEDDED
 
@@ -43,15 +43,15 @@ PARAMETERS = {
 }
 
 
-@pytest.mark.parametrize("name", backbones.PUBLISHED)
+@pytest.mark.parametrize("name", models.PUBLISHED)
 def test_a_published_backbone_has_its_number_of_parameters(name):
     with torch.device("meta"):
-        assert backbones.build(name).num_parameters() == PARAMETERS[name]
+        assert models.build(name).num_parameters() == PARAMETERS[name]
 
 
 def test_t5_base_with_eight_experts_has_over_a_billion():
     with torch.device("meta"):
-        made = upcycled(backbones.build("t5-base"), StepBench())
+        made = upcycled(models.build("t5-base"), StepBench())
     assert len(expert_layers(made)) == 24
     assert 1.1e9 < made.num_parameters() < 1.2e9
 
@@ -63,7 +63,7 @@ def test_every_embedded_family_takes_a_step(family):
     model = upcycled(dense, settings)
     for each in (dense, model):
         before = [p.detach().clone() for p in each.parameters()]
-        Step(each, settings)()
+        TrainingStep(each, settings)()
         assert any(not torch.equal(p, old) for p, old in zip(each.parameters(), before, strict=True))
         assert all(p.grad is None for p in each.parameters())
         assert all(p.isfinite().all() for p in each.parameters())
@@ -71,27 +71,27 @@ def test_every_embedded_family_takes_a_step(family):
 
 @pytest.mark.parametrize("family", EMBEDDED.names())
 def test_inputs_are_words_without_padding_on_all_positions(family):
-    model = backbones.build(f"embedded/{family}")
+    model = models.build(f"embedded/{family}")
     config: Any = model.config
-    given = backbones.inputs(model, batch=3, length=20)
+    given = models.inputs(model, batch=3, length=20)
     ids = given["input_ids"]
     assert ids.shape == given["attention_mask"].shape == (3, 20)
     assert given["attention_mask"].all()
     assert (ids != config.pad_token_id).all()
     if config.model_type == "t5":
         assert (ids == config.eos_token_id).nonzero().tolist() == [[0, 19], [1, 19], [2, 19]]
-    assert torch.equal(ids, backbones.inputs(model, batch=3, length=20)["input_ids"])
+    assert torch.equal(ids, models.inputs(model, batch=3, length=20)["input_ids"])
 
 
 @pytest.mark.parametrize("family", ["bert", "roberta", "gpt2"])
 def test_all_positions_can_be_used_and_no_more(family):
-    model = backbones.build(f"embedded/{family}")
+    model = models.build(f"embedded/{family}")
     with pytest.raises(UserError, match=r"--length is 100000: \w+ has (\d+) positions") as told:
-        backbones.inputs(model, batch=1, length=100_000)
+        models.inputs(model, batch=1, length=100_000)
     limit = int(str(told.value).split("has ")[1].split()[0])
-    model(**backbones.inputs(model, batch=1, length=limit))
+    model(**models.inputs(model, batch=1, length=limit))
     with pytest.raises(UserError):
-        backbones.inputs(model, batch=1, length=limit + 1)
+        models.inputs(model, batch=1, length=limit + 1)
 
 
 # -- a step -----------------------------------------------------------------------------------------------------------
@@ -110,7 +110,7 @@ def test_all_layers_have_experts_that_differ_from_the_base():
 def test_the_loss_is_the_models_and_the_balance_losses():
     settings = tiny(backbone="embedded/t5")
     model = upcycled(dense_model(settings), settings)
-    taken = Step(model, settings)
+    taken = TrainingStep(model, settings)
     torch.manual_seed(0)  # of the routing noise
     total = taken.loss()
     balance = routing_context(model).last.balance_loss()
@@ -123,14 +123,14 @@ def test_the_loss_is_the_models_and_the_balance_losses():
 def test_the_number_format_is_that_of_parameters():
     model = dense_model(tiny(dtype="bfloat16"))
     assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
-    Step(upcycled(model, tiny(dtype="bfloat16")), tiny())()
+    TrainingStep(upcycled(model, tiny(dtype="bfloat16")), tiny())()
 
 
 # -- figures ----------------------------------------------------------------------------------------------------------
 
 
 def test_figures(monkeypatch):
-    monkeypatch.setattr(step, "in_child", lambda function, *given: function(*given))
+    monkeypatch.setattr(models, "in_child", lambda function, *given: function(*given))
     figures = bench_step(tiny(protocol="smear"))
     assert set(figures) == FIGURES
     assert list(figures["times"]) == ["dense", "upcycled"]
@@ -145,7 +145,7 @@ def invoke(*arguments: str) -> Any:
 
 
 def test_the_record_is_shown_and_kept(tmp_path, monkeypatch):
-    monkeypatch.setattr(step, "in_child", lambda function, *given: function(*given))
+    monkeypatch.setattr(models, "in_child", lambda function, *given: function(*given))
     small = [
         "--backbone",
         "embedded/bert",
@@ -182,7 +182,101 @@ def test_the_record_is_shown_and_kept(tmp_path, monkeypatch):
     ids=" ".join,
 )
 def test_bad_input_is_a_user_error(arguments, words, monkeypatch):
-    monkeypatch.setattr(step, "in_child", lambda *_: pytest.fail("measured"))
+    monkeypatch.setattr(models, "in_child", lambda *_: pytest.fail("measured"))
     error = invoke(*arguments, "--no-save").exception
+    assert isinstance(error, UserError)
+    assert words in str(error)
+
+
+# -- decoding ---------------------------------------------------------------------------------------------------------
+
+DECODING_FIGURES = {"dense_step_s", "step_s", "ratio_dense", "first_token_s", "merging_a_token_s", "times"}
+
+
+def tiny_decode(**given: Any) -> DecodeBench:
+    defaults = {
+        "backbone": "embedded/gpt2",
+        "length": 10,
+        "tokens": 3,
+        "segment": 8,
+        "experts": 2,
+        "repeats": 2,
+    }
+    return DecodeBench(**{**defaults, **given})
+
+
+@pytest.mark.parametrize("same", [False, True])
+def test_rows_share_a_merged_expert_where_they_share_a_prompt(same):
+    settings = tiny_decode(batch=4, same_prompt=same, experts=4)
+    decoding = Decoding(upcycled(dense_model(settings), settings), settings)
+    with cached(decoding.model):
+        decoding()
+    kept = [layer.kept for layer in decoding.cache.routing.layers.values()]
+    assert [len(each.keys) for each in kept] == [1 if same else 4] * 2
+
+
+def test_every_repeat_begins_at_the_end_of_the_prompt():
+    settings = tiny_decode(batch=2)
+    for model in (dense_model(settings), upcycled(dense_model(settings), settings)):
+        decoding = Decoding(model, settings)
+        seen = []
+        model.register_forward_hook(lambda m, a, output, seen=seen: seen.append(output.logits))
+        for _ in range(2):
+            decoding()
+            assert decoding.cache.get_seq_length() == 13
+            decoding.back()
+            assert decoding.cache.get_seq_length() == 10
+        torch.testing.assert_close(torch.stack(seen[:3]), torch.stack(seen[3:]))
+
+
+def test_decoding_figures():
+    figures = bench_decode(tiny_decode())
+    assert set(figures) == DECODING_FIGURES
+    assert figures["ratio_dense"] == figures["step_s"] / figures["dense_step_s"]
+    assert {len(each) for each in figures["times"].values()} == {2}
+
+
+def invoke_decode(*arguments: str) -> Any:
+    return CliRunner().invoke(cli.app, ["bench", "decode", *arguments])
+
+
+def test_the_decoding_record_is_shown_and_saved(tmp_path):
+    small = [
+        "--backbone",
+        "embedded/llama",
+        "--length",
+        "10",
+        "--tokens",
+        "2",
+        "--segment",
+        "8",
+        "--repeats",
+        "1",
+    ]
+    shown = json.loads(invoke_decode(*small, "--json", "--save", str(tmp_path)).stdout)
+    assert set(shown) == DECODING_FIGURES | {"kind", "settings", "machine"}
+    (file,) = tmp_path.iterdir()
+    assert file.name == "decode-ties-ca-embedded-llama-b1-l10-t8-n8-k8-r1-float32-cpu.json"
+    table = invoke_decode(*small, "--no-save", "--same-prompt").output
+    assert [
+        w for line in table.splitlines() if line for w in line.split()[:1] if w in ("dense", "upcycled")
+    ] == [
+        "dense",
+        "upcycled",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--tokens", "6", "--length", "10", "--segment", "8"], "segment of 8 has 6 tokens left"),
+        (["--protocol", "dense"], "the dense model, which dense keeps"),
+        (["--backbone", "bert-base-uncased"], "has no head 'causal-lm'"),
+        (["--backbone", "embedded/bert"], "has no head 'causal-lm'"),
+    ],
+    ids=" ".join,
+)
+def test_bad_decoding_input_is_a_user_error(arguments, words):
+    error = invoke_decode(*arguments, "--no-save").exception
     assert isinstance(error, UserError)
     assert words in str(error)

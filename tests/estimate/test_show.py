@@ -8,12 +8,11 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from camex_ft.bench import planned
-from camex_ft.bench.measured import Measured
-from camex_ft.bench.planned import Request, compare, parse_size, show_plan
 from camex_ft.cli import app
 from camex_ft.config import load_config
-from camex_ft.estimate import plan
+from camex_ft.estimate import plan, show
+from camex_ft.estimate.measured import Measured
+from camex_ft.estimate.show import PlanOptions, compare, parse_size, show_plan
 from camex_ft.utils.errors import UserError
 
 TINY = ["profile=embedded", "merging.protocol=domain-ca"]
@@ -40,17 +39,17 @@ def test_what_is_no_size(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("request_", "message"),
+    ("options", "message"),
     [
-        (Request(gpus=2, measure=True), "leave --gpus out"),
-        (Request(gpus=2, engine="zero4"), "Did you mean"),
-        (Request(gpus=0), "expected at least 1, got 0"),
-        (Request(memory="much"), "is no size"),
+        (PlanOptions(gpus=2, measure=True), "leave --gpus out"),
+        (PlanOptions(gpus=2, engine="zero4"), "Did you mean"),
+        (PlanOptions(gpus=0), "expected at least 1, got 0"),
+        (PlanOptions(memory="much"), "is no size"),
     ],
 )
-def test_options_at_fault(request_: Request, message: str) -> None:
+def test_options_at_fault(options: PlanOptions, message: str) -> None:
     with pytest.raises(UserError, match=message):
-        show_plan(load_config("glue", TINY), request_)
+        show_plan(load_config("glue", TINY), options)
 
 
 def test_a_step_that_fits_and_one_that_does_not(tmp_path: Path) -> None:
@@ -92,8 +91,8 @@ def test_measured_beside_planned(monkeypatch: pytest.MonkeyPatch, capsys: pytest
     def measure(settled: object) -> Measured:
         return Measured(parameters=own.parameters, peak=10**9, framework=5 * 10**8, seconds=0.5, steps=3)
 
-    monkeypatch.setattr(planned, "measure", measure)
-    show_plan(given, Request(measure=True, tflops=1.0))
+    monkeypatch.setattr(show, "measure", measure)
+    show_plan(given, PlanOptions(measure=True, tflops=1.0))
     shown = capsys.readouterr().out
     assert "measured here, domain-ca: 3 optimizer steps" in shown
     assert "peak memory  0.93 GiB, planned" in shown
