@@ -17,12 +17,13 @@ import transformers
 import typer
 
 import camex_ft
-from camex_ft import cli, document_protocols
+from camex_ft import cli
 from camex_ft.compare.cells import make_comparison
 from camex_ft.compare.spec import is_spec, of_config, read_spec
 from camex_ft.config import load_config
 from camex_ft.data import sources
 from camex_ft.utils import registry
+from scripts.docs import protocols as protocols_page
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -274,14 +275,14 @@ def test_every_invariant_is_told_of() -> None:
 
 @pytest.mark.skipif(registry.PLUGINS in os.environ, reason="plug-ins would be on the page")
 def test_the_page_of_protocols_is_fresh() -> None:
-    stale = "run: python -m camex_ft.document_protocols > docs/protocols.md"
-    assert read(ROOT / "docs" / "protocols.md") == document_protocols.document(), stale
+    stale = "run: python scripts/docs/protocols.py > docs/protocols.md"
+    assert read(ROOT / "docs" / "protocols.md") == protocols_page.document(), stale
 
 
 @pytest.mark.parametrize("name", registry.PROTOCOLS.names())
 def test_a_protocol_has_a_formula_a_convention_and_a_meaning_of_every_option(name: str) -> None:
     protocol = registry.PROTOCOLS.get(name)
-    text, meanings = document_protocols.parse(protocol.doc)
+    text, meanings = protocols_page.parse(protocol.doc)
     assert text
     assert protocol.form == "dense" or "Convention: " in text
     assert "Args:" not in text

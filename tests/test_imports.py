@@ -37,7 +37,6 @@ LAYERS = (
     ("estimate",),
     ("bench",),
     ("compare",),
-    ("document_protocols",),
     ("cli",),
     ("__main__",),
     ("",),  # camex_ft/__init__.py: the public API

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats as scipy_stats
 
-from camex_ft.results import bootstrap, simulation
+from camex_ft.results import bootstrap
 from camex_ft.results.stats import (
     Effect,
     compare,
@@ -22,6 +22,7 @@ from camex_ft.results.stats import (
     paired_t,
     power,
 )
+from scripts.docs import error_rates
 
 SCORES = st.lists(st.floats(0, 100), min_size=3, max_size=7)
 
@@ -220,9 +221,9 @@ def test_power_is_the_noncentral_t() -> None:
 
 
 def test_simulated_p_is_the_reported_one() -> None:
-    values = simulation.differences(5, rows=3, trials=4, effect=1.0)
-    many = simulation.t_test(values)
-    boots = simulation.bootstrap_test(values.reshape(-1, 5)).reshape(4, 3)
+    values = error_rates.differences(5, rows=3, trials=4, effect=1.0)
+    many = error_rates.t_test(values)
+    boots = error_rates.bootstrap_test(values.reshape(-1, 5)).reshape(4, 3)
     for i, j in np.ndindex(4, 3):
         found = compare(dict(enumerate(80 + values[i, j])), dict.fromkeys(range(5), 80.0))
         assert found.p_t == pytest.approx(many[i, j], rel=1e-6)
@@ -231,25 +232,25 @@ def test_simulated_p_is_the_reported_one() -> None:
 
 def test_tables_without_a_difference_raise_no_more_than_5_percent_of_alarms() -> None:
     """1,000 tables of 7 rows and a baseline, 5 seeds; a table counts once, however many of its rows are called."""
-    assert simulation.false_alarms(5, trials=1000) <= 0.05
+    assert error_rates.false_alarms(5, trials=1000) <= 0.05
     # without correction it would be several times as many: the simulation can tell
-    p = simulation.t_test(simulation.differences(5, rows=7, trials=1000))
+    p = error_rates.t_test(error_rates.differences(5, rows=7, trials=1000))
     assert np.mean((p < 0.05).any(axis=1)) > 0.15
 
 
 @pytest.mark.parametrize("n", [3, 5, 10])
 def test_a_true_difference_of_two_deviations_is_found_as_often_as_theory_says(n: int) -> None:
     trials, expected = 4000, power(2.0, n)
-    found = simulation.found(n, effect=2.0, trials=trials)
+    found = error_rates.detected(n, effect=2.0, trials=trials)
     # four standard errors of a binomial proportion
     assert abs(found - expected) <= 4 * math.sqrt(expected * (1 - expected) / trials) + 1e-9
 
 
-@pytest.mark.parametrize("noise", simulation.NOISE)
+@pytest.mark.parametrize("noise", error_rates.NOISE)
 @pytest.mark.parametrize("n", [3, 5, 7])
 def test_bootstrap_keeps_its_level(n: int, noise: str) -> None:
     # 5% and two standard errors
-    assert simulation.bootstrap_alarms(n, trials=1000, noise=noise) <= 0.05 + 2 * math.sqrt(
+    assert error_rates.bootstrap_alarms(n, trials=1000, noise=noise) <= 0.05 + 2 * math.sqrt(
         0.05 * 0.95 / 1000
     )
 
@@ -257,7 +258,7 @@ def test_bootstrap_keeps_its_level(n: int, noise: str) -> None:
 @pytest.mark.parametrize(("n", "at_least"), [(3, 0.25), (5, 0.12)])
 def test_percentile_bootstrap_would_not(n: int, at_least: float) -> None:
     """Why the bootstrap is studentised: the plain one, of centred means, as docs/statistics.md says of it."""
-    d = simulation.differences(n, rows=1, trials=2000)[:, 0]
+    d = error_rates.differences(n, rows=1, trials=2000)[:, 0]
     counts, weights = bootstrap.multisets(n)
     mean = d.mean(axis=1, keepdims=True)
     p = (np.abs((d - mean) @ counts.T / n) >= np.abs(mean)) @ weights

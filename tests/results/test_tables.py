@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from camex_ft.results import simulation
 from camex_ft.results.correctness import pack
 from camex_ft.results.entries import Entry, Result
 from camex_ft.results.record import Record, load_record
 from camex_ft.results.stats import holm
 from camex_ft.results.tables import Panel, Table, make_table
 from camex_ft.utils.errors import UserError
+from scripts.docs import error_rates
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -194,10 +194,10 @@ def test_without_its_baseline_nothing_is_tested() -> None:
 
 def test_decision_is_the_simulated_one() -> None:
     """What a table calls different is what tests/results/test_stats.py counts: 12 tables of 7 rows, 5 seeds."""
-    for values in simulation.differences(5, rows=7, trials=12, effect=1.5, seed=3):
+    for values in error_rates.differences(5, rows=7, trials=12, effect=1.5, seed=3):
         scores: dict[str, Sequence[float]] = {"dense": [0.5] * 5}
         scores |= {f"row {i}": list(0.5 + d / 100) for i, d in enumerate(values)}
-        expected = [p is not None and p < 0.05 for p in holm(simulation.t_test(values))]
+        expected = [p is not None and p < 0.05 for p in holm(error_rates.t_test(values))]
         rows = panel(make_table(entries(scores))).rows[1:]
         assert [row.p_holm is not None and row.p_holm < 0.05 for row in rows] == expected
 

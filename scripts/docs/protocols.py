@@ -1,4 +1,4 @@
-"""Writes `docs/protocols.md` from the registry: ``python -m camex_ft.document_protocols > docs/protocols.md``."""
+"""Print `docs/protocols.md` from the registry: ``python scripts/docs/protocols.py > docs/protocols.md``."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from camex_ft.utils.registry import PROTOCOLS
 HEAD = """\
 # Protocols
 
-Generated from the registry by `python -m camex_ft.document_protocols > docs/protocols.md`. Do not edit it by hand.
+Generated from the registry by `python scripts/docs/protocols.py > docs/protocols.md`. Do not edit it by hand.
 
 A protocol says how a layer's experts serve an input. It is one word of a configuration, and its own options stand
 beside it:

@@ -1,6 +1,6 @@
-"""Error rates of the tables' tests, simulated where the truth is known.
+"""Simulate the error rates of the tables' tests.
 
-``python -m camex_ft.results.simulation`` prints the figures of docs/statistics.md.
+``python scripts/docs/error_rates.py`` prints the two tables of docs/statistics.md: power and false alarms.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ NOISE: dict[str, Callable[[np.random.Generator, tuple[int, ...]], np.ndarray]] =
 def differences(
     n: int, *, rows: int, trials: int, effect: float = 0.0, noise: str = "normal", seed: int = 0
 ) -> np.ndarray:
-    """Return differences from one baseline, which the rows of a trial share; [trials, rows, n].
+    """Return differences from a baseline that the rows of a trial share; [trials, rows, n].
 
-    What a seed adds to every row cancels. `effect` is in standard deviations of the differences of normal noise.
+    Effects of a seed on all rows cancel. `effect` is in standard deviations of the differences of normal noise.
     """
     drawn = NOISE[noise](np.random.default_rng(seed), (trials, rows + 1, n))
     return drawn[:, 1:] - drawn[:, :1] + effect * np.sqrt(2)
@@ -57,7 +57,7 @@ def bootstrap_test(values: np.ndarray) -> np.ndarray:
 
 
 def false_alarms(n: int, *, trials: int, rows: int = ROWS, noise: str = "normal", seed: int = 0) -> float:
-    """Return in which part of the tables without any true difference at least one row is called different.
+    """Return the rate of tables without a true difference in which at least one row is called different.
 
     A table's decision is that of `tables.make_table`: paired t-test, Holm over the rows.
     """
@@ -65,13 +65,13 @@ def false_alarms(n: int, *, trials: int, rows: int = ROWS, noise: str = "normal"
     return float(np.mean([any(value is not None and value < LEVEL for value in holm(table)) for table in p]))
 
 
-def found(n: int, *, effect: float, trials: int, seed: int = 0) -> float:
-    """Return in which part of single comparisons with a true difference the paired t-test finds it."""
+def detected(n: int, *, effect: float, trials: int, seed: int = 0) -> float:
+    """Return the rate at which the paired t-test finds a true difference in a single comparison."""
     return float(np.mean(t_test(differences(n, rows=1, trials=trials, effect=effect, seed=seed)) < LEVEL))
 
 
 def bootstrap_alarms(n: int, *, trials: int, noise: str = "normal", seed: int = 0) -> float:
-    """Return in which part of single comparisons without a true difference the bootstrap has p below the level."""
+    """Return the rate at which the bootstrap has p below the level in a single comparison without a difference."""
     values = differences(n, rows=1, trials=trials, noise=noise, seed=seed)[:, 0]
     values = values[np.ptp(values, axis=1) > 1e-9]
     return float((bootstrap_test(values) < LEVEL).sum() / trials)
