@@ -20,23 +20,18 @@ from scipy import stats
 from camex_ft.results.entries import Entry
 from camex_ft.results.plots import (
     choose,
-    data,
-    files,
+    figures,
     is_stale,
-    layers,
-    lines,
-    maps,
     of_run,
+    per_layer,
     png,
     save,
+    series,
     source,
-    style,
 )
-from camex_ft.results.plots.choice import slug, swept_keys
-from camex_ft.results.plots.curves import curves
-from camex_ft.results.plots.data import Panel, Series
-from camex_ft.results.plots.dots import comparison
-from camex_ft.results.plots.sweep import sweep
+from camex_ft.results.plots.choice import slug
+from camex_ft.results.plots.scores import comparison, curves, sweep
+from camex_ft.results.plots.series import Series, TaskScores, swept_keys
 from tests.helpers.synthetic_results import LAYERS, grid, protocols, result
 
 
@@ -61,7 +56,7 @@ def drawn_lines(figure: Figure) -> dict[str, np.ndarray]:
 @given(st.lists(st.floats(-100, 100), min_size=2, max_size=10))
 def test_interval_is_scipys(values):
     values = np.array(values)
-    middle, low, high = data.interval(values)
+    middle, low, high = series.interval(values)
     found = stats.ttest_1samp(values, 0.0).confidence_interval(0.95)
     # the same formula in another order of operations, which cancel for values of size 100
     np.testing.assert_allclose(
@@ -70,20 +65,20 @@ def test_interval_is_scipys(values):
 
 
 def test_interval_needs_two_values_and_skips_what_is_not_a_number():
-    assert np.isnan(data.interval(np.array([1.0]))[1:]).all()
-    assert data.interval(np.array([1.0, np.nan, 3.0])) == data.interval(np.array([1.0, 3.0]))
-    assert np.isnan(data.interval(np.array([]))).all()
+    assert np.isnan(series.interval(np.array([1.0]))[1:]).all()
+    assert series.interval(np.array([1.0, np.nan, 3.0])) == series.interval(np.array([1.0, 3.0]))
+    assert np.isnan(series.interval(np.array([]))).all()
 
 
 def test_series_pass_over_seeds_that_lack_a_value():
-    series = Series(label="a", x=np.arange(3.0), values=np.array([[1, np.nan, np.nan], [3, 5, np.nan]]))
-    np.testing.assert_array_equal(series.middle(), [2, 5, np.nan])
-    np.testing.assert_allclose(series.spread(), [2**0.5, np.nan, np.nan])
+    line = Series(label="a", x=np.arange(3.0), values=np.array([[1, np.nan, np.nan], [3, 5, np.nan]]))
+    np.testing.assert_array_equal(line.mean(), [2, 5, np.nan])
+    np.testing.assert_allclose(line.sd(), [2**0.5, np.nan, np.nan])
 
 
 def test_loss_is_gathered_by_row_and_seed():
     entries = grid(rows=protocols("dense", "ties-ca"), seeds=2, epochs=2)
-    found = {s.label: s for s in data.losses(entries)}
+    found = {s.label: s for s in series.losses(entries)}
     assert list(found) == ["dense", "ties-ca"]
     np.testing.assert_allclose(found["ties-ca"].x, np.arange(1, 21) / 10)
     expected = [[line["loss"] for line in e.result.history] for e in entries if e.row == "ties-ca"]
@@ -93,17 +88,17 @@ def test_loss_is_gathered_by_row_and_seed():
 def test_scores_are_in_hundredths_and_perplexities_as_they_are():
     one = grid(rows=protocols("dense"), seeds=1, epochs=1)[0].result.record
     less = result(task="lm/x", protocol="dense", seed=0, scores=[12.0], greater=False).record
-    assert data.score(one, 0.5) == 50
-    assert data.score(less, 12.0) == 12
-    assert np.isnan(data.score(one, None))
-    assert "less is better" in data.metric_label(less)
+    assert series.score(one, 0.5) == 50
+    assert series.score(less, 12.0) == 12
+    assert np.isnan(series.score(one, None))
+    assert "less is better" in series.metric_label(less)
 
 
 def test_the_primary_metric_is_told_from_one_whose_name_ends_alike():
     record = result(task="lm/x", protocol="dense", seed=0, scores=[12.0, 11.0], greater=False).record
     rows = [{**row, "a_word_perplexity": 40.0} for row in record.metrics.per_epoch]
     metrics = record.metrics.model_copy(update={"per_epoch": rows})
-    assert data.primary_key(record.model_copy(update={"metrics": metrics})) == "validation_perplexity"
+    assert series.primary_key(record.model_copy(update={"metrics": metrics})) == "validation_perplexity"
 
 
 @pytest.mark.parametrize(
@@ -119,12 +114,12 @@ def test_the_primary_metric_is_told_from_one_whose_name_ends_alike():
     ],
 )
 def test_short_names_of_layers(names, short):
-    assert list(layers.short_layers(names).values()) == short
+    assert list(series.short_layers(names).values()) == short
 
 
 @given(st.integers(1, 50), st.integers(1, 12))
 def test_some_of_keeps_order_and_ends(count, most):
-    found = layers.some_of(list(range(count)), most)
+    found = series.some_of(list(range(count)), most)
     assert found == sorted(set(found))
     assert len(found) == min(count, most)
     assert found[0] == 0 and (most == 1 or found[-1] == count - 1)
@@ -133,28 +128,28 @@ def test_some_of_keeps_order_and_ends(count, most):
 @given(st.integers(1, 42))
 def test_every_row_has_a_look_of_its_own(count):
     names = [f"r{i}" for i in range(count)]
-    found = style.looks([*names, "dense"], baseline="dense")
-    assert len({(look.colour, look.marker, str(look.line)) for look in found.values()}) == count + 1
+    found = figures.looks([*names, "dense"], baseline="dense")
+    assert len({(look.colour, look.marker, str(look.dashes)) for look in found.values()}) == count + 1
 
 
 def test_maps_grow_lighter_with_the_value_and_tell_neighbours_apart_in_grey():
-    shades = [lightness(colormaps[style.SEQUENTIAL](x)) for x in np.linspace(0, 1, 64)]
+    shades = [lightness(colormaps[figures.SEQUENTIAL](x)) for x in np.linspace(0, 1, 64)]
     assert (np.diff(shades) > 0).all()
 
 
 def test_curves_draw_the_mean_of_each_row():
     entries = grid(rows=protocols("dense", "ties"), seeds=3, epochs=3)
-    series = data.epoch_scores(entries)
-    figure = curves(series, title="T", x_label="epoch", y_label="accuracy", baseline="dense")
+    lines = series.epoch_scores(entries)
+    figure = curves(lines, title="T", x_label="epoch", y_label="accuracy", baseline="dense")
     found = drawn_lines(figure)
-    for s in series:
+    for s in lines:
         np.testing.assert_allclose(found[s.label], s.values.mean(0))
     assert {"T", "epoch", "accuracy", "dense", "ties"} <= set(texts(figure).split("\n"))
 
 
 def test_many_rows_get_a_panel_each():
-    series = data.epoch_scores(grid(rows=protocols("dense", "a", "b", "c"), seeds=2))
-    figure = curves(series, title="", x_label="epoch", y_label="y", baseline="dense")
+    lines = series.epoch_scores(grid(rows=protocols("dense", "a", "b", "c"), seeds=2))
+    figure = curves(lines, title="", x_label="epoch", y_label="y", baseline="dense")
     assert [ax.get_title(loc="left") for ax in figure.axes] == ["a", "b", "c"]
     assert all("dense" in {line.get_label() for line in ax.get_lines()} for ax in figure.axes)
 
@@ -165,7 +160,7 @@ def test_comparison_has_the_best_on_top_and_arrows_where_an_interval_goes_on():
         "good": np.array([90.0, 90.5, 91.0]),
         "wide": np.array([85, 95.0]),
     }
-    panel = Panel(task="t", metric="m", greater=True, scores=scores)
+    panel = TaskScores(task="t", metric="m", greater=True, scores=scores)
     figure = comparison([panel], title="", baseline="dense")
     (ax,) = figure.axes
     assert [t.get_text() for t in ax.get_yticklabels()] == ["good", "wide", "dense"]
@@ -177,13 +172,15 @@ def test_comparison_has_the_best_on_top_and_arrows_where_an_interval_goes_on():
 
 
 def test_comparison_orders_perplexities_from_the_smallest():
-    panel = Panel(task="t", metric="m", greater=False, scores={"a": np.array([30.0]), "b": np.array([20.0])})
+    panel = TaskScores(
+        task="t", metric="m", greater=False, scores={"a": np.array([30.0]), "b": np.array([20.0])}
+    )
     (ax,) = comparison([panel], title="").axes
     assert [t.get_text() for t in ax.get_yticklabels()] == ["b", "a"]
 
 
 def test_comparison_of_rows_without_scores_is_drawn():
-    panel = Panel(task="t", metric="m", greater=True, scores={"a": np.array([np.nan])})
+    panel = TaskScores(task="t", metric="m", greater=True, scores={"a": np.array([np.nan])})
     assert png(comparison([panel], title="", baseline="a"))
 
 
@@ -195,16 +192,14 @@ def test_sweep_draws_a_line_a_protocol_over_the_values_that_were_run():
     ]
     entries = grid(rows=[{"merging.protocol": "dense"}, *rows], seeds=2, epochs=1)
     assert swept_keys(entries) == ["merging.curvature.rank"]
-    series = data.sweep_lines(entries, "merging.curvature.rank")
-    assert [s.label for s in series] == ["ties-ca", "dare-ca"]
-    np.testing.assert_array_equal(series[0].x, [1, 2, 32])
+    lines = series.sweep_lines(entries, "merging.curvature.rank")
+    assert [s.label for s in lines] == ["ties-ca", "dare-ca"]
+    np.testing.assert_array_equal(lines[0].x, [1, 2, 32])
     best = {(e.row, e.seed): 100 * e.result.record.metrics.best for e in entries}
     np.testing.assert_allclose(
-        series[1].values, [[best[f"dare-ca, rank {r}", seed] for r in (1, 2, 32)] for seed in (0, 1)]
+        lines[1].values, [[best[f"dare-ca, rank {r}", seed] for r in (1, 2, 32)] for seed in (0, 1)]
     )
-    figure = sweep(
-        {"t": series}, title="", x_label="rank", y_labels={"t": "y"}, levels={"t": ("dense", 80.0)}
-    )
+    figure = sweep({"t": lines}, title="", x_label="rank", y_labels={"t": "y"}, levels={"t": ("dense", 80.0)})
     (ax,) = figure.axes
     assert ax.get_xscale() == "log"
     assert [t.get_text() for t in ax.get_xticklabels()] == ["1", "2", "32"]
@@ -220,9 +215,9 @@ def test_a_key_with_one_value_or_that_is_no_number_is_not_swept():
 
 def test_routing_map_shows_experts_by_groups():
     entry = grid(rows=protocols("ties-ca"), seeds=1)[0]
-    groups, weights = layers.routing_by({"ties-ca": entry.result}, "domain")
+    groups, weights = series.routing_by({"ties-ca": entry.result}, "domain")
     assert groups == ["0", "1", "2"]
-    figure = maps.routing(weights, groups, title="", x_label="domain")
+    figure = per_layer.routing(weights, groups, title="", x_label="domain")
     image = figure.axes[0].images[0]
     by = entry.result.record.routing[LAYERS[0]].by["domain"]
     np.testing.assert_array_equal(image.get_array(), np.array([by["0"], by["1"], by["2"]]).T)
@@ -231,9 +226,9 @@ def test_routing_map_shows_experts_by_groups():
 
 def test_load_is_stacked_to_one():
     entry = grid(rows=protocols("ties"), seeds=1)[0]
-    epochs, by_layer = layers.load_of(entry.result)
+    epochs, by_layer = series.load_of(entry.result)
     assert list(by_layer) == [f"encoder {i}" for i in range(3)]
-    figure = lines.load_over_time({"ties": (epochs, by_layer)}, title="")
+    figure = per_layer.load_over_time({"ties": (epochs, by_layer)}, title="")
     np.testing.assert_allclose(figure.axes[0].get_lines()[-1].get_ydata(), 1.0)
 
 
@@ -241,13 +236,13 @@ def test_figures_leave_matplotlib_as_it_was():
     import matplotlib
 
     before = dict(matplotlib.rcParams)
-    curves(data.epoch_scores(grid(rows=protocols("a"), seeds=1)), title="", x_label="", y_label="")
+    curves(series.epoch_scores(grid(rows=protocols("a"), seeds=1)), title="", x_label="", y_label="")
     assert dict(matplotlib.rcParams) == before
 
 
 def test_dollar_signs_in_labels_are_no_formula():
-    series = [Series(label="$x$ and $y", x=np.arange(2.0), values=np.ones((1, 2)))]
-    assert png(curves(series, title="a $\\frac{$ b", x_label="$", y_label="$$"))
+    lines = [Series(label="$x$ and $y", x=np.arange(2.0), values=np.ones((1, 2)))]
+    assert png(curves(lines, title="a $\\frac{$ b", x_label="$", y_label="$$"))
 
 
 def test_all_that_applies_is_chosen_and_nothing_else():
@@ -315,19 +310,19 @@ def test_files_know_their_source_and_their_code(tmp_path, monkeypatch):
     assert is_stale(path, source(entries[:1]))
     other: list[Entry] = [replace(e, row="x") for e in entries]
     assert is_stale(path, source(other))
-    monkeypatch.setattr(files, "code", lambda: "other code")
+    monkeypatch.setattr(figures, "code", lambda: "other code")
     assert is_stale(path, source(entries))
     path.write_bytes(b"no picture")
     assert is_stale(path, source(entries))
 
 
 def test_the_same_picture_has_the_same_bytes_and_names_no_program():
-    series = [Series(label="a", x=np.arange(2.0), values=np.ones((1, 2)))]
-    one, two = (png(curves(series, title="", x_label="", y_label="")) for _ in range(2))
+    lines = [Series(label="a", x=np.arange(2.0), values=np.ones((1, 2)))]
+    one, two = (png(curves(lines, title="", x_label="", y_label="")) for _ in range(2))
     assert one == two
     with Image.open(io.BytesIO(one)) as image:
         image.load()
-        assert set(image.text) == {files.KEY}
+        assert set(image.text) == {figures.KEY}
 
 
 def test_drawing_never_imports_pyplot():
@@ -359,7 +354,7 @@ def test_a_history_without_losses_is_not_called_missing():
         "the history holds no training loss: none was logged in 200 steps, see training.logging_steps"
     )
     assert made.left_out["load"].startswith("the history holds no load of each expert: none was logged")
-    assert of_run(replace(short, history=()), title="T").left_out["loss"].startswith("no history was kept")
+    assert of_run(replace(short, history=()), title="T").left_out["loss"].startswith("no history was saved")
 
 
 def test_another_metric_never_stands_for_the_primary_one():
@@ -368,7 +363,7 @@ def test_another_metric_never_stands_for_the_primary_one():
     record = plain.record.model_copy(
         update={"metrics": plain.record.metrics.model_copy(update={"per_epoch": rows})}
     )
-    assert data.primary_key(record) is None
+    assert series.primary_key(record) is None
     left = of_run(replace(plain, record=record), title="T").left_out
     assert left["score"] == "no record holds the deciding metric of two evaluations"
 
