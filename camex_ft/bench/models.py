@@ -18,33 +18,20 @@ from transformers import AutoConfig, DynamicCache, PreTrainedModel
 from camex_ft import synthetic
 from camex_ft.backbones.base import plain_type
 from camex_ft.bench.record import Side, alternate, medians, timed
-from camex_ft.bench.settings import BackboneBench, DecodeBench, StepBench
+from camex_ft.bench.settings import PUBLISHED, BackboneBench, DecodeBench, StepBench, check_backbone
 from camex_ft.config.backbones import EMBEDDED
 from camex_ft.estimate import facts, measured
 from camex_ft.estimate.measured import in_child
 from camex_ft.synthetic import HEADS, has_head
 from camex_ft.upcycling import cached, routing_context, upcycle
 from camex_ft.utils.architectures import positions
-from camex_ft.utils.errors import UserError, nearest
-from camex_ft.utils.registry import EMBEDDED as FAMILIES
+from camex_ft.utils.errors import UserError
 
 GIB = 2**30
 LABELS = 2
 RATE = 1e-3
 NOISE = 0.1  # of experts around the base, relative to the weights' standard deviation
 STEPS = 2  # whose memory is measured: the second finds what the first has left
-PUBLISHED = {
-    "t5-base": "google-t5/t5-base",
-    "gpt2": "openai-community/gpt2",
-    "bert-base-uncased": "google-bert/bert-base-uncased",
-}
-
-
-def check(name: str) -> None:
-    """Raise `UserError` for a name that `build` does not know."""
-    names = (*PUBLISHED, *(EMBEDDED + family for family in FAMILIES.names()))
-    if name not in names:
-        raise UserError(f"unknown backbone '{name}'.{nearest(name, names)} Known: {', '.join(names)}.")
 
 
 def build(name: str, *, head: str = "sequence-classification", seed: int = 0) -> PreTrainedModel:
@@ -58,7 +45,7 @@ def build(name: str, *, head: str = "sequence-classification", seed: int = 0) ->
     Raises:
         UserError: no backbone of that name, or one that has no such head.
     """
-    check(name)
+    check_backbone(name)
     if name.startswith(EMBEDDED):
         tiny, _ = synthetic.backbone(name.removeprefix(EMBEDDED), head=head, num_labels=LABELS, seed=seed)
         return tiny.train()

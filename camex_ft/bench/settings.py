@@ -5,14 +5,21 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Any, get_args
 
+from camex_ft.config.backbones import EMBEDDED
 from camex_ft.config.schema import CurvatureConfig
 from camex_ft.utils.errors import UserError, nearest
+from camex_ft.utils.registry import EMBEDDED as FAMILIES
 from camex_ft.utils.registry import PROTOCOLS
 from camex_ft.utils.system import cuda_is_there
 
 DTYPES = ("float32", "bfloat16", "float64")
 DEVICES = ("cpu", "cuda")
 CURVATURES: tuple[str, ...] = get_args(CurvatureConfig.model_fields["kind"].annotation)  # the default first
+PUBLISHED = {  # names of the hub
+    "t5-base": "google-t5/t5-base",
+    "gpt2": "openai-community/gpt2",
+    "bert-base-uncased": "google-bert/bert-base-uncased",
+}
 OPTIONS = {"in_features": "in", "out_features": "out"}  # where an option's name is not the field's
 
 
@@ -144,7 +151,7 @@ class BackboneBench(Bench):
     """A whole backbone with experts in every layer, beside the dense one.
 
     Attributes:
-        backbone: a key of `camex_ft.bench.models.PUBLISHED`, or ``embedded/<family>``.
+        backbone: a key of `PUBLISHED`, or ``embedded/<family>``.
     """
 
     batch: int = 8
@@ -152,10 +159,8 @@ class BackboneBench(Bench):
 
     def __post_init__(self) -> None:
         """Check every field."""
-        from camex_ft.bench.models import check  # brings in transformers, which a layer does without
-
         super().__post_init__()
-        check(self.backbone)
+        check_backbone(self.backbone)
         if self.experts < 2:
             raise UserError(f"--experts is {self.experts}: upcycling needs at least 2")
 
@@ -211,6 +216,13 @@ class DecodeBench(BackboneBench):
         """Return the record's name."""
         same = "-same" if self.same_prompt else ""
         return f"decode-{self.protocol}-{self._shape()}-t{self.segment}-{self._experts()}{same}"
+
+
+def check_backbone(name: str) -> None:
+    """Raise `UserError` for an unknown name of a backbone."""
+    names = (*PUBLISHED, *(EMBEDDED + family for family in FAMILIES.names()))
+    if name not in names:
+        raise UserError(f"unknown backbone '{name}'.{nearest(name, names)} Known: {', '.join(names)}.")
 
 
 def _option(field: str) -> str:

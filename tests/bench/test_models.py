@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from camex_ft import cli
 from camex_ft.bench import models
 from camex_ft.bench.models import Decoding, TrainingStep, bench_decode, bench_step, dense_model, upcycled
-from camex_ft.bench.settings import DecodeBench, StepBench
+from camex_ft.bench.settings import PUBLISHED, DecodeBench, StepBench
 from camex_ft.upcycling import cached, expert_layers, routing_context
 from camex_ft.utils.errors import UserError
 from camex_ft.utils.registry import EMBEDDED
@@ -43,7 +43,7 @@ PARAMETERS = {
 }
 
 
-@pytest.mark.parametrize("name", models.PUBLISHED)
+@pytest.mark.parametrize("name", PUBLISHED)
 def test_a_published_backbone_has_its_number_of_parameters(name):
     with torch.device("meta"):
         assert models.build(name).num_parameters() == PARAMETERS[name]
