@@ -8,7 +8,7 @@ import pytest
 import torch
 from peft.tuners.lora import LoraLayer
 
-from camex_ft.analysis.gather import domain_vectors
+from camex_ft.analysis.inspection import domain_vectors
 from camex_ft.config import config_hash, load_config
 from camex_ft.moe.layers.low_rank_expert_linear import LowRankLinear
 from camex_ft.training.cost import count_parameters

@@ -1,5 +1,5 @@
 """Pictures and numbers of a finished run's model: ``camex-ft inspect RUN``."""
 
-from camex_ft.analysis.gather import inspect
+from camex_ft.analysis.inspection import inspect
 
 __all__ = ["inspect"]

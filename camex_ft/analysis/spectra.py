@@ -1,4 +1,4 @@
-"""Singular values of a curvature M_i, a linear map on matrices [out, in], without ever making it.
+"""Singular values of a curvature M_i, a linear map on matrices [out, in], computed from its factors.
 
     kronecker, rank 1    M_i = A1 (x) A2 (x) C1 (x) C2    products of the factors' singular values     exact
     diagonal             M_i = diag(D_i)                  |D_i|, entry by entry                        exact
@@ -7,8 +7,7 @@
 
 The estimate: k steps of Golub-Kahan bidiagonalisation from a random unit vector v give a bidiagonal B. Its singular
 values, each with the squared first entry of its right singular vector, are a Gauss quadrature of the distribution of
-M_i's singular values as v weighs them. Vectors are not made orthogonal again: what returns a second time shares its
-weight.
+M_i's singular values, weighted by v. Vectors are not orthogonalised again: a value that returns shares its weight.
 Source: Golub and Meurant, "Matrices, Moments and Quadrature" (2010), chapters 4 and 7.
 """
 
@@ -27,12 +26,12 @@ from camex_ft.moe.curvature.base import Factors
 
 Quadrature = tuple[np.ndarray, np.ndarray]  # values and their weights; [k] each
 
-POINTS = 41  # of a distribution that are kept
+POINTS = 41  # of a distribution
 STEPS = 16
-MOST = 1 << 22  # products that are made of two sides' values
-NEGLIGIBLE = 1e-12  # weight of what rounding brought in
+MOST = 1 << 22  # products of two sides' values
+NEGLIGIBLE = 1e-12  # weight of values that come from rounding
 SMALL = 1 << 18  # entries up to which an estimate is made in float64
-STARTS = 4  # of small maps, whose one random vector weighs their values unevenly
+STARTS = 4  # random vectors for small maps, of which a single one weights the values unevenly
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,13 +89,16 @@ def _places(values: np.ndarray) -> np.ndarray:
 
 
 def _products(*sides: np.ndarray) -> np.ndarray:
-    """Return all products of one value of each side; of very many an even choice, both ends in it."""
-    made = np.ones(1)
+    """Return all products of one value of each side; if there are too many, an even selection with both ends."""
+    products = np.ones(1)
     for side in sides:
-        while made.size * side.size > MOST:
-            made, side = (_halved(made), side) if made.size >= side.size else (made, _halved(side))
-        made = np.outer(made, side).ravel()
-    return made
+        while products.size * side.size > MOST:
+            if products.size >= side.size:
+                products = _halved(products)
+            else:
+                side = _halved(side)
+        products = np.outer(products, side).ravel()
+    return products
 
 
 def _halved(values: np.ndarray) -> np.ndarray:
@@ -106,8 +108,8 @@ def _halved(values: np.ndarray) -> np.ndarray:
 
 def _diagonal(factors: Factors) -> np.ndarray:
     u, v = cast(diagonal.Factors, factors)
-    made = u[:, 0].double().mT @ v[:, 0].double()  # [out, in]
-    return made.abs().flatten().cpu().numpy()
+    diagonal_ = u[:, 0].double().mT @ v[:, 0].double()  # [out, in]
+    return diagonal_.abs().flatten().cpu().numpy()
 
 
 def _low_rank(factors: Factors) -> np.ndarray:
@@ -129,8 +131,8 @@ def _of_side(left: np.ndarray, right: np.ndarray) -> np.ndarray:
 def _estimated(factors: Factors, shape: tuple[int, int]) -> np.ndarray:
     """Return the values at evenly spaced places, read off the estimated distribution; [POINTS]."""
     starts = STARTS if shape[0] * shape[1] <= SMALL else 1
-    found = [ritz(factors, shape, seed=seed) for seed in range(starts)]
-    values, weights = (np.concatenate(part) for part in zip(*found, strict=True))
+    quadratures = [ritz(factors, shape, seed=seed) for seed in range(starts)]
+    values, weights = (np.concatenate(part) for part in zip(*quadratures, strict=True))
     values, weights = values[weights > NEGLIGIBLE], weights[weights > NEGLIGIBLE]
     order = np.argsort(values)[::-1]
     values, weights = values[order], weights[order] / weights.sum()
@@ -167,15 +169,15 @@ def ritz(
         beta = float(w.norm())
         above.append(beta)
         if beta <= 16 * torch.finfo(dtype).eps * max(diagonals):
-            break  # v lies in a space that M keeps: its values are all found
+            break  # v lies in an invariant space of M: all of its values are there
         v = w / beta
-    found = np.diag(diagonals) + np.diag(above[:-1], 1)
-    _, values, right = np.linalg.svd(found)
+    bidiagonal = np.diag(diagonals) + np.diag(above[:-1], 1)
+    _, values, right = np.linalg.svd(bidiagonal)
     return values, right[:, 0] ** 2
 
 
 def _transposed(factors: Factors, u: Tensor) -> Tensor:
     """Return M^T u; [1, out, in]."""
-    made = u.clone()
-    factors.curve_backward(made, u, None, learn=False)
-    return made
+    result = u.clone()
+    factors.curve_backward(result, u, None, learn=False)
+    return result

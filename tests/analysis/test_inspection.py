@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from camex_ft.analysis import gather, inspect, spectra
+from camex_ft.analysis import inspect, inspection, spectra
 from camex_ft.analysis.spectra import POINTS, ritz, spectrum
 from camex_ft.moe.curvature import KINDS, Curvature
 from camex_ft.moe.layers.ffn import ExpertFFN
@@ -138,7 +138,7 @@ def test_similarity_of_domain_vectors(protocol):
             )
             for name, m in layer.linears.items()
         }
-        found = gather.domain_vectors(layer)
+        found = inspection.domain_vectors(layer)
         np.testing.assert_allclose(found.cosine, cosines(layer, bases), atol=1e-5)  # float32 products
 
 
@@ -151,7 +151,7 @@ def test_similarity_with_a_base_expert_that_is_carried():
     for name, bases in carried.items():
         layer = expert_layers(model)[name]
         given = {k: (b.weight.base, None if b.bias is None else b.bias.base) for k, b in bases.items()}
-        np.testing.assert_allclose(gather.domain_vectors(layer).cosine, cosines(layer, given), atol=1e-5)
+        np.testing.assert_allclose(inspection.domain_vectors(layer).cosine, cosines(layer, given), atol=1e-5)
 
 
 def test_domain_vectors_of_length_0_have_no_similarity():
@@ -161,7 +161,7 @@ def test_domain_vectors_of_length_0_have_no_similarity():
     with torch.no_grad():
         for linear in layer.linears.values():
             linear.experts.copy_(linear.base.expand_as(linear.experts))
-    found = gather.domain_vectors(layer)
+    found = inspection.domain_vectors(layer)
     assert (found.length == 0).all()
     assert np.isnan(found.cosine).all()
 
@@ -175,8 +175,8 @@ def inspected(folder: Path, protocol: str, monkeypatch: pytest.MonkeyPatch) -> t
     run.write_record(made.record)
     for line in made.history:
         run.append_history(dict(line))
-    monkeypatch.setattr(gather, "read_run", lambda _: None)
-    monkeypatch.setattr(gather, "load_trained", lambda _: (model, None))
+    monkeypatch.setattr(inspection, "read_run", lambda _: None)
+    monkeypatch.setattr(inspection, "load_trained", lambda _: (model, None))
     path = inspect(run.path)
     return path, json.loads((path.parent / "inspection.json").read_text())
 
