@@ -1,24 +1,90 @@
-"""Placement of a run's processes: how many, device, engine, nodes. Checked before any starts."""
+"""Placement of a run's processes: number, device, engine and nodes, checked first; and the command that starts them.
+
+The nodes of a step of SLURM (`srun`) are read from its variables.
+"""
 
 from __future__ import annotations
 
 import importlib.util
 import os
-from collections.abc import Callable, Mapping
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Literal
 
-from camex_ft.launching import slurm
+from camex_ft.config.shipped import engine_file
 from camex_ft.utils.errors import UserError, nearest
 
 ENGINES = ("ddp", "fsdp", "zero2", "zero3")
 CPU_ENGINES = ("ddp", "fsdp")
 PORT = 29500
 DEVICES = "CUDA_VISIBLE_DEVICES"
+# By the job's number, so that two jobs that share a first node do not meet.
+FIRST_PORT, PORTS = 20000, 10000
+
+
+@dataclass(frozen=True, kw_only=True)
+class SlurmStep:
+    """The nodes of a step; all None or empty outside of one."""
+
+    nodes: int | None = None
+    node: int | None = None
+    hosts: str = ""
+    port: int = FIRST_PORT
+
+
+def read_step(variables: Mapping[str, str], *, nodes: int | None = None) -> SlurmStep:
+    """Return the step of SLURM that this process belongs to.
+
+    Args:
+        variables: of the environment.
+        nodes: of the option; 1 ignores the step.
+
+    Raises:
+        UserError: it has several tasks a node, each of which would start all processes, or not `nodes` nodes.
+    """
+    there = variables.get("SLURM_STEP_NUM_NODES")
+    if there is None or nodes == 1:
+        return SlurmStep()
+    if variables.get("SLURM_STEP_NUM_TASKS", there) != there:
+        raise UserError(
+            f"this step of SLURM has {variables['SLURM_STEP_NUM_TASKS']} tasks on {there} nodes, and camex-ft "
+            "starts the processes of a node itself; expected srun --ntasks-per-node=1"
+        )
+    if nodes is not None and nodes != int(there):
+        raise UserError(
+            f"--nodes {nodes}: this step of SLURM has {there}; leave it out, or expected --nodes {there}"
+        )
+    hosts = variables.get("SLURM_STEP_NODELIST") or variables.get("SLURM_JOB_NODELIST", "")
+    return SlurmStep(
+        nodes=int(there),
+        node=int(variables.get("SLURM_NODEID", "0")),
+        hosts=hosts,
+        port=FIRST_PORT + int(variables.get("SLURM_JOB_ID", "0")) % PORTS,
+    )
+
+
+def first_host(hosts: str) -> str:
+    """Return the first of a list of hosts as SLURM writes it: ``node[001-004]`` -> ``node001``.
+
+    Raises:
+        UserError: scontrol, which reads such lists, is not there or does not answer.
+    """
+    try:
+        done = subprocess.run(
+            ["scontrol", "show", "hostnames", hosts], check=True, capture_output=True, text=True, timeout=30
+        )
+        return done.stdout.split()[0]
+    except (OSError, subprocess.SubprocessError, IndexError) as error:
+        raise UserError(
+            f"the first of the nodes {hosts} cannot be found ({error}): add --main-address HOST:PORT"
+        ) from error
 
 
 def gpus_here() -> int:
-    """Return how many GPUs this process may use. NVML is asked, so that CUDA is not initialised before `show`."""
+    """Return the number of visible GPUs, by NVML, so that CUDA is not initialised before `show`."""
     import torch
 
     return torch.cuda.device_count()
@@ -29,11 +95,11 @@ class Placement:
     """The processes of one run.
 
     Attributes:
-        device: what each process has to itself.
+        device: of each process.
         processes: on each node.
         engine: one of `ENGINES`.
-        nodes: how many there are.
-        node: the rank of this one.
+        nodes: number of machines.
+        node: rank of this one.
         address: host and port of the first node; None on a single one.
     """
 
@@ -55,19 +121,19 @@ class Placement:
         return self.processes * self.node
 
     def __str__(self) -> str:
-        """The same in words."""
+        """Return it in words."""
         where = f", node {self.node} of {self.nodes}" if self.nodes > 1 else ""
         return f"{self.all} processes ({self.device}, {self.engine}){where}"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Machine:
-    """Answers about this machine that `place` asks for; tests put in answers of their own."""
+    """The machine as `place` sees it; tests replace its functions."""
 
     gpus: Callable[[], int] = gpus_here
     has: Callable[[str], bool] = lambda package: importlib.util.find_spec(package) is not None
     variables: Mapping[str, str] = field(default_factory=lambda: os.environ)
-    first_host: Callable[[str], str] = slurm.first_host
+    first_host: Callable[[str], str] = first_host
 
 
 def place(
@@ -80,7 +146,7 @@ def place(
     address: str | None = None,
     machine: Machine | None = None,
 ) -> Placement | None:
-    """Return where the processes of a run go, or None where nothing was asked for.
+    """Return the placement of a run's processes, or None if no option asks for one.
 
     Args:
         gpus, cpus: processes on each node, one a GPU or several on the CPU; by default all visible GPUs, if engine or
@@ -88,27 +154,25 @@ def place(
         engine: one of `ENGINES`; ddp if left out.
         nodes, node, address: of several machines: how many, which this is, and ``HOST:PORT`` of the first. Left out,
             they are those of a step of SLURM (`srun`), if this is one.
-        machine: what there is.
+        machine: this machine by default.
 
     Raises:
-        UserError: there is less than is asked for, or what is asked for does not fit together.
+        UserError: the machine has less than the options ask for, or the options contradict each other.
     """
     machine = machine or Machine()
     if (gpus, cpus, engine, nodes, node, address) == (None,) * 6:
         return None
     _check(gpus, cpus, engine, machine.variables)
-    step = slurm.read_step(machine.variables, nodes=nodes)
+    step = read_step(machine.variables, nodes=nodes)
     nodes = nodes or step.nodes or 1
     if nodes == 1 and (node or address):
         name = "--node-rank" if node else "--main-address"
-        raise UserError(f"{name} is for several nodes; expected --nodes 2 or more beside it")
+        raise UserError(f"{name} is for several nodes: add --nodes 2 or more")
     if cpus is None and gpus is None:
         gpus = machine.gpus()
         if not gpus:
             asked = "--nodes" if nodes > 1 else "--engine" if engine else "--node-rank"
-            raise UserError(
-                f"{asked}: no GPU is visible here; expected --cpus N beside it, processes on the CPU"
-            )
+            raise UserError(f"{asked}: no GPU is visible here; add --cpus N for processes on the CPU")
     placed = Placement(
         device="cpu" if gpus is None else "gpu",
         processes=cpus or gpus or 1,
@@ -128,7 +192,7 @@ def _check(gpus: int | None, cpus: int | None, engine: str | None, variables: Ma
             f"{variables['WORLD_SIZE']}; leave them out under torchrun or accelerate launch"
         )
     if gpus is not None and cpus is not None:
-        raise UserError("--gpus and --cpus: expected one of them, the processes are all of one kind")
+        raise UserError("--gpus and --cpus: expected one of them, not both")
     if engine is not None and engine not in ENGINES:
         raise UserError(
             f"--engine: there is no '{engine}'.{nearest(engine, ENGINES)} Known: {', '.join(ENGINES)}"
@@ -150,22 +214,22 @@ def _check_devices(placed: Placement, *, asked: str | None, machine: Machine) ->
         raise UserError(f"--gpus {placed.processes}: {found}{limited}; expected {instead}")
     if asked and placed.all == 1:
         raise UserError(
-            f"--engine {asked}: an engine joins several processes, and this is one; leave it out, or ask for more by "
+            f"--engine {asked} is for several processes, and this is one: leave it out, or ask for more with "
             f"--{placed.device}s or --nodes"
         )
     if placed.engine.startswith("zero") and not machine.has("deepspeed"):
         raise UserError(
             f"--engine {placed.engine}: the package deepspeed is not installed: pip install deepspeed. "
-            "--engine fsdp shards as much and needs nothing more"
+            "--engine fsdp shards as much without it"
         )
 
 
 def _among_nodes(
-    placed: Placement, node: int | None, address: str | None, step: slurm.Step, machine: Machine
+    placed: Placement, node: int | None, address: str | None, step: SlurmStep, machine: Machine
 ) -> Placement:
     if node is None:
         raise UserError(
-            f"--nodes {placed.nodes}: which of them is this? Expected --node-rank 0 to {placed.nodes - 1}"
+            f"--nodes {placed.nodes}: the rank of this node is missing: add --node-rank, from 0 to {placed.nodes - 1}"
         )
     if not 0 <= node < placed.nodes:
         raise UserError(f"--node-rank {node}: expected 0 to {placed.nodes - 1} of --nodes {placed.nodes}")
@@ -173,7 +237,7 @@ def _among_nodes(
         return replace(placed, node=node, address=(machine.first_host(step.hosts), step.port))
     if address is None:
         raise UserError(
-            f"--nodes {placed.nodes}: expected --main-address HOST:PORT, where the others find the first of them"
+            f"--nodes {placed.nodes}: the address of the first node is missing: add --main-address HOST:PORT"
         )
     return replace(placed, node=node, address=_read_address(address))
 
@@ -188,8 +252,45 @@ def _read_address(text: str) -> tuple[str, int]:
 
 
 def show(placed: Placement) -> None:
-    """Set the GPUs that this process sees: none where the CPU was asked for; one where a single process runs."""
+    """Set the visible GPUs of this process: none for the CPU, the first for a single process."""
     if placed.device == "cpu":
         os.environ[DEVICES] = ""
     elif placed.all == 1:
         os.environ[DEVICES] = os.environ.get(DEVICES, "0").partition(",")[0].strip()
+
+
+def command_line(placed: Placement, arguments: Sequence[str], *, logs: Path) -> list[str]:
+    """Return the command that starts the processes of this node: accelerate's launcher with an engine's file.
+
+    Args:
+        placed: their placement.
+        arguments: of ``camex-ft``, such as ``["run", "glue"]``.
+        logs: folder of the logs of each process.
+    """
+    several: list[str] = []
+    if placed.address is not None:
+        host, port = placed.address
+        several = ["--machine_rank", str(placed.node), "--main_process_ip", host]
+    else:
+        port = 0  # any that is free
+    name = "cpu" if placed.device == "cpu" and placed.engine == "ddp" else placed.engine
+    return [
+        *(sys.executable, "-m", "accelerate.commands.launch"),
+        *("--config_file", str(engine_file(name))),
+        *("--num_processes", str(placed.all), "--num_machines", str(placed.nodes), *several),
+        *("--main_process_port", str(port)),
+        *("--num_cpu_threads_per_process", str(_threads(placed))),
+        *("--log_dir", str(logs), "--tee", "3"),
+        *("-m", "camex_ft", *arguments),
+    ]
+
+
+def environment(placed: Placement) -> dict[str, str]:
+    """Return the environment variables that the processes need beside those of this one."""
+    return {"ACCELERATE_USE_CPU": "true", DEVICES: ""} if placed.device == "cpu" else {}
+
+
+def _threads(placed: Placement) -> int:
+    given = os.environ.get("OMP_NUM_THREADS", "")
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return int(given) if given.isdigit() and int(given) else max(cores // placed.processes, 1)

@@ -1,8 +1,8 @@
-"""Start the processes of a run, show what the first of them prints, and end them all, whatever happens.
+"""Start the processes of a run, show the output of the first, end them all, and report the failure that came first.
 
-A signal that asks this process to end is passed on, so that they save together; a second one ends them at once.
-A process leaves at once when its standard input ends, which is a socket that this process holds (see `rank`): so none
-outlives it, by whatever signal it ends itself.
+A signal that asks this process to end is passed on, so that they save together; a second one ends them at once. Each
+process exits when its standard input ends, a socket that this process holds (see `rank`): so none outlives it, whatever
+signal ends it.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import codecs
 import json
 import os
+import re
 import shlex
 import signal
 import socket
@@ -18,36 +19,126 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
 from typing import IO, Any, BinaryIO
 
 from camex_ft.config import Config, resolve
-from camex_ft.launching import placement, rank
-from camex_ft.launching.command import command_line, environment
-from camex_ft.launching.failures import describe, find_failures
-from camex_ft.launching.placement import Placement
+from camex_ft.launching import rank
+from camex_ft.launching.placement import Placement, command_line, environment, show
 from camex_ft.results import provenance, run_name
 from camex_ft.training.signals import SIGNALS, Stopped
 from camex_ft.utils.errors import UserError
 from camex_ft.utils.escaping import printable
 
 POLL = 0.1
-SHUTDOWN = 10  # seconds that torch's launcher gives a process before it kills it
-PATIENCE = 40.0  # seconds that the launcher gets itself: older ones wait 30 for each process
-KEPT = 2000  # lines of what the launcher prints
+SHUTDOWN = 10  # seconds before torch's launcher kills a process
+PATIENCE = 40.0  # seconds before the launcher is killed: older ones wait 30 for each process
+KEPT = 2000  # last lines of the launcher's output
 LOGS = "logs"
 STREAMS = ("stdout", "stderr")
+AGAIN = "The same command goes on from the last checkpoint."
+# The report that torch's launcher ends with: one such block a process that failed.
+BLOCK = re.compile(r"^ +rank +: (\d+) \(local_rank: (\d+)\)\n +exitcode +: (-?\d+) ", flags=re.MULTILINE)
+# Signals that a process gets because another one failed: from the launcher, or from a backend that gives up.
+FOLLOWING = (signal.SIGTERM, signal.SIGABRT)
+# Last lines of the launcher's output that are shown if no process reports a reason.
+LINES = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Failure:
+    """A process that failed.
+
+    Attributes:
+        rank, local: its rank among all, and on this node.
+        code: its exit code; minus the signal's number where a signal ended it; None where that is not known.
+        text: its own message.
+        user_error: the message is that of a `UserError`.
+        lost: the message only says that another process is gone.
+        time: of the message, in seconds; 0 without one.
+    """
+
+    rank: int
+    local: int
+    code: int | None = None
+    text: str = ""
+    user_error: bool = False
+    lost: bool = False
+    time: float = 0.0
+
+    @property
+    def order(self) -> tuple[int, float, int]:
+        """Sorts causes before their consequences."""
+        if self.text:
+            return (3 if self.lost else 1, self.time, self.rank)
+        if self.code is None or self.code >= 0:
+            return (2, 0.0, self.rank)
+        return (4 if -self.code in FOLLOWING else 0, 0.0, self.rank)
+
+    def __str__(self) -> str:
+        """Return the reason in words."""
+        if self.text:
+            return self.text
+        if self.code is None or self.code >= 0:
+            return f"exit code {self.code}"
+        name = signal.Signals(-self.code).name
+        return f"ended by {name}" + (", perhaps because memory ran out" if name == "SIGKILL" else "")
+
+
+def find_failures(reports: Iterable[Mapping[str, Any]], printed: str) -> list[Failure]:
+    """Return the processes of this node that failed, the cause first.
+
+    Args:
+        reports: messages of the processes, see `rank`.
+        printed: by torch's launcher, which knows their exit codes.
+    """
+    found = {report["rank"]: Failure(**report) for report in reports}
+    for words in BLOCK.findall(printed):
+        number, local, code = map(int, words)
+        found[number] = replace(found.get(number, Failure(rank=number, local=local)), code=code)
+    return sorted(found.values(), key=lambda failure: failure.order)
+
+
+def log_of(failure: Failure, logs: Path) -> Path:
+    """Return the file with the standard error of a process, or the folder of all where it is not there."""
+    found = sorted(logs.glob(f"*/attempt_*/{failure.local}/stderr.log"))
+    return found[-1] if found else logs
+
+
+def describe(failures: Sequence[Failure], *, placed: Placement, logs: Path, code: int, printed: str) -> str:
+    """Return the message about failures, of which the first is the cause.
+
+    Args:
+        failures: see `find_failures`.
+        placed: placement of the processes.
+        logs: folder of their logs.
+        code: of the launcher.
+        printed: by the launcher.
+    """
+    if not failures:
+        last = "".join(f"\n  {line}" for line in printed.strip().splitlines()[-LINES:])
+        ended = f"ended by {signal.Signals(-code).name}" if code < 0 else f"left with exit code {code}"
+        return f"the launcher {ended}, and no process reported a reason. Logs: {logs}{last}\n{AGAIN}"
+    cause = failures[0]
+    who, log = f"rank {cause.rank} of {placed.all}", log_of(cause, logs)
+    if cause.user_error:
+        return f"{cause.text}\n({who}; its log: {log})"
+    if cause.lost:
+        node = ", on another node: its log says why" if placed.nodes > 1 else ""
+        return f"{who} has lost another process{node}: {cause}\nIts own log: {log}\n{AGAIN}"
+    return f"{who} failed: {cause}\nIts log: {log}\n{AGAIN}"
 
 
 class Asked:
     """The first signal that asks this process to end: it is passed on, and the processes end by themselves.
 
     Attributes:
-        number: of the signal; None where there was none.
-        pass_on: tells the processes; None as long as there are none.
+        number: of the signal; None before one.
+        pass_on: passes it to the processes; None before they start.
     """
 
     def __init__(self) -> None:
@@ -63,16 +154,16 @@ class Asked:
 
 
 def launch(placed: Placement, arguments: Sequence[str], written: Config) -> int:
-    """Run ``camex-ft`` with `arguments` in all the processes of this node, once `written` is found right.
+    """Run ``camex-ft`` with `arguments` in all processes of this node, after checking the configuration `written`.
 
     Returns:
-        the exit code: 0, or 1 where a process failed; that has been told.
+        the exit code: 0, or 1 if a process failed, whose failure is then printed.
 
     Raises:
         UserError: the configuration is wrong, or a process found the user's input wrong.
-        KeyboardInterrupt, Stopped: this process was asked to end; no other is left by then.
+        KeyboardInterrupt, Stopped: this process was asked to end; all others have ended by then.
     """
-    placement.show(placed)
+    show(placed)
     settled, _ = resolve(written)
     name = run_name(
         suite=settled.task.suite,
@@ -87,23 +178,23 @@ def launch(placed: Placement, arguments: Sequence[str], written: Config) -> int:
 
 
 def run(placed: Placement, arguments: Sequence[str], *, logs: Path) -> int:
-    """Run ``camex-ft`` with `arguments` in all the processes of a node; return its exit code.
+    """Run ``camex-ft`` with `arguments` in all processes of a node; return its exit code.
 
-    What starts them is printed as it could be typed. The first process's output is shown here; that of each goes to
-    files in `logs`.
+    The command that starts them is printed, quoted for a shell. The output of the first process is shown; that of each
+    goes to files in `logs`.
 
     Args:
-        placed: where they go.
+        placed: their placement.
         arguments: of ``camex-ft``, without those that ask for processes.
         logs: a new folder.
 
     Raises:
-        UserError: a process found the user's input wrong.
-        KeyboardInterrupt, Stopped: this process was asked to end; no other is left by then.
+        UserError: a process reported a mistake of the user.
+        KeyboardInterrupt, Stopped: this process was asked to end; all others have ended by then.
     """
     variables = environment(placed)
     command = command_line(placed, arguments, logs=logs)
-    print(f"{placed}; what each prints: {logs}")
+    print(f"{placed}; logs: {logs}")
     print(
         shlex.join([*(["env"] if variables else []), *(f"{k}={v}" for k, v in variables.items()), *command])
     )
@@ -133,22 +224,21 @@ def run(placed: Placement, arguments: Sequence[str], *, logs: Path) -> int:
     if asked.number is not None:
         raise Stopped(asked.number, launched.step)
     printed = "".join(launched.printed)
-    told_of = [report for report in launched.reports if "text" in report]
-    failures = find_failures(told_of, printed)
-    told = describe(failures, placed=placed, logs=logs, code=code, printed=printed)
+    failures = find_failures([report for report in launched.reports if "text" in report], printed)
+    message = describe(failures, placed=placed, logs=logs, code=code, printed=printed)
     if failures and failures[0].user_error:
-        raise UserError(told)
-    print(f"error: {printable(told)}", file=sys.stderr)
+        raise UserError(message)
+    print(f"error: {printable(message)}", file=sys.stderr)
     return 1
 
 
 class Launched:
-    """The launcher, and what it and its processes tell.
+    """The launcher, with its output and the reports of its processes.
 
     Attributes:
         process: the launcher.
-        reports: what processes tell of their failure, on the socket that is their standard input.
-        printed: the last lines that the launcher printed.
+        reports: of processes that failed, sent on the socket that is their standard input.
+        printed: last lines of the launcher's output.
     """
 
     def __init__(self, command: Sequence[str], variables: Mapping[str, str]) -> None:
@@ -156,9 +246,9 @@ class Launched:
             "PYTHONUNBUFFERED": "1",
             "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(SHUTDOWN),
             rank.PARENT: "stdin",
-            provenance.COMMAND: provenance.command_line(),  # what was typed, for the record
+            provenance.COMMAND: provenance.command_line(),  # the command of the record
         }
-        # torch's launcher knows nothing of a warning before the time is up, which would end it
+        # SLURM's warning before the time is up would end torch's launcher, which has no handler for it
         warned = signal.signal(signal.SIGUSR1, signal.SIG_IGN) if hasattr(signal, "SIGUSR1") else None
         self.socket, theirs = socket.socketpair()
         with theirs:
@@ -182,16 +272,16 @@ class Launched:
 
     @property
     def step(self) -> int | None:
-        """The step that the processes saved because they were asked to end; None where they were not in training."""
+        """The step that the processes saved on a signal; None if they were not in training."""
         return next((report["step"] for report in self.reports if report.get("step") is not None), None)
 
     def ask(self, number: int) -> None:
-        """Ask the processes to end as they would for a signal."""
+        """Pass a signal on to the processes."""
         with suppress(OSError):
             self.socket.sendall(bytes([number]))
 
     def end(self) -> None:
-        """End the launcher and, by the end of their standard input, all processes; signals wait meanwhile."""
+        """End the launcher and, by the end of their standard input, all processes; signals are ignored meanwhile."""
         for number in SIGNALS:
             signal.signal(number, signal.SIG_IGN)
         with suppress(OSError):
@@ -219,7 +309,7 @@ class Launched:
 
 
 class Tail:
-    """Shows what the first process of this node adds to one of its files, as it is: progress bars stay such."""
+    """Shows what the first process of this node adds to one of its log files, unchanged, for progress bars."""
 
     def __init__(self, logs: Path, name: str, to: IO[str]) -> None:
         self.logs, self.name, self.to = logs, name, to
@@ -237,7 +327,7 @@ class Tail:
             self._write(added)
 
     def close(self) -> None:
-        """Show the rest, end the line and let go of the file."""
+        """Show the rest, end the line and close the file."""
         self.show()
         if self.last != "\n":
             self._write("\n")
@@ -245,14 +335,14 @@ class Tail:
             self.file.close()
 
     def _write(self, text: str) -> None:
-        with suppress(BrokenPipeError):  # nobody reads any more: the run goes on
+        with suppress(BrokenPipeError):  # nobody reads the output any more: the run goes on
             self.to.write(text)
             self.to.flush()
 
 
 @contextmanager
 def _signals() -> Iterator[Asked]:
-    """Serve signals that ask to end while the body runs; then as they were."""
+    """Serve signals that ask to end while the body runs; restore the handlers afterwards."""
     asked = Asked()
     before = {number: signal.getsignal(number) for number in SIGNALS}
     for number in SIGNALS:

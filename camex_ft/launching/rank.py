@@ -1,8 +1,8 @@
-"""One of several processes of a run: it reports why it fails, and leaves at once.
+"""One of several processes of a run: it reports its failure to the launching process, and exits at once.
 
-Standard input is then a socket to the process that launched: its end is that process's end, and what goes wrong is
-told on it, which works on a full disk too. A byte on it is the number of a signal that asks the run to end: one of the
-processes reads it, and in training tells the others.
+Its standard input is a socket to the launching process. The end of the socket is the end of that process; failures are
+reported on it, which works on a full disk too; and a byte on it is the number of a signal that asks the run to end,
+which the process that reads it passes on to the others in training.
 """
 
 from __future__ import annotations
@@ -19,13 +19,12 @@ from contextlib import suppress
 from pathlib import Path
 
 from camex_ft.training.signals import SIGNALS, note
-from camex_ft.utils.errors import UserError, guard
+from camex_ft.utils.errors import INTERRUPTED, UserError, guard
 
-PARENT = "CAMEX_FT_PARENT"  # set where standard input is that socket
+PARENT = "CAMEX_FT_PARENT"  # set if standard input is that socket
 FILE = "TORCHELASTIC_ERROR_FILE"  # torch's launcher sets it, and reads what is written there
-INTERRUPTED = 130
-MOST = 8000  # characters told: so short a message is not mixed with that of another process
-# How torch's backends say that another process is gone.
+MOST = 8000  # characters of a report: short enough not to be mixed with that of another process
+# Words of torch's backends for the loss of another process.
 LOST = (
     "DistBackendError",
     "DistNetworkError",
@@ -36,24 +35,24 @@ LOST = (
 
 
 def inside(variables: Mapping[str, str] = os.environ) -> bool:
-    """Return whether this is one of several processes that torch's launcher has started."""
+    """Return whether torch's launcher has started this process as one of several."""
     return FILE in variables
 
 
 def signals(variables: Mapping[str, str] = os.environ) -> tuple[int, ...]:
-    """Return the signals that a process of a run is to serve itself.
+    """Return the signals that a process of a run handles itself.
 
-    One of several leaves SIGTERM alone: torch's launcher sends it where another process is gone, which this one would
-    wait for.
+    One of several leaves SIGTERM to its default: torch's launcher sends it when another process is gone, for which
+    saving would wait.
     """
     return tuple(n for n in SIGNALS if not inside(variables) or n not in (signal.SIGTERM, signal.SIGINT))
 
 
 def run(command: Callable[[], object]) -> int:
-    """Call `command` and return the exit code, as `errors.guard` does, if it is 0.
+    """Call `command` as `errors.guard` does, and return 0.
 
-    A failure is told, and the process leaves from here without what Python runs at exit: that could wait for the
-    other processes, which wait for this one.
+    A failure is reported, and the process exits from here without Python's exit handlers, which could wait for the
+    other processes while these wait for this one.
     """
     if PARENT in os.environ:
         threading.Thread(target=_leave_with_the_parent, daemon=True).start()
@@ -61,7 +60,7 @@ def run(command: Callable[[], object]) -> int:
         code = guard(lambda: _reporting(command))
     except SystemExit as left:
         code = left.code if isinstance(left.code, int) else int(left.code is not None)
-    except OSError:  # there is no room for what is printed
+    except OSError:  # no disk space for the output
         code = 1
     if code:
         _leave(code)
@@ -71,14 +70,14 @@ def run(command: Callable[[], object]) -> int:
 def _reporting(command: Callable[[], object]) -> None:
     try:
         command()
-    except SystemExit as left:  # the command line ends so, also where all is well
+    except SystemExit as left:  # the command line ends so, with code 0 too
         if left.code:
             _report(left)
         raise
     except Exception as error:
         _report(error)
         if isinstance(error, UserError) and PARENT in os.environ and os.environ.get("RANK") == "0":
-            _leave(2)  # the parent shows this output, and says the error itself
+            _leave(2)  # the parent prints the error itself
         if lost(error):
             with suppress(OSError):
                 print(f"another process is gone: {in_a_line(error)}", file=sys.stderr)
@@ -93,15 +92,15 @@ def lost(error: BaseException) -> bool:
 
 
 def in_a_line(error: BaseException) -> str:
-    """Return an error's kind and the first line of what it says."""
-    said = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {said[0]}" if said else type(error).__name__
+    """Return an error's type and the first line of its message."""
+    message = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {message[0]}" if message else type(error).__name__
 
 
 def _report(error: BaseException) -> None:
-    """Tell the parent, and write the error in the form that torch's launcher reads."""
+    """Report an error to the parent, and write it in the form that torch's launcher reads."""
     user = isinstance(error, UserError)
-    told = {
+    report = {
         "rank": int(os.environ.get("RANK", "0")),
         "local": int(os.environ.get("LOCAL_RANK", "0")),
         "text": (str(error) if user else in_a_line(error))[:MOST],
@@ -112,14 +111,14 @@ def _report(error: BaseException) -> None:
     extra = {"py_callstack": traceback.format_exc(), "timestamp": str(int(time.time()))}
     with suppress(OSError):
         if PARENT in os.environ:
-            os.write(0, (json.dumps(told) + "\n").encode())
+            os.write(0, (json.dumps(report) + "\n").encode())
     with suppress(OSError):
         file = json.dumps({"message": {"message": in_a_line(error), "extraInfo": extra}})
         Path(os.environ[FILE]).write_text(file, encoding="utf-8")
 
 
 def tell_step(step: int | None) -> None:
-    """Tell the parent which step was saved before this process ends as it was asked to."""
+    """Report the step that was saved before this process ends on a signal."""
     if PARENT in os.environ and step is not None:
         with suppress(OSError):
             os.write(0, (json.dumps({"step": step}) + "\n").encode())

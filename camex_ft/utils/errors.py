@@ -27,6 +27,7 @@ def nearest(name: str, valid: Iterable[str]) -> str:
     return f" Did you mean '{match[0]}'?" if match else ""
 
 
+INTERRUPTED = 130  # exit code after Ctrl-C
 ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # safetensors and torch have errors of their own; torch's writer does not pass the reason on: there is hardly another.
 SAID = re.compile(r"No space left on device|Disk quota exceeded|File too large|os error (28|122|27)\b")

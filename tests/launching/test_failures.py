@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
-from camex_ft.launching.failures import Failure, describe, find_failures
 from camex_ft.launching.placement import Placement
+from camex_ft.launching.processes import Failure, describe, find_failures
 
 TWO = Placement(device="cpu", processes=2)
 
@@ -30,7 +30,7 @@ def report(**codes: int) -> str:
 def test_exit_codes_are_read_of_torchs_own_report():
     found = find_failures([], report(r0=-15, r1=-9, r3=5))
     assert [(f.rank, f.local, f.code) for f in found] == [(1, 1, -9), (3, 3, 5), (0, 0, -15)]
-    assert str(found[0]) == "ended by SIGKILL, perhaps for want of memory"
+    assert str(found[0]) == "ended by SIGKILL, perhaps because memory ran out"
     assert [str(f) for f in found[1:]] == ["exit code 5", "ended by SIGTERM"]
 
 
@@ -63,7 +63,7 @@ def test_what_is_told_names_rank_cause_log_and_what_to_do(tmp_path: Path):
     told = describe(
         [Failure(rank=3, local=1, code=-9)], placed=second, logs=tmp_path, code=1, printed="x"
     ).splitlines()
-    assert told[0] == "rank 3 of 4 failed: ended by SIGKILL, perhaps for want of memory"
+    assert told[0] == "rank 3 of 4 failed: ended by SIGKILL, perhaps because memory ran out"
     assert told[1] == f"Its log: {log}"
     assert "goes on from the last checkpoint" in told[2]
     lost = [Failure(rank=2, local=0, text="RuntimeError: gloo/", lost=True)]

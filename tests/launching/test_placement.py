@@ -11,9 +11,8 @@ import pytest
 import yaml
 
 from camex_ft.config.shipped import engine_file, find_config
-from camex_ft.launching import placement, slurm
-from camex_ft.launching.command import command_line, environment
-from camex_ft.launching.placement import ENGINES, PORT, Machine, Placement, place
+from camex_ft.launching import placement
+from camex_ft.launching.placement import ENGINES, PORT, Machine, Placement, command_line, environment, place
 from camex_ft.utils.errors import UserError
 
 STEP = {
@@ -72,17 +71,21 @@ def test_what_is_asked_for_is_placed(asked: dict[str, Any], here: Machine, expec
         ({"gpus": 4}, machine(2), r"--gpus 4: only 2 visible here; expected --gpus 2"),
         ({"gpus": 4}, machine(2, CUDA_VISIBLE_DEVICES="1,3"), r"here \(CUDA_VISIBLE_DEVICES=1,3\)"),
         ({"gpus": 4}, machine(), "no GPU is visible here; expected --cpus 4"),
-        ({"engine": "ddp"}, machine(), "--engine: no GPU is visible here; expected --cpus N"),
+        ({"engine": "ddp"}, machine(), "--engine: no GPU is visible here; add --cpus N"),
         ({"nodes": 2}, machine(), "--nodes: no GPU is visible here"),
         ({"cpus": 2, "engine": "fspd"}, machine(), r"there is no 'fspd'. Did you mean 'fsdp'\?"),
         ({"cpus": 2, "engine": "zero3"}, machine(), "zero3 needs GPUs, and --cpus asks for none"),
         ({"gpus": 2, "engine": "zero2"}, machine(2), "the package deepspeed is not installed: pip install"),
-        ({"gpus": 1, "engine": "fsdp"}, machine(2), "an engine joins several processes, and this is one"),
+        ({"gpus": 1, "engine": "fsdp"}, machine(2), "is for several processes, and this is one"),
         ({"cpus": 2, "node": 1}, machine(), "--node-rank is for several nodes"),
         ({"cpus": 2, "address": "a:1"}, machine(), "--main-address is for several nodes"),
-        ({"cpus": 2, "nodes": 2}, machine(), "which of them is this\\? Expected --node-rank 0 to 1"),
+        (
+            {"cpus": 2, "nodes": 2},
+            machine(),
+            "the rank of this node is missing: add --node-rank, from 0 to 1",
+        ),
         ({"cpus": 2, "nodes": 2, "node": 2}, machine(), "--node-rank 2: expected 0 to 1"),
-        ({"cpus": 2, "nodes": 2, "node": 1}, machine(), "expected --main-address HOST:PORT"),
+        ({"cpus": 2, "nodes": 2, "node": 1}, machine(), "add --main-address HOST:PORT"),
         (
             {"cpus": 2, "nodes": 2, "node": 1, "address": "a:b"},
             machine(),
@@ -104,11 +107,11 @@ def test_scontrol_names_the_first_host(tmp_path: Path, monkeypatch: pytest.Monke
     script.write_text('#!/bin/sh\n[ "$*" = "show hostnames node[07-09]" ] && printf "node07\\nnode08\\n"\n')
     script.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    assert slurm.first_host("node[07-09]") == "node07"
+    assert placement.first_host("node[07-09]") == "node07"
     for wrong in ("", "#!/bin/sh\nexit 1\n"):
         script.write_text(wrong or "#!/bin/sh\n")
-        with pytest.raises(UserError, match="expected --main-address HOST:PORT"):
-            slurm.first_host("node[07-09]")
+        with pytest.raises(UserError, match="add --main-address HOST:PORT"):
+            placement.first_host("node[07-09]")
 
 
 def test_a_lone_process_sees_one_gpu_and_those_on_the_cpu_none(monkeypatch: pytest.MonkeyPatch):
