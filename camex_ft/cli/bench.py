@@ -1,10 +1,10 @@
-"""``camex-ft bench layer``, ``step`` and ``cost``: the command line of the benchmarks, thin and without torch."""
+"""The commands ``camex-ft bench layer``, ``step``, ``decode`` and ``cost``, without torch until they run."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Optional
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -15,7 +15,7 @@ FOLDER = Path("results/measurements")  # which git ignores; records that are com
 
 app = typer.Typer(
     name="bench",
-    help="Time a layer or a training step with experts against the dense one, in one run, and measure memory.",
+    help="Time a layer, a training step or decoding with experts beside the dense model, and measure memory.",
     no_args_is_help=True,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -23,14 +23,16 @@ app = typer.Typer(
 Length = Annotated[int, typer.Option("--length", help="Tokens in a sequence.")]
 Experts = Annotated[int, typer.Option("--experts", help="Experts N.")]
 TopK = Annotated[
-    Optional[int],  # noqa: UP045 - typer reads annotations at run time
-    typer.Option("--top-k", help="Experts that serve a sequence; all if left out."),
+    int | None,
+    typer.Option("--top-k", help="Experts for each sequence; by default all."),
 ]
 Rank = Annotated[int, typer.Option("--rank", help="Rank of the curvature, where the protocol has one.")]
-CurvatureKind = Annotated[str, typer.Option("--curvature", help="Its kind: kronecker, diagonal or low-rank.")]
+CurvatureKind = Annotated[
+    str, typer.Option("--curvature", help="Kind of the curvature: kronecker, diagonal or low-rank.")
+]
 ProtocolName = Annotated[str, typer.Option("--protocol", help="A name that `camex-ft ls protocols` lists.")]
 Dtype = Annotated[
-    str, typer.Option("--dtype", help="Of parameters and inputs: float32, bfloat16 or float64.")
+    str, typer.Option("--dtype", help="Number format of parameters and inputs: float32, bfloat16 or float64.")
 ]
 Device = Annotated[str, typer.Option("--device", help="cpu or cuda.")]
 Repeats = Annotated[
@@ -65,13 +67,15 @@ def layer(
     ] = False,
     skip_plain: Annotated[
         bool,
-        typer.Option("--skip-plain", help="Leave the plain formula out: it takes long and much memory."),
+        typer.Option(
+            "--skip-plain", help="Leave out the plain formula, which is slow and takes much memory."
+        ),
     ] = False,
     json: Json = False,
     save: Save = FOLDER,
     no_save: NoSave = False,
 ) -> None:
-    """Time one linear map, forward and backward: dense, merged, and by the plain formula, in turns."""
+    """Time one linear map, forward and backward, in turns: dense, merged, and by the plain formula."""
     given = {key: value for key, value in locals().items() if key not in ("json", "save", "no_save")}
     from camex_ft.bench.layer import bench_layer
     from camex_ft.bench.settings import LayerBench
@@ -101,7 +105,7 @@ def step(
     save: Save = FOLDER,
     no_save: NoSave = False,
 ) -> None:
-    """Time a training step of a backbone under a classification head: dense and with experts, in turns."""
+    """Time a training step of a backbone with a classification head, dense and with experts in turns."""
     given = {key: value for key, value in locals().items() if key not in ("json", "save", "no_save")}
     from camex_ft.bench.models import bench_step
     from camex_ft.bench.settings import StepBench
@@ -117,8 +121,8 @@ def decode(
     ] = "gpt2",
     batch: Annotated[int, typer.Option("--batch", help="Rows that generate.")] = 1,
     length: Annotated[int, typer.Option("--length", help="Tokens of the prompts.")] = 300,
-    tokens: Annotated[int, typer.Option("--tokens", help="Tokens that are fed after it, one by one.")] = 16,
-    segment: Annotated[int, typer.Option("--segment", help="Tokens of a segment, of routing.")] = 256,
+    tokens: Annotated[int, typer.Option("--tokens", help="Tokens fed after the prompt, one by one.")] = 16,
+    segment: Annotated[int, typer.Option("--segment", help="Tokens of a routing segment.")] = 256,
     same_prompt: Annotated[bool, typer.Option("--same-prompt", help="One prompt for all rows.")] = False,
     experts: Experts = 8,
     top_k: TopK = None,
@@ -132,7 +136,7 @@ def decode(
     save: Save = FOLDER,
     no_save: NoSave = False,
 ) -> None:
-    """Time generated tokens with a key-value cache: dense and with experts, in turns."""
+    """Time the generation of tokens with a key-value cache, dense and with experts in turns."""
     given = {key: value for key, value in locals().items() if key not in ("json", "save", "no_save")}
     from camex_ft.bench.models import bench_decode
     from camex_ft.bench.settings import DecodeBench

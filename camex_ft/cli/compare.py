@@ -1,50 +1,51 @@
-"""The commands ``camex-ft compare`` and ``camex-ft table``. What they do is imported when they run."""
+"""The commands ``camex-ft compare`` and ``camex-ft table``. Other libraries are imported when they run."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Optional
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from camex_ft.compare import places
 from camex_ft.utils.durable import write_named
-from camex_ft.utils.errors import UserError
+from camex_ft.utils.errors import INTERRUPTED, UserError
 from camex_ft.utils.folders import writing
 
 if TYPE_CHECKING:
     from camex_ft.compare.cells import Comparison
     from camex_ft.config import Environment
 
-INTERRUPTED = 130
 MOST = 1000  # seeds
 
 Specs = Annotated[
     list[str],
     typer.Argument(
         metavar="SPEC... [KEY=VALUE]...",
-        help="Specifications (configs/tables/), or a configuration; and changes to every cell.",
+        help="Specifications (configs/tables/) or a configuration, and changes to every cell.",
     ),
 ]
 Protocols = Annotated[
     str,
-    typer.Option(help='Of a configuration: protocols, such as "dense smear ties-ca"; all if left out.'),
+    typer.Option(help='Protocols of a configuration, such as "dense smear ties-ca"; by default all.'),
 ]
 Seeds = Annotated[
-    str, typer.Option(help='How many seeds, or which: "3" or "0 7 42". In place of the specification\'s.')
+    str, typer.Option(help='Number of seeds, "3", or the seeds, "0 7 42", in place of the specification\'s.')
 ]
 On = Annotated[
     str,
     typer.Option(
         "--on",
-        help="here; slurm: an array of jobs, one a cell; local-jobs: such jobs on this machine, as a trial.",
+        help="here; slurm: an array of jobs, one a cell; local-jobs: such jobs on this machine, to try them.",
     ),
 ]
 Slurm = Annotated[
-    Optional[list[str]],  # noqa: UP045 - typer reads annotations at run time
+    list[str] | None,
     typer.Option(
-        "--slurm", metavar="KEY=VALUE", help="Of each job: partition, time (minutes), mem_gb, account, ..."
+        "--slurm",
+        metavar="KEY=VALUE",
+        help="Parameters of each job: partition, time (minutes), mem_gb, account, ...",
     ),
 ]
 
@@ -54,30 +55,32 @@ def compare(
     protocols: Protocols = "",
     seeds: Seeds = "",
     jobs: Annotated[
-        Optional[int],  # noqa: UP045 - typer reads annotations at run time
+        int | None,
         typer.Option(
             min=1,
-            help="How many run at a time; by default one a GPU, on a CPU one, or one a core for tiny models.",
+            help="Cells at a time; by default one a GPU, on a CPU one, or one a core for tiny models.",
         ),
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Run again what has been run already.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Run done cells again.")] = False,
     dry_run: Annotated[
         bool,
-        typer.Option("--dry-run", help="Estimate the cost of what is missing, a line a table; run nothing."),
+        typer.Option("--dry-run", help="Estimate the cost of missing cells, a line a table; run nothing."),
     ] = False,
-    cells: Annotated[bool, typer.Option("--cells", help="Of --dry-run: a line for each cell.")] = False,
+    cells: Annotated[bool, typer.Option("--cells", help="With --dry-run: a line for each cell.")] = False,
     tflops: Annotated[
-        Optional[float],  # noqa: UP045
+        float | None,
         typer.Option(
-            min=0.001, help="Of --dry-run: what a device sustains; 10 for a GPU, else measured here."
+            min=0.001,
+            help="With --dry-run: 10^12 operations a second of a device; 10 for a GPU, else measured here.",
         ),
     ] = None,
     on: On = places.HERE,
     slurm: Slurm = None,
 ) -> None:
-    """Run what is missing of a grid of protocols, tasks and seeds; then its table, pictures and report.
+    """Run the missing cells of a grid of protocols, tasks and seeds; write its table, pictures and report.
 
-    Interrupted at any point, the same command goes on. A cell that fails does not stop the others; exit code 1 then.
+    Interrupted at any point, the same command goes on. A cell that fails does not stop the others; the exit code is
+    then 1.
     """
     parameters = places.read(on, slurm or [])
     comparisons = _comparisons(specs, protocols, seeds, places.environment(on, parameters))
@@ -88,8 +91,10 @@ def compare(
 
         print_estimate(comparisons, tflops=tflops, cells=cells)
         return
+    from camex_ft.compare import slurm as slurm_jobs
+
     try:
-        failed = places.run(on, comparisons, parameters=parameters, jobs=jobs, force=force)
+        failed = slurm_jobs.run(on, comparisons, parameters=parameters, jobs=jobs, force=force)
     except KeyboardInterrupt:
         typer.echo("\nInterrupted. The same command runs what is missing.", err=True)
         raise typer.Exit(INTERRUPTED) from None
@@ -101,36 +106,36 @@ def table(
     specs: Specs,
     format: Annotated[str, typer.Option("--format", help="md, tex, csv, html or text.")] = "text",
     records: Annotated[
-        Optional[Path],  # noqa: UP045
-        typer.Option(help="Folder of the records; the output folder if left out."),
+        Path | None,
+        typer.Option(help="Folder of the records; by default the output folder."),
     ] = None,
     protocols: Protocols = "",
     seeds: Seeds = "",
-    out: Annotated[Optional[Path], typer.Option(help="Write it to a file.")] = None,  # noqa: UP045
+    out: Annotated[Path | None, typer.Option(help="Write the table to a file.")] = None,
     keep: Annotated[
-        Optional[Path],  # noqa: UP045
+        Path | None,
         typer.Option(help="Also copy the records and histories into a folder, to be committed."),
     ] = None,
 ) -> None:
-    """Print the table of a comparison, or of a folder of records, from what has been run."""
+    """Print the table of a comparison, or of a folder of records, from the runs so far."""
     from camex_ft.results.entries import keep_entries, read_results
     from camex_ft.results.render import render, table_of
 
     if all(Path(spec).is_dir() for spec in specs):
         if records or protocols or seeds or keep:
             raise UserError(
-                "--records, --protocols, --seeds and --keep are of specifications, not of folders"
+                "--records, --protocols, --seeds and --keep are for specifications, not for folders of records"
             )
         tables = [table_of([folder]) for folder in specs]
     else:
         from camex_ft.compare.outcome import outcome
 
         results = read_results(records) if records else None
-        made = [outcome(each, results) for each in _comparisons(specs, protocols, seeds)]
-        tables = [each.table for each in made]
+        outcomes = [outcome(c, results) for c in _comparisons(specs, protocols, seeds)]
+        tables = [comparison.table for comparison in outcomes]
         if keep is not None:
             with writing(keep):
-                count = keep_entries([entry for each in made for entry in each.entries], keep)
+                count = keep_entries([entry for comparison in outcomes for entry in comparison.entries], keep)
             typer.echo(f"wrote {count} records to {keep}", err=True)
     text = render(tables, format)
     if out is None:
@@ -150,34 +155,38 @@ def _comparisons(
     paths = [a for a in arguments if "=" not in a]
     overrides = [a for a in arguments if "=" in a]
     if not paths:
-        raise UserError("which comparison? Expected a specification such as tables/glue, or a configuration")
+        raise UserError(
+            "no comparison is named: expected a specification such as tables/glue, or a configuration"
+        )
     task = next((o.partition("=")[2].strip() for o in reversed(overrides) if o.startswith("task.name=")), "")
-    made: dict[str, Comparison] = {}
+    comparisons: dict[str, Comparison] = {}
     for path in paths:
         named = is_spec(path)
         if named and protocols:
             raise UserError(
-                f"--protocols is for configurations: {path} is a specification, whose rows are in the file"
+                f"--protocols is for configurations, and {path} is a specification: change the rows in the file"
             )
         spec = read_spec(path) if named else of_config(path, protocols=protocols.replace(",", " ").split())
         name = "-".join(part for part in (Path(path).stem, task) if part) if named else ""
         comparison = make_comparison(
             spec, name=name, overrides=overrides, seeds=_seeds(seeds), environment=environment
         )
-        if comparison.name in made:
+        if comparison.name in comparisons:
             raise UserError(
-                f"{path}: there is a comparison '{comparison.name}' before it, whose tables lie in the same folder: "
-                "call them one after the other, or rename one"
+                f"{path}: another comparison before it is called '{comparison.name}' too, and would write to the same "
+                "folder: call them one after the other, or rename one"
             )
-        made[comparison.name] = comparison
-    return list(made.values())
+        comparisons[comparison.name] = comparison
+    return list(comparisons.values())
 
 
 def _seeds(text: str) -> int | list[int] | None:
     words = text.replace(",", " ").split()
     wrong = [word for word in words if not word.isdecimal()]
     if wrong:
-        raise UserError(f"--seeds: expected how many, such as 3, or which, such as '0 1 2', got '{wrong[0]}'")
+        raise UserError(
+            f"--seeds: expected a number of seeds, such as 3, or the seeds, such as '0 1 2', got '{wrong[0]}'"
+        )
     if not words:
         return None
     numbers = [int(word) for word in words]
@@ -188,6 +197,6 @@ def _seeds(text: str) -> int | list[int] | None:
         return numbers
     if not 0 < numbers[0] <= MOST:
         raise UserError(
-            f"--seeds: expected how many, from 1 to {MOST:,}; one seed alone is written '{numbers[0]},'"
+            f"--seeds: expected a number from 1 to {MOST:,}; a single seed is written '{numbers[0]},'"
         )
     return numbers[0]

@@ -1,4 +1,4 @@
-"""``camex-ft doctor``: what a run would find on this machine."""
+"""``camex-ft doctor``: versions, devices, hub, cache and disk of this machine, as a run would find them."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ ROOM = 10e9  # bytes: checkpoints of a base-sized model with eight experts
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the report: what was looked at, whether it is fine, and what there is."""
+    """One line of the report: subject, state, detail."""
 
     subject: str
     state: State
@@ -36,7 +36,7 @@ class Finding:
 
 
 def diagnose() -> list[Finding]:
-    """Look at everything; makes no file and changes nothing. One request goes to the hub unless it is set offline."""
+    """Return all findings; writes nothing. One request goes to the hub unless it is set offline."""
     return [
         python(),
         *packages(),
@@ -73,7 +73,7 @@ def packages(tested: Mapping[str, str] | None = None) -> list[Finding]:
     detail = (
         f"all {len(PACKAGES)} as tested"
         if tested
-        else "all there; constraints.txt is not, to compare versions"
+        else "all installed; constraints.txt is missing, so that versions are not compared"
     )
     return [Finding("packages", "ok" if tested else "note", detail)]
 
@@ -100,7 +100,7 @@ def devices() -> Finding:
 
 
 def processes() -> list[Finding]:
-    """Report how a run can be spread over processes here, by what they talk, and which number formats there are."""
+    """Report the engines and backends for several processes, optional GPU packages, and bf16."""
     import torch
     from torch import distributed
 
@@ -134,12 +134,12 @@ def processes() -> list[Finding]:
     bf16 = gpus > 0 and torch.cuda.is_bf16_supported(including_emulation=False)
     return [
         *found,
-        Finding("bf16", "ok" if bf16 else "note", "in hardware" if bf16 else "on no GPU here"),
+        Finding("bf16", "ok" if bf16 else "note", "in hardware" if bf16 else "no GPU here supports it"),
     ]
 
 
 def hub(variables: Mapping[str, str]) -> Finding:
-    """Report whether the Hugging Face hub answers, or which variables keep it from being asked."""
+    """Report whether the Hugging Face hub answers, or the variables that set it offline."""
     from huggingface_hub import constants
 
     from camex_ft.utils.system import hub_answers
@@ -153,22 +153,22 @@ def hub(variables: Mapping[str, str]) -> Finding:
 
 
 def cache() -> Finding:
-    """Report where hub downloads are kept, and how many there are."""
+    """Report the folder of the hub cache, and the number of models and data sets in it."""
     from huggingface_hub import constants
 
     folder = Path(constants.HF_HUB_CACHE)
-    kept = [p for kind in ("models", "datasets") for p in folder.glob(f"{kind}--*")]
-    return Finding("hub cache", "ok" if kept else "note", f"{folder}: {len(kept)} models and data sets")
+    cached = [p for kind in ("models", "datasets") for p in folder.glob(f"{kind}--*")]
+    return Finding("hub cache", "ok" if cached else "note", f"{folder}: {len(cached)} models and data sets")
 
 
 def disk(folder: Path) -> Finding:
-    """Report the space left where results go."""
+    """Report the free disk space of a folder."""
     free = shutil.disk_usage(folder).free
     return Finding("disk", "ok" if free > ROOM else "note", f"{free / 1e9:.0f} GB free in {folder}")
 
 
 def profile() -> Finding:
-    """Report which profile `auto` picks here, and why."""
+    """Report the profile that `auto` picks here, with the reason."""
     from camex_ft.config import Config, resolve
 
     return Finding("profile auto", "ok", resolve(Config())[1].removeprefix("profile "))

@@ -1,16 +1,18 @@
-"""The commands ``camex-ft export`` and ``camex-ft push``. What they do is imported when they run."""
+"""The commands ``camex-ft export`` and ``camex-ft push``. Other libraries are imported when they run."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 
-ROWS = 512  # as `camex_ft.exporting.export.ROWS`, which torch comes with
+ROWS = 512  # as `camex_ft.exporting.export.ROWS`, which would import torch
 License = Annotated[
-    Optional[str],  # noqa: UP045 - typer reads annotations at run time
-    typer.Option("--license", help="Of the weights, for the card: an identifier of the hub, such as mit."),
+    str | None,
+    typer.Option(
+        "--license", help="License of the weights, for the card: an identifier of the hub, such as mit."
+    ),
 ]
 
 
@@ -22,16 +24,18 @@ def export(
         typer.Option(
             "--as",
             help="dense: the original architecture, merged once with the mean routing weights; folded: curvature and "
-            "mask put into the experts.",
+            "mask folded into the experts.",
         ),
     ] = "dense",
     split: Annotated[
-        str, typer.Option("--split", help="train or validation: whose routing weights are averaged.")
+        str, typer.Option("--split", help="Split whose routing weights are averaged: train or validation.")
     ] = "train",
-    rows: Annotated[int, typer.Option("--rows", min=1, help="How many of its first rows.")] = ROWS,
+    rows: Annotated[
+        int, typer.Option("--rows", min=1, help="Number of its first rows to average over.")
+    ] = ROWS,
     license: License = None,
 ) -> None:
-    """Write a run's model as a plain checkpoint, or with curvature folded into its experts; measure what is lost."""
+    """Write a run's model as a dense checkpoint, or with curvature folded in, and measure the difference."""
     from camex_ft.exporting.export import export as make
     from camex_ft.exporting.show import lines
 
@@ -46,7 +50,7 @@ def push(
         Path, typer.Argument(metavar="RUN|DIR", help="A run, or the folder of a model or an export.")
     ],
     repo_id: Annotated[str, typer.Argument(metavar="REPO_ID", help="On the hub: NAME/MODEL.")],
-    private: Annotated[bool, typer.Option("--private", help="A new repository is not public.")] = False,
+    private: Annotated[bool, typer.Option("--private", help="Make a new repository private.")] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="List the files and their sizes; send nothing.")
     ] = False,

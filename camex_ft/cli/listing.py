@@ -1,17 +1,39 @@
-"""``camex-ft ls``: what a configuration can name, as tables on a terminal and as aligned lines elsewhere."""
+"""The commands ``camex-ft ls`` and ``cp``: the names that a configuration can use, and a copy to change."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from rich.console import Console
+import typer
 
-from camex_ft.config import list_configs
-from camex_ft.config.shipped import list_specifications
 from camex_ft.utils import registry
 from camex_ft.utils.errors import UserError, nearest
 from camex_ft.utils.escaping import Rows, print_rows
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+def ls(
+    kind: Annotated[
+        str,
+        typer.Argument(help="backbones, comparisons, configs, embedded, protocols or tasks; all by default."),
+    ] = "",
+) -> None:
+    """List the names that a configuration can use, with a line on each."""
+    for name in [kind] if kind else KINDS:
+        print_listing(name)
+
+
+def cp(
+    config: Annotated[str, typer.Argument(metavar="CONFIG", help="A name that `camex-ft ls configs` lists.")],
+    destination: Annotated[str, typer.Argument(metavar="DEST", help="A new file, or a folder.")],
+) -> None:
+    """Copy a configuration of the package, to change it."""
+    from camex_ft.config import copy_config
+
+    typer.echo(f"wrote {copy_config(config, destination)}")
 
 
 def backbones() -> Rows:
@@ -21,11 +43,15 @@ def backbones() -> Rows:
 
 def comparisons() -> Rows:
     """Specifications of comparisons that come with the package: name, summary."""
-    return [(each.name, each.summary) for each in list_specifications()]
+    from camex_ft.config.shipped import list_specifications
+
+    return [(spec.name, spec.summary) for spec in list_specifications()]
 
 
 def configs() -> Rows:
     """Configurations that come with the package: name, summary."""
+    from camex_ft.config import list_configs
+
     return [(config.name, config.summary) for config in list_configs()]
 
 
@@ -35,7 +61,7 @@ def embedded() -> Rows:
 
 
 def protocols() -> Rows:
-    """Merging protocols: name, options of their own with defaults, summary."""
+    """Merging protocols: name, own options with defaults, summary."""
     return [
         (p.name, ", ".join(f"{o.name}={o.default}" for o in p.options.values()), p.summary)
         for p in _entries(registry.PROTOCOLS)
@@ -58,7 +84,9 @@ KINDS: dict[str, tuple[tuple[str, ...], Callable[[], Rows]]] = {
 
 
 def print_listing(kind: str, *, console: Console | None = None) -> None:
-    """Print the table of one kind; `UserError` for a kind that is none."""
+    """Print the table of one kind; an unknown kind is a `UserError`."""
+    from rich.console import Console
+
     if kind not in KINDS:
         raise UserError(
             f"nothing to list under '{kind}'.{nearest(kind, KINDS)} Choose from: {', '.join(KINDS)}."

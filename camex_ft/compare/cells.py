@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from camex_ft.backbones.content import read_local
-from camex_ft.compare.overrides import key_of, overrides_of
-from camex_ft.compare.spec import Spec
+from camex_ft.compare.spec import Spec, key_of, overrides_of
 from camex_ft.config import Config, ConfigErrors, Environment, Problem, config_hash, load_config, resolve
 from camex_ft.config.problems import Origin
 from camex_ft.config.shipped import ROOT
@@ -28,10 +27,10 @@ class Cell:
     Attributes:
         task: its id, such as "glue/sst2".
         row: label of its row.
-        keys: what makes the row, by key.
+        keys: values of the row, by key.
         seed: of the run.
-        config, overrides: what `camex-ft run` is told.
-        settled: the configuration that this makes, nothing left to `auto`.
+        config, overrides: arguments of `camex-ft run`.
+        settled: the resolved configuration.
     """
 
     task: str
@@ -58,7 +57,7 @@ class Comparison:
     Attributes:
         name: of its folder, such as "glue-sst2".
         spec: as it is under the profile in force.
-        profile, reason: which one, and why.
+        profile, reason: the profile in force, and the line that explains it.
         cells: by task, then row, then seed.
     """
 
@@ -99,10 +98,10 @@ def make_comparison(
         name: of the comparison; by default its task's.
         overrides: further ``key=value`` for every cell; they win over what the specification sets, but for its rows.
         seeds: in place of the specification's.
-        environment: what the machine has.
+        environment: of the machine.
 
     Raises:
-        ConfigErrors: all that is wrong with any of the cells.
+        ConfigErrors: the mistakes of all cells together.
     """
     environment = environment or Environment()
     try:
@@ -134,7 +133,8 @@ def make_comparison(
             same = known.setdefault(config_hash(settled, backbone=content), label)
             if same != label:
                 message = (
-                    f"rows '{same}' and '{label}' are the same experiment: what they differ in has no effect"
+                    f"rows '{same}' and '{label}' are the same experiment: the keys in which they differ have "
+                    "no effect"
                 )
                 problems.append(Problem(message, key=("rows",)))
             cells += made
@@ -163,13 +163,13 @@ def _tasks(spec: Spec, first: Config, overrides: Sequence[str]) -> dict[str, dic
 
 
 def _idle(spec: Spec, overrides: Sequence[str]) -> Iterable[Problem]:
-    """Yield the overrides that no cell heeds."""
+    """Yield a problem for each override without effect on any cell."""
     rows = [set(keys) for _, keys in spec.row_list()]
     for text in overrides:
         key = key_of(text)
         if key == "training.seed" or all(key in row for row in rows):
-            instead = "--seeds" if key == "training.seed" else "the rows, of a configuration by --protocols"
-            yield Problem(f"{key} has no effect here: it is given by {instead}", Origin(f"override '{text}'"))
+            instead = "--seeds" if key == "training.seed" else "the rows (of a configuration: --protocols)"
+            yield Problem(f"{key} has no effect here: it is set by {instead}", Origin(f"override '{text}'"))
 
 
 def _seeds(

@@ -1,19 +1,21 @@
 """Estimated cost of the cells of comparisons: hours of one device, and disk; nothing is run and no data are read.
 
-A cell of whose row and task another seed has been run takes that one's time. Any other one is counted:
+A cell takes the time of another seed of its row and task, if one has been run. Otherwise its time is counted:
 
     seconds = 6 * multiply-adds a token * tokens of a row * (rows * epochs + rows of validation * epochs / 3) / TFLOP/s
 
 two operations a multiply-add, and a backward pass of twice a forward one. Every row counts with its full length, so
 that short texts take less; generating answers takes more. The sustained TFLOP/s is that of `--tflops`, else an
-assumption for a GPU (`planning.duration.TFLOPS`), which the profile `paper` is for, and measured here for a CPU. Sizes
-of public data sets and shapes of backbones that are out of reach are those of `planning.facts`.
+assumption for a GPU (`estimate.operations.TFLOPS`) under the profile `paper`, and measured here for a CPU. Sizes of
+public data sets, and shapes of backbones that are out of reach, are those of `estimate.facts`.
 """
 
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from statistics import mean
 
@@ -22,7 +24,7 @@ from rich.table import Table
 from rich.text import Text
 
 from camex_ft.compare.cells import Cell, Comparison
-from camex_ft.compare.finished import entries
+from camex_ft.compare.outcome import entries
 from camex_ft.config import Config
 from camex_ft.estimate import Column, facts, plan
 from camex_ft.estimate.memory import gpu_here
@@ -39,6 +41,7 @@ CHECKPOINTS = 2  # the best and the last, while a cell runs
 ADAM = 3  # weights and two moments
 WIDTH = 160  # of a table that goes to a file
 COUNTED = " *"  # after a time
+SIZES = ("time", "kept", "while it runs")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,12 +49,12 @@ class Estimate:
     """Estimated cost of a cell.
 
     Attributes:
-        cell: which.
+        cell: the cell.
         done: it has a record.
-        seconds: of one device; None where that is not known, for `reason`.
+        seconds: of one device; None where they are not known, for `reason`.
         measured: the seconds are another seed's.
-        kept, working: bytes of the model that stays, and of checkpoints while it runs.
-        reason: why something is not known.
+        kept, working: bytes of the saved model, and of checkpoints while it runs.
+        reason: of anything that is not known.
     """
 
     cell: Cell
@@ -64,35 +67,37 @@ class Estimate:
 
 
 def estimate(comparisons: Sequence[Comparison], *, tflops: float | None = None) -> list[Estimate]:
-    """Return what each cell would cost, those that comparisons share once.
+    """Return the cost of each cell; cells that comparisons share occur once.
 
     Args:
         comparisons: with their cells.
-        tflops: what a device sustains, in 10^12 operations a second; None: see `rate`.
+        tflops: 10^12 operations a second that a device sustains; None: see `rate`.
     """
     speed = rate(comparisons, tflops)[0]
     cells = list({cell.command: cell for c in comparisons for cell in c.cells}.values())
-    found = entries(cells, _results(comparisons))
-    planned: dict[str, Column | UserError] = {}
-    made = []
-    for cell, entry in zip(cells, found, strict=True):
-        task: Task = TASKS.get(cell.task)
-        reads = cell.settled.task.model_dump(mode="json", exclude={"suite", "name"})
-        # tasks that read and decide alike cost alike for each token
-        alike = [task.head, task.regression, len(task.kind_names), cell.settled.data.source, reads]
-        key = json.dumps([*alike, _model(cell.settled)])
-        if key not in planned:
-            planned[key] = _column(cell.settled)
-        made.append(_estimate(cell, entry, found, planned[key], speed))
-    return made
+    cell_entries = entries(cells, _results(comparisons))
+    seconds: dict[tuple[str, str], list[float]] = {}  # of whole runs, by task and row
+    for entry in cell_entries:
+        run = entry.result.record.run if entry.result else None
+        if run is not None and run.seconds is not None and run.resumed is None:
+            seconds.setdefault((entry.task, entry.row), []).append(run.seconds)
+    columns: dict[str, Column | UserError] = {}
+    estimates = []
+    for cell, entry in zip(cells, cell_entries, strict=True):
+        key = _costs_alike(cell.settled)
+        if key not in columns:
+            columns[key] = _column(cell.settled)
+        measured = seconds.get((entry.task, entry.row), [])
+        estimates.append(_estimate(cell, entry, measured, columns[key], speed))
+    return estimates
 
 
 def rate(comparisons: Sequence[Comparison], tflops: float | None = None) -> tuple[float, str]:
-    """Return the sustained rate that estimates take, in 10^12 operations a second, and where it comes from.
+    """Return the sustained rate of estimates, in 10^12 operations a second, and its source in words.
 
     Args:
         comparisons: with their cells.
-        tflops: as asked for.
+        tflops: the option.
     """
     if tflops is not None:
         return tflops, "as given"
@@ -108,37 +113,35 @@ def print_estimate(
     cells: bool = False,
     console: Console | None = None,
 ) -> None:
-    """Print a line for each comparison, or for each cell, and the sums over what is missing."""
+    """Print a line for each comparison, or for each cell, and the sums over missing cells."""
     console = console or Console()
     if not console.is_terminal:
         console = Console(file=console.file, width=WIDTH)
-    made = estimate(comparisons, tflops=tflops)
-    table = _cells(made) if cells else _comparisons(comparisons, made)
+    estimates = estimate(comparisons, tflops=tflops)
+    table = _cells(estimates) if cells else _comparisons(comparisons, estimates)
     console.print(table, highlight=False, soft_wrap=True)
-    for line in summary(made, *rate(comparisons, tflops)):
+    for line in summary(estimates, *rate(comparisons, tflops)):
         say(console, line)
 
 
-def _comparisons(comparisons: Sequence[Comparison], made: Sequence[Estimate]) -> Table:
-    """Return a line for each comparison; a cell that two of them have counts in both."""
-    table = _table(("table",), ("cells", "missing", "time", "kept", "while it runs"))
-    by_command = {each.cell.command: each for each in made}
+def _comparisons(comparisons: Sequence[Comparison], estimates: Sequence[Estimate]) -> Table:
+    """Return a line for each comparison; a cell of two comparisons counts in both."""
+    table = _table(("table",), ("cells", "missing", *SIZES))
+    by_command = {cost.cell.command: cost for cost in estimates}
     for comparison in comparisons:
         own = [by_command[command] for command in dict.fromkeys(cell.command for cell in comparison.cells)]
-        missing = [each for each in own if not each.done]
-        sizes = (_sum(each.kept for each in missing), _most(each.working for each in missing))
+        missing = [cost for cost in own if not cost.done]
         counts = (str(len(own)), str(len(missing)))
-        table.add_row(Text(one_line(comparison.name)), *counts, _time(missing), *map(_gigabytes, sizes))
+        table.add_row(Text(one_line(comparison.name)), *counts, _time(missing), *_disk(missing))
     return table
 
 
-def _cells(made: Sequence[Estimate]) -> Table:
-    table = _table(("task", "row", "seed", "state"), ("time", "kept", "while it runs"))
-    for each in made:
-        state = "done" if each.done else "missing"
-        sizes = (_gigabytes(each.kept), _gigabytes(each.working))
-        names = (each.cell.task, each.cell.row, str(each.cell.seed), state)
-        table.add_row(*(Text(one_line(name)) for name in names), _time([each]), *sizes)
+def _cells(estimates: Sequence[Estimate]) -> Table:
+    table = _table(("task", "row", "seed", "state"), SIZES)
+    for cost in estimates:
+        state = "done" if cost.done else "missing"
+        names = (cost.cell.task, cost.cell.row, str(cost.cell.seed), state)
+        table.add_row(*(Text(one_line(name)) for name in names), _time([cost]), *_disk([cost]))
     return table
 
 
@@ -151,80 +154,67 @@ def _table(words: Iterable[str], numbers: Iterable[str]) -> Table:
     return table
 
 
-def summary(made: Sequence[Estimate], tflops: float = TFLOPS, source: str = "") -> list[str]:
-    """Return the sums over the cells that are missing, and what the figures are.
+def summary(estimates: Sequence[Estimate], tflops: float = TFLOPS, source: str = "") -> list[str]:
+    """Return the sums over missing cells, and explanations of the figures.
 
     Args:
-        made: of `estimate`.
+        estimates: of `estimate`.
         tflops, source: of `rate`.
     """
-    missing = [each for each in made if not each.done]
-    sizes = (_sum(each.kept for each in missing), _most(each.working for each in missing))
-    kept, working = map(_gigabytes, sizes)
-    lines = [f"{len(made)} cells, {len(missing)} of them missing"]
+    missing = [cost for cost in estimates if not cost.done]
+    kept, working = _disk(missing)
+    lines = [f"{len(estimates)} cells, {len(missing)} of them missing"]
     if missing:
         lines[0] += (
             f": {_time(missing).removesuffix(COUNTED)} of one device, {kept} of models, and up to {working} of "
             "checkpoints for each cell that runs"
         )
-    if any(not each.measured and each.seconds is not None for each in missing):
+    if any(not cost.measured and cost.seconds is not None for cost in missing):
         lines.append(
             f"*: counted, every row at its full length, at {tflops:.3g} TFLOP/s{', ' * bool(source)}{source}; "
-            "without it: as another seed took"
+            "without it: the time of another seed"
         )
-    unknown: dict[str, int] = {}
-    for each in missing:
-        if each.reason:
-            unknown[each.reason] = unknown.get(each.reason, 0) + 1
+    unknown = Counter(cost.reason for cost in missing if cost.reason)
     return [*lines, *(f"?: {reason} ({count} cells)" for reason, count in unknown.items())]
 
 
 def rows_of(settled: Config) -> tuple[int, int] | None:
     """Return the rows of training and validation, blocks for a language model; None where they are not known."""
-    task, data, settings = settled.task.id, settled.data, settled.task
-    counted = facts.tokens(task) if data.source == "hub" else None
-    if data.source == "embedded":
-        found = _two(CORPORA.get(task).sizes)
-    elif counted is not None and isinstance(settings, LanguageModellingConfig):
-        found = (counted["train"] // settings.block_size, counted["validation"] // settings.step)
-    elif data.source == "hub" and (sizes := _public(task)) is not None:
-        found = sizes
-    elif data.train_rows is not None and data.eval_rows is not None:
-        found = (data.train_rows, data.eval_rows)
-    else:
-        return None
-    return (min(found[0], data.train_rows or found[0]), min(found[1], data.eval_rows or found[1]))
-
-
-def _public(name: str) -> tuple[int, int] | None:
-    """Return the rows of training and validation of a public data set; a diagnostic set has those of another task."""
+    name, data, settings = settled.task.id, settled.data, settled.task
     task: Task = TASKS.get(name)
-    sizes = facts.rows(task.train_from or name)
-    return None if sizes is None else _two(sizes)
-
-
-def _two(sizes: Mapping[str, int]) -> tuple[int, int]:
-    return sizes["train"], sum(size for name, size in sizes.items() if name.startswith("validation"))
+    rows: Mapping[str, int] | None = None
+    tokens = facts.tokens(name) if data.source == "hub" else None
+    if data.source == "embedded":
+        rows = CORPORA.get(name).sizes
+    elif tokens is not None and isinstance(settings, LanguageModellingConfig):
+        blocks = {"train": settings.block_size, "validation": settings.step}
+        rows = {split: tokens[split] // size for split, size in blocks.items()}
+    elif data.source == "hub":
+        rows = facts.rows(task.train_from or name)  # a diagnostic set is trained on another task
+    if rows is None and data.train_rows is not None and data.eval_rows is not None:
+        return data.train_rows, data.eval_rows
+    if rows is None:
+        return None
+    validation = sum(size for split, size in rows.items() if split.startswith("validation"))
+    return min(rows["train"], data.train_rows or rows["train"]), min(validation, data.eval_rows or validation)
 
 
 def _estimate(
-    cell: Cell, entry: Entry, found: Iterable[Entry], column: Column | UserError, tflops: float
+    cell: Cell, entry: Entry, measured: Sequence[float], column: Column | UserError, tflops: float
 ) -> Estimate:
-    same = [e.result.record.run for e in found if (e.task, e.row) == (entry.task, entry.row) and e.result]
-    measured = [run.seconds for run in same if run.seconds is not None and run.resumed is None]
+    """Return the cost of a cell, whose row has taken the `measured` seconds with other seeds."""
+    done = entry.result is not None
     if isinstance(column, UserError):
         seconds = mean(measured) if measured else None
         reason = " ".join(str(column).split())
-        return Estimate(
-            cell=cell, done=entry.result is not None, seconds=seconds, measured=True, reason=reason
-        )
+        return Estimate(cell=cell, done=done, seconds=seconds, measured=True, reason=reason)
+    task, training = cell.settled.task, cell.settled.training
     sizes = rows_of(cell.settled)
     counted, reason = None, ""
     if sizes is None:
-        reason = f"{cell.task}: how many rows its data have is not known before they are read"
+        reason = f"{cell.task}: the number of rows is not known before the data are read"
     else:
-        training = cell.settled.training
-        length = cell.settled.task.length
+        length = task.length
         rows = training.num_train_epochs * (sizes[0] + sizes[1] / 3)
         if training.max_steps > 0:
             rows = training.max_steps * (training.global_batch_size or training.per_device_train_batch_size)
@@ -232,7 +222,7 @@ def _estimate(
     parameters = column.parameters
     return Estimate(
         cell=cell,
-        done=entry.result is not None,
+        done=done,
         seconds=mean(measured) if measured else counted,
         measured=bool(measured),
         kept=4 * parameters.total if cell.settled.output.model else 0,
@@ -248,45 +238,42 @@ def _column(settled: Config) -> Column | UserError:
         return error
 
 
-def _model(settled: Config) -> list[object]:
+def _costs_alike(settled: Config) -> str:
+    """Return a key that is the same for configurations of the same cost a token."""
+    task: Task = TASKS.get(settled.task.id)
+    reads = settled.task.model_dump(mode="json", exclude={"suite", "name"})
     merging = settled.merging.model_dump(mode="json", exclude={"alpha"})  # a factor, which costs nothing
-    parts = (settled.routing, settled.upcycle, settled.tuning)
-    return [settled.backbone, merging, *(part.model_dump(mode="json") for part in parts)]
+    sections = [part.model_dump(mode="json") for part in (settled.routing, settled.upcycle, settled.tuning)]
+    of_task = [task.head, task.regression, len(task.kind_names), settled.data.source, reads]
+    return json.dumps([*of_task, settled.backbone, merging, *sections])
 
 
 def _results(comparisons: Sequence[Comparison]) -> list[Result]:
-    made: dict[str, list[Result]] = {}
-    for comparison in comparisons:
-        try:
-            made[str(comparison.output)] = read_results(comparison.output)
-        except UserError:
-            continue
-    return [result for some in made.values() for result in some]
+    results: list[Result] = []
+    for output in dict.fromkeys(comparison.output for comparison in comparisons):
+        with suppress(UserError):  # no record yet
+            results += read_results(output)
+    return results
 
 
-def _sum(sizes: Iterable[int | None]) -> int | None:
-    """Return the sum of what is known; None where nothing is."""
-    known = [size for size in sizes if size is not None]
-    return sum(known) if known else None
-
-
-def _most(sizes: Iterable[int | None]) -> int | None:
-    return max((size for size in sizes if size is not None), default=None)
+def _disk(estimates: Iterable[Estimate]) -> tuple[str, str]:
+    """Return the sum of kept bytes and the largest of working bytes, in words; "?" where none is known."""
+    known = [cost for cost in estimates if cost.kept is not None and cost.working is not None]
+    if not known:
+        return "?", "?"
+    kept, working = sum(c.kept or 0 for c in known), max(c.working or 0 for c in known)
+    return f"{kept / 1e9:.2f} GB", f"{working / 1e9:.2f} GB"
 
 
 def _time(cells: Sequence[Estimate]) -> str:
     """Return the time of cells, with a sign where it is counted; "?" where none is known, "more than" where some is."""
-    known = [each for each in cells if each.seconds is not None]
+    known = [cost for cost in cells if cost.seconds is not None]
     if not known:
         return "?" if cells else ""
-    total = sum(each.seconds or 0.0 for each in known)
+    total = sum(cost.seconds or 0.0 for cost in known)
     if total >= 3600:
         text = f"{total / 3600:,.1f} hours"
     else:
         text = f"{total / 60:.1f} minutes" if total >= 60 else f"{total:.2g} seconds"
     more = "more than " if len(known) < len(cells) else ""
-    return f"{more}{text}{'' if all(each.measured for each in known) else COUNTED}"
-
-
-def _gigabytes(size: int | None) -> str:
-    return "?" if size is None else f"{size / 1e9:.2f} GB"
+    return f"{more}{text}{'' if all(cost.measured for cost in known) else COUNTED}"

@@ -1,24 +1,203 @@
-"""Run what is missing of comparisons, show it as it goes, and write what comes of it."""
+"""Run the missing cells of comparisons, show their progress, and write the results.
+
+`survey` finds the cells that are done, by this machine's data; `view` shows a table on a terminal and prints a line for
+each change elsewhere; `run_grid` runs the rest, and `conclude` writes tables, pictures and report.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+import json
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from functools import partial
 
-from rich.console import Console
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
 
-from camex_ft.compare.cells import Comparison
-from camex_ft.compare.live import headline, line, view
-from camex_ft.compare.outcome import Outcome, outcome, write_all
-from camex_ft.compare.running import DONE, FAILED, Runner, State, slots
-from camex_ft.compare.survey import survey
+from camex_ft.backbones import content
+from camex_ft.compare.cells import Cell, Comparison
+from camex_ft.compare.outcome import ComparisonOutcome, outcome, write_all
+from camex_ft.compare.running import DONE, FAILED, RUNNING, WAITING, CellState, Runner, slots
+from camex_ft.config import resolve
 from camex_ft.config.backbones import EMBEDDED
-from camex_ft.results import command_line
+from camex_ft.data import sources
+from camex_ft.results import command_line, find_done
 from camex_ft.results.entries import Result, read_results
 from camex_ft.results.render import render
+from camex_ft.results.summary import duration
+from camex_ft.run import steps
 from camex_ft.utils.errors import UserError
-from camex_ft.utils.escaping import say
+from camex_ft.utils.escaping import one_line, say
+from camex_ft.utils.registry import TASKS
+
+STYLES = {DONE: "green", RUNNING: "cyan", WAITING: "dim", FAILED: "red"}
+LONGEST = 100  # of a reason, in characters
+
+
+@dataclass(frozen=True)
+class View:
+    """Receiver of the runner's events: `changed` of a cell, `tick` a few times a second."""
+
+    changed: Callable[[CellState], None]
+    tick: Callable[[], None]
+
+
+def survey(
+    cells: Sequence[Cell], *, force: bool = False, say: Callable[[str], None] = lambda line: None
+) -> list[CellState]:
+    """Return the state of every cell before anything runs: done, waiting, or failed because something is missing.
+
+    Each data set and each backbone is read once; those of the hub that are not in its cache are downloaded.
+
+    Args:
+        cells: of one or several comparisons; a cell of two of them occurs once.
+        force: count no cell as done.
+        say: prints a line.
+
+    Raises:
+        UserError: no cell can run.
+    """
+    steps.quieten()
+    digests: dict[str, tuple[str, str | None] | UserError] = {}
+    states: dict[str, CellState] = {}
+    for cell in cells:
+        key = json.dumps([cell.task, cell.settled.data.model_dump(mode="json"), cell.settled.backbone])
+        if key not in digests:
+            say(f"reading {cell.task}")
+            digests[key] = _digests(cell)
+        digest = digests[key]
+        if isinstance(digest, UserError):
+            reason = " ".join(str(digest).split())
+            states[f"{cell}: {cell.command}"] = CellState(cell=cell, status=FAILED, reason=reason)
+            continue
+        name = steps.name_of(cell.settled, *digest)
+        state = CellState(cell=cell, name=name)
+        if not force and find_done(cell.settled.output.path / "runs" / name) is not None:
+            state.status, state.before = DONE, True
+        states.setdefault(name, state)
+    if all(state.status == FAILED for state in states.values()):
+        raise next(digest for digest in digests.values() if isinstance(digest, UserError))
+    return list(states.values())
+
+
+def _digests(cell: Cell) -> tuple[str, str | None] | UserError:
+    """Return the SHA-256 of a cell's data and of its backbone's content, or the reason that it cannot run here."""
+    try:
+        resolve(cell.settled)
+        data = sources.fingerprint(steps.load_splits(cell.settled, TASKS.get(cell.task)))
+        return data, content.read(cell.settled.backbone).sha256
+    except UserError as error:
+        return error
+
+
+@contextmanager
+def view(states: Sequence[CellState], slots: int, *, console: Console | None = None) -> Iterator[View]:
+    """Show `states` while the body runs.
+
+    Args:
+        states: of all cells; they change meanwhile.
+        slots: how many run at a time, for the time left.
+        console: where; standard output by default.
+    """
+    console = console or Console()
+    if not console.is_terminal:
+
+        def changed(state: CellState) -> None:
+            say(console, line(state, states))
+
+        yield View(changed, lambda: None)
+        return
+    with Live(console=console, auto_refresh=False) as live:
+
+        def show() -> None:
+            live.update(picture(states, slots), refresh=True)
+
+        yield View(lambda state: show(), show)
+
+
+def line(state: CellState, states: Sequence[CellState]) -> str:
+    """Return a cell's state in a line: "[3/12] glue/sst2 ties-ca seed 0: done in 42.0 s"."""
+    ended = sum(s.status in (DONE, FAILED) for s in states)
+    words = {
+        RUNNING: "running",
+        DONE: f"done in {duration(state.seconds)}",
+        FAILED: f"failed: {state.reason}" + (f" (see {state.log})" if state.log else ""),
+    }
+    return f"[{ended}/{len(states)}] {state.cell}: {words.get(state.status, state.status)}"
+
+
+def picture(states: Sequence[CellState], slots: int) -> RenderableType:
+    """Return the table of cells, rows x tasks, with lines for running and failed cells."""
+    tasks = list(dict.fromkeys(s.cell.task for s in states))
+    rows = list(dict.fromkeys(s.cell.row for s in states))
+    table = Table()
+    table.add_column("", no_wrap=True)
+    for task in tasks:
+        table.add_column(Text(one_line(task)))
+    for row in rows:
+        some = [[s for s in states if s.cell.task == task and s.cell.row == row] for task in tasks]
+        table.add_row(Text(one_line(row)), *(cell(each) for each in some))
+    lines = [
+        Text(one_line(f"running: {s.cell}, {_left(s)}"), STYLES[RUNNING])
+        for s in states
+        if s.status == RUNNING
+    ]
+    lines += [
+        Text(one_line(f"failed: {s.cell}: {s.reason[:LONGEST]}"), STYLES[FAILED])
+        for s in states
+        if s.status == FAILED
+    ]
+    return Group(Text(headline(states, slots), "bold"), table, *lines)
+
+
+def cell(states: Sequence[CellState]) -> Text:
+    """Return the states of the seeds in one field of the table: "2 done, 1 waiting"."""
+    counts = Counter(s.status for s in states)
+    text = Text()
+    for status in (DONE, RUNNING, FAILED, WAITING):
+        if counts[status]:
+            share = max((s.share for s in states if s.status == status), default=0.0)
+            word = f"running {share:.0%}" if status == RUNNING and share else status
+            text.append(", " if text else "").append(f"{counts[status]} {word}", STYLES[status])
+    return text
+
+
+def headline(states: Sequence[CellState], slots: int) -> str:
+    """Return the number of cells in each state, and the time left."""
+    counts = Counter(s.status for s in states)
+    words = [f"{counts[status]} {status}" for status in (DONE, RUNNING, WAITING, FAILED) if counts[status]]
+    left = time_left(states, slots)
+    return ", ".join(words) + (f"; about {duration(left)} left" if left else "")
+
+
+def time_left(states: Sequence[CellState], slots: int) -> float | None:
+    """Return the seconds that are left, None before any cell has made progress.
+
+    A waiting cell counts with the mean of its row, or of all cells that ran in this call.
+    """
+    ran: dict[tuple[str, str] | None, list[float]] = {}
+    for state in states:
+        took = state.seconds if state.status == DONE and not state.before else None
+        if state.left is not None:
+            took = time.monotonic() - state.started + state.left
+        if took is not None:
+            for key in (None, (state.cell.task, state.cell.row)):
+                ran.setdefault(key, []).append(took)
+    if not ran:
+        return None
+    mean = {key: sum(values) / len(values) for key, values in ran.items()}
+    waiting = [mean.get((s.cell.task, s.cell.row), mean[None]) for s in states if s.status == WAITING]
+    running = [mean[None] if s.left is None else s.left for s in states if s.status == RUNNING]
+    return max((sum(waiting) + sum(running)) / slots, *running, *waiting, 0.0)
+
+
+def _left(state: CellState) -> str:
+    return "starting" if state.left is None else f"{state.share:.0%}, about {duration(state.left)} left"
 
 
 def run_grid(
@@ -28,13 +207,13 @@ def run_grid(
     force: bool = False,
     runner: Callable[..., Runner] = Runner,
 ) -> int:
-    """Run what is missing, print the tables, write tables, pictures and report; return how many cells failed.
+    """Run missing cells, print the tables, write tables, pictures and report; return how many cells failed.
 
     Args:
         comparisons: their runs share one output folder, and a cell that two of them have runs once.
         jobs: how many cells run at a time; see `running.slots`.
-        force: run again what is done.
-        runner: `Runner`, or one of its kind.
+        force: run done cells again.
+        runner: `Runner`, or a subclass.
 
     Raises:
         UserError: no cell can run at all, or the comparisons have different output folders.
@@ -51,12 +230,13 @@ def run_grid(
     return report_failed(states, console)
 
 
-def look(comparisons: Sequence[Comparison], *, force: bool, console: Console) -> list[State]:
-    """Return the state of every cell before anything runs, and print which of them can't; raises as `run_grid` does."""
+def look(comparisons: Sequence[Comparison], *, force: bool, console: Console) -> list[CellState]:
+    """Return the state of every cell, and print those that can't run; raises as `run_grid` does."""
     outputs = {comparison.output for comparison in comparisons}
     if len(outputs) > 1:
         raise UserError(
-            f"one report needs one output folder, and there are {', '.join(map(str, sorted(outputs)))}"
+            f"output.dir: a report covers one output folder, and these comparisons have several: "
+            f"{', '.join(map(str, sorted(outputs)))}"
         )
     cells = [cell for comparison in comparisons for cell in comparison.cells]
     states = survey(cells, force=force, say=partial(say, console))
@@ -66,7 +246,7 @@ def look(comparisons: Sequence[Comparison], *, force: bool, console: Console) ->
     return states
 
 
-def report_failed(states: Sequence[State], console: Console) -> int:
+def report_failed(states: Sequence[CellState], console: Console) -> int:
     """Print the cells that failed, each with its reason; return how many there are."""
     failed = [state for state in states if state.status == FAILED]
     for state in failed:
@@ -75,19 +255,19 @@ def report_failed(states: Sequence[State], console: Console) -> int:
 
 
 def conclude(comparisons: Sequence[Comparison], console: Console) -> None:
-    """Print and write what there is; a comparison without a single record says so."""
-    made: list[Outcome] = []
+    """Print and write the results; for a comparison without a single record, print the reason."""
+    outcomes: list[ComparisonOutcome] = []
     results: list[Result] = []
     with suppress(UserError):  # there is none
         results = read_results(comparisons[0].output)
     for comparison in comparisons:
         try:
-            made.append(outcome(comparison, results))
+            outcomes.append(outcome(comparison, results))
         except UserError as error:
             say(console, str(error))
-    if not made:
+    if not outcomes:
         return
-    say(console, render([each.table for each in made], "text"))
-    say(console, f"wrote {write_all(made, command_line())}")
-    for each in made:
-        say(console, f"wrote {each.comparison.folder}")
+    say(console, render([item.table for item in outcomes], "text"))
+    say(console, f"wrote {write_all(outcomes, command_line())}")
+    for item in outcomes:
+        say(console, f"wrote {item.comparison.folder}")

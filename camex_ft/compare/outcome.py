@@ -1,14 +1,21 @@
-"""Tables, pictures and one report of comparisons, from the records of their cells."""
+"""Finished cells of comparisons, and the tables, pictures and report that they make.
+
+Cells are found by the hash of their configuration, data and backbone, wherever their records lie.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from camex_ft.compare.cells import Comparison
-from camex_ft.compare.finished import entries
+from camex_ft.backbones import content
+from camex_ft.compare.cells import Cell, Comparison
+from camex_ft.config.identity import folder_label
+from camex_ft.config.needs import local_backbone
 from camex_ft.results.entries import Entry, Result, read_results
+from camex_ft.results.experiment import has_settings
 from camex_ft.results.plots import choose, save, source
 from camex_ft.results.render import render
 from camex_ft.results.report import Picture, Section, write_report
@@ -21,7 +28,7 @@ REPORT = "report.html"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Outcome:
+class ComparisonOutcome:
     """A comparison with its entries, in the order of its cells, and the table that they make."""
 
     comparison: Comparison
@@ -29,7 +36,42 @@ class Outcome:
     table: Table
 
 
-def outcome(comparison: Comparison, results: Sequence[Result] | None = None) -> Outcome:
+def entries(cells: Sequence[Cell], results: Iterable[Result]) -> list[Entry]:
+    """Return the cells with their results; of several, as where data have changed since, the newest.
+
+    A record belongs to a cell if its name ends in the hash that the cell's configuration has on the record's data and
+    the record's backbone, and that backbone is the cell's: by its content where that is on this machine's disk and in
+    the record, else by its name.
+    """
+    contents = {name: content.read_local(name) for name in {cell.settled.backbone for cell in cells}}
+    by_cell: dict[tuple[str, str, int], list[Result]] = defaultdict(list)
+    for result in results:
+        by_cell[result.record.task, result.record.protocol, result.record.seed].append(result)
+    entries_ = []
+    for cell in cells:
+        alike = by_cell[cell.task, cell.settled.merging.protocol, cell.seed]
+        own = [r for r in alike if belongs(r, cell, contents[cell.settled.backbone])]
+        newest = max(own, key=lambda r: r.record.run.started, default=None)
+        entries_.append(Entry(task=cell.task, row=cell.row, keys=cell.keys, seed=cell.seed, result=newest))
+    return entries_
+
+
+def belongs(result: Result, cell: Cell, backbone: str | None = None) -> bool:
+    """Return whether a result is that of a cell, whose backbone has this content (None if it is not known)."""
+    record, name = result.record, cell.settled.backbone
+    known, local = record.model.backbone_sha256, local_backbone(name)
+    if known is None:  # the name is in the hash
+        same = True
+    elif backbone is not None:
+        same = known == backbone
+    elif local is not None:
+        same = folder_label(record.backbone) == folder_label(local)
+    else:
+        same = record.backbone == name
+    return same and has_settings(record, cell.settled)
+
+
+def outcome(comparison: Comparison, results: Sequence[Result] | None = None) -> ComparisonOutcome:
     """Return a comparison's entries and table.
 
     Args:
@@ -47,7 +89,7 @@ def outcome(comparison: Comparison, results: Sequence[Result] | None = None) -> 
     found = tuple(entries(comparison.cells, results))
     if not any(entry.result for entry in found):
         raise UserError(
-            f"{comparison.name}: none of its {len(found)} cells has been run; camex-ft compare runs them"
+            f"{comparison.name}: none of its {len(found)} cells has been run yet: run them with camex-ft compare"
         )
     table = make_table(
         found,
@@ -55,51 +97,51 @@ def outcome(comparison: Comparison, results: Sequence[Result] | None = None) -> 
         published=comparison.spec.published,
         title=comparison.title,
     )
-    return Outcome(comparison=comparison, entries=found, table=table)
+    return ComparisonOutcome(comparison=comparison, entries=found, table=table)
 
 
-def write(made: Outcome, command: str) -> Section:
+def write(result: ComparisonOutcome, command: str) -> Section:
     """Write an outcome's tables and pictures into the comparison's folder; return its section of a report."""
-    folder = made.comparison.folder
+    folder = result.comparison.folder
     folder.mkdir(parents=True, exist_ok=True)
     for format, name in TABLES.items():
-        write_atomically(folder / name, render([made.table], format))
-    chosen = choose(made.entries, title=made.comparison.title, baseline=made.comparison.spec.baseline)
-    drawn = source(made.entries)
+        write_atomically(folder / name, render([result.table], format))
+    chosen = choose(result.entries, title=result.comparison.title, baseline=result.comparison.spec.baseline)
+    drawn = source(result.entries)
     pictures = []
     for name, figure in chosen.figures.items():
         file = save(figure, folder / f"{name}.png", source=drawn)
         caption = chosen.captions[name]
         pictures.append(Picture(png=file.read_bytes(), alt=caption, caption=caption))
-    about = made.comparison.spec.about
+    about = result.comparison.spec.about
     return Section(
-        title=made.comparison.title,
-        text=[*([about] if about else []), _said(made)],
+        title=result.comparison.title,
+        text=[*([about] if about else []), _summary(result)],
         command=command,
-        tables=[render([made.table], "html")],
+        tables=[render([result.table], "html")],
         pictures=pictures,
         notes=[f"{name}: {reason}" for name, reason in chosen.left_out.items()],
     )
 
 
-def write_all(outcomes: Sequence[Outcome], command: str) -> Path:
-    """Write what each outcome gives, and ``report.html`` with all of them into the output folder; return its path.
+def write_all(outcomes: Sequence[ComparisonOutcome], command: str) -> Path:
+    """Write tables and pictures of each outcome, and ``report.html`` of all; return its path.
 
     Args:
         outcomes: of one or several comparisons.
-        command: what gives them.
+        command: that makes them, for the report.
     """
-    sections = [write(made, command) for made in outcomes]
+    sections = [write(result, command) for result in outcomes]
     if len(sections) > 1:
         sections = [Section(title="Comparisons", text=[f"{len(sections)} comparisons."]), *sections]
     return write_report(sections, outcomes[0].comparison.output / REPORT)
 
 
-def _said(made: Outcome) -> str:
-    done = sum(entry.result is not None for entry in made.entries)
-    spec, rows = made.comparison.spec, dict.fromkeys(entry.row for entry in made.entries)
+def _summary(result: ComparisonOutcome) -> str:
+    done = sum(entry.result is not None for entry in result.entries)
+    spec, rows = result.comparison.spec, dict.fromkeys(entry.row for entry in result.entries)
     seeds = ", ".join(map(str, spec.seed_list()))
     return (
-        f"{done} of {len(made.entries)} cells: {len(rows)} rows, seeds {seeds}, from the configuration "
-        f"{spec.config}, profile {made.comparison.profile} ({made.comparison.reason.partition(': ')[2]})."
+        f"{done} of {len(result.entries)} cells: {len(rows)} rows, seeds {seeds}, from the configuration "
+        f"{spec.config}, profile {result.comparison.profile} ({result.comparison.reason.partition(': ')[2]})."
     )

@@ -1,4 +1,4 @@
-"""Run cells, one process a device (or a few on the CPU), and keep count of what becomes of them."""
+"""Run cells, one process a device (or a few on the CPU), and follow the state of each."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ DEVICES = "CUDA_VISIBLE_DEVICES"
 
 
 @dataclass
-class State:
+class CellState:
     """State of a cell.
 
     Attributes:
-        cell: which.
+        cell: the cell.
         name: of its run's folder.
         status: WAITING, RUNNING, DONE or FAILED.
-        reason: why it failed.
-        log: what its process printed.
+        reason: of its failure.
+        log: file that its process prints to.
         started, seconds: when it began (monotonic), and how long it took.
         share: of the training steps done, 0 to 1.
         before: it was done before this call.
@@ -59,7 +59,7 @@ class State:
 
 
 class Process(Protocol):
-    """Process that runs a cell; a `subprocess.Popen` is one."""
+    """Process that runs a cell, such as a `subprocess.Popen`."""
 
     stdin: IO[str] | None
     stdout: IO[str] | None
@@ -75,17 +75,17 @@ class Process(Protocol):
         """End it."""
 
     def wait(self) -> int:
-        """Return the exit code when it has ended."""
+        """Wait for its end and return the exit code."""
 
 
 @dataclass
 class Slot:
-    """Place for a process: a GPU by its name for CUDA, or a place on the CPU."""
+    """A device for one process: a GPU by its name for CUDA, or a share of the CPU (None)."""
 
     device: str | None
     environment: dict[str, str]
     process: Process | None = None
-    state: State | None = None
+    state: CellState | None = None
 
 
 def slots(jobs: int | None = None, *, tiny: bool = True) -> list[Slot]:
@@ -126,17 +126,17 @@ class Runner:
     Attributes:
         states: of all cells.
         slots: places to run them in.
-        logs: folder for what they print.
-        force: run again what is done.
+        logs: folder of their logs.
+        force: run done cells again.
         changed: called after every change of a cell's status.
     """
 
-    states: Sequence[State]
+    states: Sequence[CellState]
     slots: Sequence[Slot]
     logs: Path
     force: bool = False
-    changed: Callable[[State], None] = lambda state: None
-    _waiting: deque[State] = field(default_factory=deque)
+    changed: Callable[[CellState], None] = lambda state: None
+    _waiting: deque[CellState] = field(default_factory=deque)
 
     def run(self, tick: Callable[[], None] = lambda: None) -> None:
         """Run every waiting cell; `tick` is called a few times a second."""
@@ -152,7 +152,7 @@ class Runner:
             self.close()
 
     def close(self) -> None:
-        """End what is running: its checkpoints stay, and the next call goes on from them."""
+        """End running processes: their checkpoints stay, and the next call resumes from them."""
         running = [slot.process for slot in self.slots if slot.process]
         for process in running:
             process.kill()
@@ -165,8 +165,8 @@ class Runner:
         if slot.process is None and self._waiting:
             self._start(slot, self._waiting.popleft())
 
-    def launch(self, slot: Slot, state: State) -> Process:
-        """Start a cell and return what runs it; `state.log` is where its standard error goes."""
+    def launch(self, slot: Slot, state: CellState) -> Process:
+        """Start a cell and return its process; `state.log` is the file of its standard error."""
         state.log = self.logs / f"{state.name}.log"
         with state.log.open("w", encoding="utf-8") as log:
             process = subprocess.Popen(
@@ -185,7 +185,7 @@ class Runner:
         threading.Thread(target=_listen, args=(process.stdout, state), daemon=True).start()
         return process
 
-    def _start(self, slot: Slot, state: State) -> None:
+    def _start(self, slot: Slot, state: CellState) -> None:
         slot.process = self.launch(slot, state)
         slot.state, state.status, state.started = state, RUNNING, time.monotonic()
         self.changed(state)
@@ -206,15 +206,15 @@ class Runner:
 
 
 def request(cell: Cell, force: bool = False) -> dict[str, Any]:
-    """Return what a process needs to know to run a cell: see `perform.perform`."""
+    """Return the request that a process is sent to run a cell: see `worker.perform`."""
     return {"config": cell.config, "overrides": list(cell.overrides), "force": force}
 
 
 def why(code: int, log: Path) -> str:
-    """Return in a line why a process failed: its own message, or the signal that ended it."""
+    """Return the reason that a process failed, on one line: its own message, or the signal that ended it."""
     if code < 0:
         name = signal.Signals(-code).name
-        advice = ", perhaps for want of memory" if name == "SIGKILL" else ""
+        advice = ", perhaps because memory ran out" if name == "SIGKILL" else ""
         return f"ended by {name}{advice}"
     lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines()]
     for n, line in enumerate(lines):
@@ -223,7 +223,7 @@ def why(code: int, log: Path) -> str:
     said = [line for line in lines if line and not line.startswith("This is a fault of camex_ft")]
     ends = [n for n, line in enumerate(said) if line.startswith("Traceback")]
     errors = [line for line in said[ends[-1] :] if _is_error(line)] if ends else said
-    return errors[-1] if errors else f"exit code {code}, and it said nothing"
+    return errors[-1] if errors else f"exit code {code}, without a message"
 
 
 def _is_error(line: str) -> bool:
@@ -232,7 +232,7 @@ def _is_error(line: str) -> bool:
     return name.replace(".", "").replace("_", "").isalnum() and name[:1].isalpha() and " " not in name
 
 
-def _listen(lines: Iterable[str], state: State) -> None:
+def _listen(lines: Iterable[str], state: CellState) -> None:
     try:
         for line in lines:
             told = json.loads(line)

@@ -1,4 +1,4 @@
-"""Specification of a comparison, read from YAML with every mistake placed at its line."""
+"""Specification of a comparison, read from YAML; every mistake is reported with its line."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from math import prod
 from pathlib import Path
 from typing import Annotated, Any
 
+import yaml
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
 from pydantic_core import ErrorDetails
 
-from camex_ft.compare.overrides import override
 from camex_ft.config.problems import ConfigErrors, Key, Origin, Problem, expected, show
-from camex_ft.config.reading import Document, read_file
+from camex_ft.config.reading import Document, Dumper, read_file
 from camex_ft.config.shipped import find_config, suggest
 from camex_ft.config.values import Text
 from camex_ft.results.entries import PROTOCOL, row_label
@@ -23,7 +23,7 @@ from camex_ft.utils.registry import PROTOCOLS
 
 NAME = "name"
 ROWS = 1000  # more of them are a mistake
-# keys that a specification does not set in its changes -> who does
+# keys that a specification cannot set in its changes -> where they are set
 ELSEWHERE = {
     "profile": "`camex-ft compare`",
     "extends": "the configuration",
@@ -32,7 +32,7 @@ ELSEWHERE = {
     "training.seed": "`seeds`",
     "output.dir": "`camex-ft compare`",
 }
-# what pydantic has several messages about, one for each kind that it might be
+# keys of several types, for which pydantic has a message each
 KINDS = {
     "tasks": "expected names of tasks, a list, or a mapping of each to changes by key",
     "rows": "expected a list of mappings, such as - merging.protocol: [dense, ties]",
@@ -47,6 +47,23 @@ Tasks = (
     Annotated[list[Text], Field(min_length=1)]
     | Annotated[dict[str, dict[str, Any] | None], Field(min_length=1)]
 )
+
+
+def overrides_of(changes: Mapping[str, Any]) -> list[str]:
+    """Return changes by dotted key as texts that `load_config` takes."""
+    return [override(key, value) for key, value in changes.items()]
+
+
+def override(key: str, value: Any) -> str:
+    """Return ``key=value``, the value in YAML on one line."""
+    text = yaml.dump(value, Dumper=Dumper, default_flow_style=True, width=float("inf"), allow_unicode=True)
+    flow = text.removesuffix("\n").removesuffix("\n...")
+    return f"{key}={flow}"
+
+
+def key_of(text: str) -> str:
+    """Return the key of an override."""
+    return text.partition("=")[0].strip()
 
 
 class Changes(BaseModel):
@@ -101,7 +118,7 @@ class Spec(Changes):
     _places: dict[str, Origin] = PrivateAttr(default_factory=dict)
 
     def under(self, profile: str) -> Spec:
-        """Return what it says under a profile."""
+        """Return the specification under a profile."""
         if profile != "embedded":
             return self
         other = self.embedded
@@ -119,7 +136,7 @@ class Spec(Changes):
         return list(self.own_rows()) or [(name, {PROTOCOL: name}) for name in names]
 
     def placed(self, problem: Problem) -> Problem:
-        """Return a problem of an override that this specification makes, with the line that it is written in."""
+        """Return a problem of one of the specification's overrides, with its line in the file."""
         source = problem.origin.source if problem.origin else ""
         text = source.removeprefix("override '").removesuffix("'")
         place = self._places.get(text, self._places.get(text.partition("=")[0]))
@@ -157,7 +174,7 @@ def read_spec(path: str | Path) -> Spec:
 
 
 def is_spec(path: str | Path) -> bool:
-    """Return whether a file is a specification, and not a configuration: it says `config`."""
+    """Return whether a file is a specification, which has the key `config`, and not a configuration."""
     values = read_file(find_config(path)).values
     return isinstance(values, dict) and "config" in values
 
@@ -185,7 +202,7 @@ def refusals(
     file: str,
     models: tuple[type[BaseModel], type[BaseModel]],
 ) -> list[Problem]:
-    """Return what pydantic found, a problem a key; `models` are the specification and its part `embedded`."""
+    """Return the errors of pydantic, a problem a key; `models` are the specification and its part `embedded`."""
     made: dict[Key, Problem] = {}
     for detail in found:
         key = tuple(str(part) for part in detail["loc"])
@@ -194,7 +211,7 @@ def refusals(
             known = list(models[own != key].model_fields)
             message = f"unknown key.{nearest(key[-1], known) or ' Expected one of ' + ', '.join(known)}"
         elif detail["type"] == "missing":
-            message = "is missing: the configuration that every cell starts from, such as glue"
+            message = "is missing: expected the configuration that every cell starts from, such as glue"
         elif own and own[0] in KINDS:
             key = key[: len(key) - len(own) + 1]
             message = f"{KINDS[own[0]]}, got {show(_value(document.values, key))}"
@@ -205,7 +222,7 @@ def refusals(
 
 
 def faults(spec: Spec, document: Document, file: str) -> Iterator[Problem]:
-    """Yield what types do not tell: keys in the wrong place, rows without a name of their own, what occurs twice."""
+    """Yield mistakes beyond types: keys in the wrong place, several rows of one name, items that occur twice."""
     for above, part in _parts(spec):
         for key, values in _changes(above, part):
             yield from _misplaced(key, values, document)
@@ -242,7 +259,7 @@ def faults(spec: Spec, document: Document, file: str) -> Iterator[Problem]:
 
 
 def places(spec: Spec, document: Document) -> dict[str, Origin]:
-    """Return where each override that the specification makes is written: by its text, and by its key alone."""
+    """Return the line of each override of the specification: by its text, and by its key alone."""
     made: dict[str, Origin] = {}
     for above, part in _parts(spec):
         for place, values in _changes(above, part):
@@ -277,7 +294,7 @@ def _misplaced(place: Key, values: Mapping[str, Any], document: Document) -> Ite
         for leaf in _leaves(key, value):
             if leaf in ELSEWHERE and not (leaf == "profile" and place == ("set",)):
                 origin = document.origins.get((*place, key))
-                yield Problem(f"{leaf} is not set here: it is given by {ELSEWHERE[leaf]}", origin, place)
+                yield Problem(f"{leaf} cannot be set here: it is set by {ELSEWHERE[leaf]}", origin, place)
 
 
 def _leaves(key: str, value: Any) -> Iterator[str]:
@@ -289,12 +306,15 @@ def _leaves(key: str, value: Any) -> Iterator[str]:
 
 
 def _row(row: Mapping[str, Any], size: int) -> Iterator[tuple[str, str]]:
-    """Yield (message, key) of what is wrong with an item of `rows` that stands for `size` of them."""
+    """Yield (message, key) for each mistake in an item of `rows` that stands for `size` rows."""
     name = row.get(NAME)
     if NAME in row and (isinstance(name, (list, dict, bool)) or name is None or name == ""):
         yield f"expected a text, got {show(name)}", NAME
     elif NAME in row and size > 1:
-        yield f"the name '{name}' stands for several rows: name those of one value a key, or none", NAME
+        yield (
+            f"the name '{name}' would be that of several rows: name only rows with one value for each key",
+            NAME,
+        )
     if not set(row) - {NAME}:
         yield "a row without values", NAME
     for key, value in row.items():

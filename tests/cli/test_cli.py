@@ -75,7 +75,7 @@ def test_interruption_says_how_to_go_on(pipeline):
 
     pipeline.run = interrupt
     left = invoke("run", "glue")
-    assert left.exit_code == cli.INTERRUPTED
+    assert left.exit_code == errors.INTERRUPTED
     assert "goes on from the last checkpoint" in left.output
 
 

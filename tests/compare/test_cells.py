@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 
 from camex_ft.compare.cells import make_comparison
-from camex_ft.compare.overrides import key_of, override
-from camex_ft.compare.spec import of_config
+from camex_ft.compare.spec import key_of, of_config, override
 from camex_ft.config import ConfigErrors, config_hash, load_config, resolve
 from tests.helpers.machines import machine
 
@@ -180,7 +179,7 @@ def test_two_rows_of_one_experiment_are_refused(compared):
 
 def test_an_override_that_no_cell_would_heed_is_refused(compared):
     for override_, instead in (("training.seed=3", "--seeds"), ("merging.protocol=ties", "--protocols")):
-        with pytest.raises(ConfigErrors, match=f"has no effect here: it is given by .*{instead}"):
+        with pytest.raises(ConfigErrors, match=f"has no effect here: it is set by .*{instead}"):
             compared(f"config: glue\n{TWO}", overrides=[override_])
 
 

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from camex_ft import cli
 from camex_ft.cli import compare
-from camex_ft.compare import grid, places, running
+from camex_ft.compare import grid, running, slurm
 from camex_ft.compare.running import Runner
 from camex_ft.config import config_hash, load_config, resolve
 from camex_ft.results.entries import read_results
@@ -147,7 +147,7 @@ def test_the_table_of_what_has_not_been_run(told, monkeypatch):
     monkeypatch.chdir(told.folder)
     error = invoke("table", "tiny.yaml", "--seeds", "7,").exception
     assert isinstance(error, UserError)
-    assert str(error) == "tiny: none of its 2 cells has been run; camex-ft compare runs them"
+    assert str(error) == "tiny: none of its 2 cells has been run yet: run them with camex-ft compare"
 
 
 def test_a_dry_run_knows_what_is_done_and_runs_nothing(told, monkeypatch):
@@ -172,7 +172,7 @@ def test_an_interruption_has_its_own_exit_code(folder, write, monkeypatch):
     def interrupt(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(places, "run", interrupt)
+    monkeypatch.setattr(slurm, "run", interrupt)
     left = invoke("compare", str(write(SPEC)))
     assert left.exit_code == compare.INTERRUPTED == 130
     assert "The same command runs what is missing." in left.output
@@ -184,7 +184,7 @@ def test_comparisons_with_different_output_folders_are_refused(folder, write):
     write(SPEC.replace("config: glue", "config: base.yaml"), "two.yaml")
     error = invoke("compare", "one.yaml", "two.yaml").exception
     assert isinstance(error, UserError)
-    assert "one report needs one output folder, and there are results, there" in str(error)
+    assert "these comparisons have several: results, there" in str(error)
 
 
 def test_a_place_that_can_not_be_written_is_found_before_anything_runs(folder, write):
@@ -203,16 +203,20 @@ def test_a_folder_that_is_read_only_is_found_before_anything_runs(folder, write)
 
 
 ARGUMENTS = {
-    (): "which comparison? Expected a specification such as tables/glue",
-    ("task.name=rte",): "which comparison?",
-    ("spec.yaml", "--protocols", "dense"): "--protocols is for configurations: spec.yaml is a specification",
-    ("spec.yaml", "spec.yaml"): "there is a comparison 'spec' before it",
-    ("spec.yaml", "--seeds", "0"): "--seeds: expected how many, from 1 to 1,000",
+    (): "no comparison is named: expected a specification such as tables/glue",
+    ("task.name=rte",): "no comparison is named",
+    (
+        "spec.yaml",
+        "--protocols",
+        "dense",
+    ): "--protocols is for configurations, and spec.yaml is a specification",
+    ("spec.yaml", "spec.yaml"): "another comparison before it is called 'spec' too",
+    ("spec.yaml", "--seeds", "0"): "--seeds: expected a number from 1 to 1,000",
     (
         "spec.yaml",
         "--seeds",
         "a b",
-    ): "--seeds: expected how many, such as 3, or which, such as '0 1 2', got 'a'",
+    ): "--seeds: expected a number of seeds, such as 3, or the seeds, such as '0 1 2', got 'a'",
     ("spec.yaml", "--seeds", "-1"): "got '-1'",
     ("spec.yaml", "--seeds", "²"): "got '²'",
     ("spec.yaml", "--seeds", "1 2 1"): "--seeds: 1 occurs twice",

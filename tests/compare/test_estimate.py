@@ -84,7 +84,7 @@ def test_what_is_not_known_says_why(compared):
     disk = compared(TEXT, overrides=["data.dir=mine"])
     assert rows_of(disk.cells[0].settled) == (60, 30)
     whole = compared(TEXT.replace("data.train_rows: 60, ", ""), overrides=["data.dir=mine"])
-    assert "how many rows" in estimate([whole])[0].reason
+    assert "number of rows" in estimate([whole])[0].reason
 
 
 def test_it_is_printed_with_a_line_for_each_cell(compared, keep):

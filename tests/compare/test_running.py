@@ -17,9 +17,9 @@ from camex_ft.compare.running import (
     FAILED,
     RUNNING,
     THREADS,
+    CellState,
     Runner,
     Slot,
-    State,
     slots,
     why,
 )
@@ -65,7 +65,7 @@ def play(compared, folder, monkeypatch):
         cells = compared(
             f"config: glue\nrows: [{{data.dir: [{', '.join(names)}]}}]\nbaseline: dir {names[0]}\nseeds: 1"
         )
-        states = [State(cell=c, name=n) for c, n in zip(cells.cells, names, strict=True)]
+        states = [CellState(cell=c, name=n) for c, n in zip(cells.cells, names, strict=True)]
         made = [Slot(device=None, environment={}) for _ in range(places)]
         return Runner(states, made, folder / "logs", **options)
 
@@ -105,9 +105,9 @@ def test_what_becomes_of_each(play, folder):
         "babble": (DONE, ""),
         "wrong": (FAILED, "data.dir: no such folder and more"),
         "fault": (FAILED, "RuntimeError: two words"),
-        "killed": (FAILED, "ended by SIGKILL, perhaps for want of memory"),
+        "killed": (FAILED, "ended by SIGKILL, perhaps because memory ran out"),
         "segfault": (FAILED, "ended by SIGSEGV"),
-        "silent": (FAILED, "exit code 3, and it said nothing"),
+        "silent": (FAILED, "exit code 3, without a message"),
         "environment": (FAILED, "None"),
     }
     for state in runner.states:  # each began and ended once, and has a log
@@ -214,7 +214,7 @@ def threads(pid: int) -> int:
             "output.dir: this run is under way already, by process 7 on node1 Its folder is there.",
         ),
         ("warning: slow\n", "warning: slow"),
-        ("", "exit code 1, and it said nothing"),
+        ("", "exit code 1, without a message"),
     ],
 )
 def test_the_reason_is_the_error_itself(tmp_path, log, reason):

@@ -12,9 +12,9 @@ from typer.testing import CliRunner
 
 from camex_ft import cli
 from camex_ft.compare import places
-from camex_ft.compare.job import Job
+from camex_ft.compare.places import PARAMETERS, convert, read_parameters, with_gpu
 from camex_ft.compare.slurm import SUBMITTED
-from camex_ft.compare.slurm_parameters import PARAMETERS, convert, read_parameters, with_gpu
+from camex_ft.compare.worker import Job
 from camex_ft.results.entries import read_results
 from camex_ft.utils.errors import UserError
 
@@ -104,19 +104,19 @@ def test_what_is_in_the_queue_is_not_submitted_again(cluster, monkeypatch):
     assert "in the queue already: 3" in shown.output
     assert not (cluster / "script").exists()
     monkeypatch.setenv("SILENT", "1")
-    assert "what waits in the queue is not known" in compare("--on", "slurm").output
+    assert "so the queue is not known" in compare("--on", "slurm").output
 
 
 def test_a_cluster_that_refuses_and_a_machine_without_one(cluster, monkeypatch):
     monkeypatch.setenv("REFUSE", "1")
     error = compare("--on", "slurm").exception
     assert isinstance(error, UserError)
-    assert "--on slurm: sbatch refuses the jobs: " in str(error) and "invalid partition specified" in str(
+    assert "--on slurm: sbatch refused the jobs: " in str(error) and "invalid partition specified" in str(
         error
     )
     assert not Path("results/comparisons/jobs", SUBMITTED).exists()
     (cluster / "sbatch").unlink()
-    assert "there is no sbatch here" in str(compare("--on", "slurm").exception)
+    assert "sbatch is not installed here" in str(compare("--on", "slurm").exception)
 
 
 def test_without_submitit_it_says_how_to_get_it(cluster, monkeypatch):
@@ -149,7 +149,7 @@ MISTAKES = {
     ("slurm", "setup=a\u2028b"): "--slurm: setup: expected a text on one line",
     ("slurm", "account=a\x1b[2J"): "--slurm: account: expected a text on one line",
     ("slurm", "qos=a\0b"): "--slurm: qos: expected a text on one line",
-    ("here", "partition=gpu"): "--slurm is for jobs: expected --on slurm or --on local-jobs beside it",
+    ("here", "partition=gpu"): "--slurm is for jobs: add --on slurm or --on local-jobs, or leave it out",
     (
         "slurn",
         "partition=gpu",

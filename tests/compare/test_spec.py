@@ -42,7 +42,7 @@ MISTAKES = {
     "rows:\n  - merging.protocol: dense\n  - {name: x}": "spec.yaml:4: rows.1: a row without values",
     "rows:\n  - merging.protocol: []": "spec.yaml:3: rows.0: merging.protocol: expected a value, or several in a list",
     "rows:\n  - merging.protocol: dense\n  - {name: x, merging.protocol: [ties, dare]}": (
-        "spec.yaml:4: rows.1: the name 'x' stands for several rows: name those of one value a key, or none"
+        "spec.yaml:4: rows.1: the name 'x' would be that of several rows: name only rows with one value for each key"
     ),
     "rows: [{name: [x], merging.protocol: dense}]": 'rows.0: expected a text, got ["x"] (a list)',
     "rows: [{merging.protocol: [dense, dense]}]": "spec.yaml:2: rows: dense occurs twice",
@@ -58,13 +58,13 @@ MISTAKES = {
     f"{ROWS}\nembedded: {{rows: [{{merging.protocol: ties}}]}}": "there is no row 'dense' under embedded. Rows: ties",
     "published: glue-t5": "spec.yaml:2: published: no published experiment is called 'glue-t5'. Did you mean",
     # keys that belong elsewhere
-    "set: {task.name: rte}": "spec.yaml:2: set: task.name is not set here: it is given by `tasks`",
-    "set: {task: {name: rte}}": "set: task.name is not set here: it is given by `tasks`",
-    "set: {training.seed: 1}": "training.seed is not set here: it is given by `seeds`",
-    "set: {output.dir: x}": "output.dir is not set here: it is given by `camex-ft compare`",
-    "rows: [{merging.protocol: dense, task.suite: qa}]": "task.suite is not set here: it is given by `tasks`",
-    "tasks: {rte: {task.name: sst2}}": "spec.yaml:2: tasks.rte: task.name is not set here",
-    "rows: [{merging.protocol: dense, profile: paper}]": "profile is not set here",
+    "set: {task.name: rte}": "spec.yaml:2: set: task.name cannot be set here: it is set by `tasks`",
+    "set: {task: {name: rte}}": "set: task.name cannot be set here: it is set by `tasks`",
+    "set: {training.seed: 1}": "training.seed cannot be set here: it is set by `seeds`",
+    "set: {output.dir: x}": "output.dir cannot be set here: it is set by `camex-ft compare`",
+    "rows: [{merging.protocol: dense, task.suite: qa}]": "task.suite cannot be set here: it is set by `tasks`",
+    "tasks: {rte: {task.name: sst2}}": "spec.yaml:2: tasks.rte: task.name cannot be set here",
+    "rows: [{merging.protocol: dense, profile: paper}]": "profile cannot be set here",
     # YAML
     "rows:\n  - merging.protocol: dense\n    merging.protocol: ties": (
         "spec.yaml:4: rows.0.merging.protocol: written twice in one mapping, here and on line 3"
@@ -104,7 +104,7 @@ def test_what_is_no_specification_at_all(write, folder):
             read_spec(name)
         assert not is_spec(name)
     with pytest.raises(
-        ConfigErrors, match="config: is missing: the configuration that every cell starts from"
+        ConfigErrors, match="config: is missing: expected the configuration that every cell starts from"
     ):
         read_spec(write("seeds: 3"))
 

@@ -14,7 +14,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from camex_ft.cli import app
-from camex_ft.compare.outcome import Outcome, write_all
+from camex_ft.compare.outcome import ComparisonOutcome, write_all
 from camex_ft.estimate.show import write_json
 from camex_ft.results.entries import entries_of, keep_result
 from camex_ft.results.plots import save
@@ -101,7 +101,7 @@ def tables(folder: Path) -> Any:
     made = Made()
     made.folder = folder  # type: ignore[attr-defined]
     entries = tuple(entries_of([RESULT]))
-    outcome: Any = Outcome(comparison=made, entries=entries, table=table_of([folder / "records"]))  # type: ignore[arg-type]
+    outcome: Any = ComparisonOutcome(comparison=made, entries=entries, table=table_of([folder / "records"]))  # type: ignore[arg-type]
     return write_all([outcome], "camex-ft compare")
 
 

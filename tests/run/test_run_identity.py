@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from camex_ft import cli, synthetic
 from camex_ft.compare.cells import make_comparison
-from camex_ft.compare.finished import entries
+from camex_ft.compare.outcome import entries
 from camex_ft.compare.spec import read_spec
 from camex_ft.config import load_config
 from camex_ft.config.identity import hash_by_name

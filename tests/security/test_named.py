@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from camex_ft.cli import app
 from camex_ft.compare.cells import Comparison, make_comparison
-from camex_ft.compare.slurm_parameters import PARAMETERS, check_folder, read_parameters
+from camex_ft.compare.places import PARAMETERS, check_folder, read_parameters
 from camex_ft.compare.spec import Spec, read_spec
 from camex_ft.config import load_config
 from camex_ft.results.entries import Entry, keep_entries
@@ -146,7 +146,7 @@ def test_what_reaches_the_script_of_a_job_is_one_line(text: str, key: str) -> No
 
 
 def test_a_folder_of_jobs_is_one_line() -> None:
-    with pytest.raises(UserError, match="cannot stand in a job's script"):
+    with pytest.raises(UserError, match="cannot be written into a job's script"):
         check_folder(Path("/a\nrm -rf ~\n/jobs"))
     check_folder(Path("/data/someone's é/jobs"))
 
