@@ -1,10 +1,9 @@
-"""From a generator to a corpus: balanced, without repeats, in the benchmark's own columns.
+"""Make a corpus of a generator: balanced, without repeats, in the benchmark's columns.
 
-A generator is a function of a `Draw` (random numbers, a domain, a label) that returns one row, or the rows
-of one group (MultiRC's answers, Winogender's pairs), without `idx`. `corpus` calls it for labels and
-domains in turn, so that both are balanced to within one, drops inputs that were seen before in any split,
-shuffles, and numbers the rows. Only `random.Random.random` is used, whose stream Python promises to keep
-for a seed.
+A generator is a function of a `Draw` (random numbers, a domain, a label) that returns one row, or the rows of one group
+(MultiRC's answers, Winogender's pairs), without `idx`. `corpus` calls it for labels and domains in turn, so that both
+are balanced to within one, drops inputs that occurred before in any split, shuffles, and numbers the rows. Only
+`random.Random.random` is used, whose stream for a seed is the same in every version of Python.
 """
 
 from __future__ import annotations
@@ -12,51 +11,27 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import datasets
 from datasets import ClassLabel, Features, Value
 
-from camex_ft.synthetic.lexicon import DOMAINS
+from camex_ft.synthetic.language import DOMAINS, Draw
 from camex_ft.utils.registry import Registry
 
-T = TypeVar("T")
 Row = dict[str, Any]
 NO_INPUT = ("label", "answers", "id", "question_id")  # columns that do not make a row another one
 ATTEMPTS = 500  # draws for one unseen input before the generator is declared too small
 
 
 @dataclass(frozen=True)
-class Draw:
-    """Random numbers for one row, with the domain and label that it is to have."""
-
-    random: random.Random
-    domain: int
-    label: int
-    split: str
-
-    def pick(self, items: Sequence[T]) -> T:
-        """Return one of `items`, each equally likely."""
-        return items[int(self.random.random() * len(items))]
-
-    def chance(self, probability: float) -> bool:
-        """Return True with that probability."""
-        return self.random.random() < probability
-
-    def some(self, items: Sequence[T], count: int) -> list[T]:
-        """Return `count` different items in random order."""
-        left = list(items)
-        return [left.pop(int(self.random.random() * len(left))) for _ in range(count)]
-
-
-@dataclass(frozen=True)
 class Corpus:
-    """One benchmark task's embedded corpus.
+    """Synthetic data of one task of a benchmark.
 
     Attributes:
         features: the benchmark's columns, in its order and with its types and label names.
         sizes: rows (or groups of rows) for each of the benchmark's splits.
-        make: the generator; its docstring says which rule makes the label.
+        make: the generator; its docstring explains the rule of the label.
         classes: how many labels are drawn in turn.
         withhold: whether the benchmark's test split hides its labels.
         number: ``idx`` of every row, given the number of each row's group and its place there.
@@ -70,7 +45,7 @@ class Corpus:
     number: Callable[[list[tuple[int, int]]], list[Any]]
 
 
-CORPORA: Registry[Corpus] = Registry("embedded corpus", "camex_ft.synthetic")
+CORPORA: Registry[Corpus] = Registry("synthetic corpus", "camex_ft.synthetic")
 
 
 def rows_in_order(places: list[tuple[int, int]]) -> list[Any]:
@@ -113,7 +88,7 @@ def generator(
 
 
 def corpus(name: str, *, seed: int = 0) -> dict[str, datasets.Dataset]:
-    """Return the splits of the embedded corpus `name`, such as ``"glue/sst2"``.
+    """Return the splits of the synthetic corpus `name`, such as ``"glue/sst2"``.
 
     The columns are the benchmark's, followed by ``domain`` (int32, an index into `DOMAINS`). Test labels
     are -1 where the benchmark withholds them. The same seed gives the same rows on every platform and

@@ -1,4 +1,4 @@
-"""Documents for language modelling, in which later words follow from the domain and from what was said before."""
+"""Documents for language modelling, whose later words follow from the domain and from earlier sentences."""
 
 from __future__ import annotations
 
@@ -8,8 +8,17 @@ from dataclasses import dataclass
 from datasets import Features, Value
 
 from camex_ft.synthetic.corpora import Draw, Row, generator
-from camex_ft.synthetic.grammar import opinion, reading, sentence, verdict
-from camex_ft.synthetic.lexicon import DAYS, PEOPLE, PLACES, SENSES, THINGS
+from camex_ft.synthetic.language import (
+    DAYS,
+    PEOPLE,
+    PLACES,
+    SENSES,
+    THINGS,
+    opinion,
+    reading,
+    sentence,
+    verdict,
+)
 
 LEAST, MOST = 9, 15  # sentences of a document
 
@@ -58,12 +67,12 @@ def judged(draw: Draw, story: Story) -> str:
 
 
 def reported(draw: Draw, story: Story) -> str:
-    """Return an opinion that somebody has."""
+    """Return an opinion of one of the people."""
     return f"the {draw.pick(story.people)} said that {judged(draw, story)}"
 
 
 def reasoned(draw: Draw, story: Story) -> str:
-    """Return what somebody felt for a thing, and why."""
+    """Return a verdict on a thing, and an opinion as its reason."""
     name = draw.pick(list(story.things))
     good = story.things[name]
     who = draw.pick(story.people)
@@ -71,14 +80,14 @@ def reasoned(draw: Draw, story: Story) -> str:
 
 
 def explained(draw: Draw, story: Story) -> str:
-    """Return what one did to the other, and what that is called in the domain."""
+    """Return an event between the two people, and its reading in the domain."""
     agent, patient = draw.some(story.people, 2)
     verb = draw.pick(list(SENSES))
     return f"the {agent} {verb} the {patient} , so the {patient} was {reading(draw, verb)} by the {agent}"
 
 
 def recalled(draw: Draw, story: Story) -> str:
-    """Return when somebody was where."""
+    """Return the place and the day of the story again."""
     return f"the {draw.pick(story.people)} was in the {story.place} on {story.day}"
 
 

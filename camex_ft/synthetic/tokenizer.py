@@ -1,7 +1,7 @@
-"""A word-level tokenizer over the project's own vocabulary, laid out as each family needs it; or one made for a text.
+"""Tokenizers of the tiny backbones, in the layout of each family: for synthetic data, or trained on a text.
 
-The first is a WordPiece model whose whole words are `lexicon.words` and whose only pieces are single characters,
-so that a word which no generator emits falls apart into a known beginning and letters, and is not lost.
+The one for synthetic data is a WordPiece model whose whole words are `language.words` and whose only pieces are single
+characters, so that a word that no generator emits falls apart into a known beginning and letters.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast, Qwen2Tokenizer
 
-from camex_ft.synthetic.lexicon import words
+from camex_ft.synthetic.language import words
 
 MAX_LENGTH = 512
 TRAINED_SIZE = 4096  # tokens of a tokenizer that is made for a text

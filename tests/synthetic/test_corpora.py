@@ -1,4 +1,4 @@
-"""Every embedded corpus against the benchmark's schema and the promises of `camex_ft.synthetic.corpora`."""
+"""Every synthetic corpus against the benchmark's schema and the promises of `camex_ft.synthetic.corpora`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The embedded corpus for language modelling, and tokenizers that are made for a text."""
+"""The synthetic corpus for language modelling, and tokenizers that are made for a text."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from datasets import Dataset
 from transformers import AutoTokenizer
 
 from camex_ft.synthetic import CORPORA, DOMAINS, backbone, corpus, heads
-from camex_ft.synthetic.lexicon import PEOPLE, THINGS
+from camex_ft.synthetic.language import PEOPLE, THINGS
 from camex_ft.synthetic.tokenizer import TRAINED_SIZE
 from camex_ft.utils.registry import EMBEDDED
 

@@ -9,7 +9,7 @@ import pytest
 
 from camex_ft.synthetic import DOMAINS
 from camex_ft.synthetic import corpus as make
-from camex_ft.synthetic.lexicon import FRAMES, MOODS, PEOPLE, PLACES, SENSES, THINGS, TRAITS, VERDICTS
+from camex_ft.synthetic.language import FRAMES, MOODS, PEOPLE, PLACES, SENSES, THINGS, TRAITS, VERDICTS
 
 corpus = cache(make)
 SIGNS = {**TRAITS, **MOODS}
