@@ -18,8 +18,8 @@ from camex_ft.moe.layers.low_rank_expert_linear import LowRankLinear
 from camex_ft.moe.merging.base_expert import Bases, gram_matrix
 from camex_ft.results import RunFolder, load_record
 from camex_ft.results.entries import Result
-from camex_ft.results.plots import series as by_layer
 from camex_ft.results.plots import of_inspection, of_run, save
+from camex_ft.results.plots import series as by_layer
 from camex_ft.results.record import Record, all_finite, dumps
 from camex_ft.results.report import Picture, Section, write_report
 from camex_ft.run.inference import load_trained, read_run
