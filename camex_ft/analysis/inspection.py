@@ -21,7 +21,7 @@ from camex_ft.results.entries import Result
 from camex_ft.results.plots import of_inspection, of_run, save
 from camex_ft.results.plots import series as by_layer
 from camex_ft.results.record import Record, all_finite, dumps
-from camex_ft.results.report import Picture, Section, write_report
+from camex_ft.results.report import Picture, ReportSection, write_report
 from camex_ft.run.inference import load_trained, read_run
 from camex_ft.run.steps import quieten
 from camex_ft.upcycling import cached, expert_layers
@@ -80,11 +80,11 @@ def inspect(run_folder: Path | str, out: Path | str | None = None) -> Path:
     notes = [f"{name}: left out, since {reason}" for name, reason in choice.left_out.items()]
     return write_report(
         [
-            Section(
+            ReportSection(
                 title=title, text=_summary(record, experts=bool(similarities)), command=record.run.command
             ),
-            Section(title="Pictures", pictures=pictures),
-            *([Section(title="Left out", notes=notes)] if notes else []),
+            ReportSection(title="Pictures", pictures=pictures),
+            *([ReportSection(title="Left out", notes=notes)] if notes else []),
         ],
         target / "inspection.html",
     )

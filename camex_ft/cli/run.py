@@ -58,7 +58,7 @@ def run(
         if placed is not None and placed.all > 1:
             again = ["run", config, *(overrides or []), *(["--force"] if force else [])]
             raise typer.Exit(launch(placed, again, written))
-        from camex_ft.results.disk import full_disk
+        from camex_ft.results.run_folder import full_disk
         from camex_ft.run import pipeline  # after the checks, which need less
 
         with full_disk(written.output.dir), listening(rank.signals()):

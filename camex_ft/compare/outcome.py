@@ -18,7 +18,7 @@ from camex_ft.results.entries import Entry, Result, read_results
 from camex_ft.results.experiment import has_settings
 from camex_ft.results.plots import choose, save, source
 from camex_ft.results.render import render
-from camex_ft.results.report import Picture, Section, write_report
+from camex_ft.results.report import Picture, ReportSection, write_report
 from camex_ft.results.tables import Table, make_table
 from camex_ft.utils.durable import write_atomically
 from camex_ft.utils.errors import UserError
@@ -100,7 +100,7 @@ def outcome(comparison: Comparison, results: Sequence[Result] | None = None) -> 
     return ComparisonOutcome(comparison=comparison, entries=found, table=table)
 
 
-def write(result: ComparisonOutcome, command: str) -> Section:
+def write(result: ComparisonOutcome, command: str) -> ReportSection:
     """Write an outcome's tables and pictures into the comparison's folder; return its section of a report."""
     folder = result.comparison.folder
     folder.mkdir(parents=True, exist_ok=True)
@@ -114,7 +114,7 @@ def write(result: ComparisonOutcome, command: str) -> Section:
         caption = chosen.captions[name]
         pictures.append(Picture(png=file.read_bytes(), alt=caption, caption=caption))
     about = result.comparison.spec.about
-    return Section(
+    return ReportSection(
         title=result.comparison.title,
         text=[*([about] if about else []), _summary(result)],
         command=command,
@@ -133,7 +133,7 @@ def write_all(outcomes: Sequence[ComparisonOutcome], command: str) -> Path:
     """
     sections = [write(result, command) for result in outcomes]
     if len(sections) > 1:
-        sections = [Section(title="Comparisons", text=[f"{len(sections)} comparisons."]), *sections]
+        sections = [ReportSection(title="Comparisons", text=[f"{len(sections)} comparisons."]), *sections]
     return write_report(sections, outcomes[0].comparison.output / REPORT)
 
 

@@ -50,7 +50,7 @@ def perform(request: Mapping[str, Any], tell: Callable[[dict[str, Any]], None] |
         tell: called with the step and the number of steps, every now and then.
     """
     from camex_ft.config import load_config
-    from camex_ft.results.disk import full_disk
+    from camex_ft.results.run_folder import full_disk
     from camex_ft.run import pipeline
 
     # the command of the record: the one that runs the cell alone

@@ -13,8 +13,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from camex_ft import upcycling
 from camex_ft.exporting.show import numbers, sections
 from camex_ft.results.card import NAME, card
-from camex_ft.results.disk import full_disk
 from camex_ft.results.record import dumps
+from camex_ft.results.run_folder import full_disk
 from camex_ft.tasks.base import Task
 from camex_ft.utils.durable import unfinished, whole_folder
 from camex_ft.utils.errors import UserError

@@ -1,26 +1,45 @@
-"""Finished runs, and the cells of a grid that they fill: what tables, pictures and reports are made of."""
+"""Finished runs, the cells of a grid that they fill, and checks that the runs of a table belong together."""
 
 from __future__ import annotations
 
 import json
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
 from typing import Any
 
-from camex_ft.results.folder import RunFolder, find_done
+from camex_ft.config.identity import WITHOUT_EFFECT
 from camex_ft.results.record import Record, load_record
+from camex_ft.results.run_folder import RunFolder, find_done
 from camex_ft.utils.durable import write_atomically
 from camex_ft.utils.errors import UserError
+from camex_ft.utils.escaping import quoted
 from camex_ft.utils.logs import read_lines
 
-SECTIONS = ("merging", "routing", "upcycle")
+SECTIONS = ("merging", "routing", "upcycle")  # of the configuration, in which rows may differ
 PROTOCOL = "merging.protocol"
+BACKBONE = "backbone"
 HISTORY = ".history.jsonl"
-LONGEST = 150  # characters of a kept record's name; a file system takes 255
+LONGEST = 150  # characters of a file's name before the seed; a file system takes 255
+
+MUST_AGREE: dict[str, Callable[[Record], object]] = {
+    "profile": lambda r: r.run.profile,
+    BACKBONE: lambda r: r.backbone,
+    "backbone (sha256)": lambda r: r.model.backbone_sha256 and r.model.backbone_sha256[:12],
+    "primary metric": lambda r: r.metrics.primary,
+    "data (sha256)": lambda r: r.data.sha256[:12],
+}
+NOTED: dict[str, Callable[[Record], object]] = {
+    "commit": lambda r: (r.environment.commit or "unknown")[:8],
+    "device": lambda r: r.cost.device,
+    "host": lambda r: r.environment.host,
+}
+# Keys and sections without a note: they have no effect, or a record says the same elsewhere.
+UNNOTED = {"profile", BACKBONE, "training.seed", *(f"training.{key}" for key in WITHOUT_EFFECT)}
+UNNOTED_SECTIONS = {"output", "data"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +48,7 @@ class Result:
 
     Attributes:
         record: its record.
-        history: the lines of its history.jsonl; none where it was not kept.
+        history: the lines of its history.jsonl; empty if there is none.
     """
 
     record: Record
@@ -43,9 +62,9 @@ class Entry:
     Attributes:
         task: its id, such as "glue/sst2".
         row: label of the row, such as "ties-ca" or "ties-ca, alpha 0.5".
-        keys: what makes the row, by configuration key; neither task nor seed.
+        keys: the configuration keys that define the row, with their values; neither task nor seed.
         seed: of the run.
-        result: None where it has not been run, or has failed.
+        result: None if the cell has not been run, or has failed.
     """
 
     task: str
@@ -54,13 +73,22 @@ class Entry:
     keys: Mapping[str, Any] = field(default_factory=dict)
     result: Result | None = None
 
+    @property
+    def record(self) -> Record:
+        """The record of a finished cell."""
+        assert self.result is not None, "the cell has not been run"
+        return self.result.record
+
+
+# -- files ------------------------------------------------------------------------------------------------------------
+
 
 def read_results(folder: Path | str) -> list[Result]:
     """Return the finished runs of a folder, sorted by name.
 
     Args:
-        folder: one of records (``NAME.json``, beside it ``NAME.history.jsonl`` where it was kept), or an output folder,
-            with ``runs/*/record.json``.
+        folder: a folder of records (``NAME.json``, and ``NAME.history.jsonl`` if the history was saved), or an output
+            folder with ``runs/*/record.json``.
 
     Raises:
         UserError: there is no record in it, or one is broken.
@@ -68,10 +96,10 @@ def read_results(folder: Path | str) -> list[Result]:
     folder = Path(folder)
     if (folder / "runs").is_dir():
         runs = [RunFolder(path) for path in sorted((folder / "runs").iterdir()) if path.is_dir()]
-        found = [(find_done(run), run) for run in runs]
+        records = [(find_done(run), run) for run in runs]
         results = [
             Result(record=record, history=tuple(run.read_history()))
-            for record, run in found
+            for record, run in records
             if record is not None
         ]
     else:
@@ -80,29 +108,30 @@ def read_results(folder: Path | str) -> list[Result]:
             for file in sorted(folder.glob("*.json"))
         ]
     if not results:
-        raise UserError(f"{folder}: no records here; expected NAME.json files, or runs/NAME/record.json")
+        raise UserError(f"{folder}: no records here. Expected files NAME.json or runs/NAME/record.json")
     return results
 
 
 def keep_entries(entries: Sequence[Entry], folder: Path | str) -> int:
-    """Write the results of these cells into a folder, named by task, row and seed; return how many there are.
+    """Write the results of these cells into a folder, named by task, row and seed; return their number.
 
-    Rows that would have the same name, or are cut to it, are numbered.
+    Rows whose names would be equal, in upper or lower case, are numbered.
     """
-    done = [(entry, entry.result) for entry in entries if entry.result is not None]
+    finished = done(entries)
     taken: set[str] = set()
-    for entry, result in done:
+    for entry in finished:
         words = f"{entry.task.rpartition('/')[2]}-{entry.row}"
         stem = re.sub(r"[^A-Za-z0-9_.-]+", "-", words)[:LONGEST].lstrip(".")
         names = (f"{stem}{f'-{n}' if n > 1 else ''}-seed{entry.seed}" for n in count(1))
         name = next(name for name in names if name.casefold() not in taken)
-        taken.add(name.casefold())  # file systems that do not tell upper from lower case
-        keep_result(result, folder, name)
-    return len(done)
+        taken.add(name.casefold())
+        assert entry.result is not None
+        keep_result(entry.result, folder, name)
+    return len(finished)
 
 
 def keep_result(result: Result, folder: Path | str, name: str) -> None:
-    """Write a result as ``NAME.json`` and ``NAME.history.jsonl``, the form that `read_results` reads."""
+    """Write a result as ``NAME.json`` and ``NAME.history.jsonl``, for `read_results`."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     lines = "".join(json.dumps(line) + "\n" for line in result.history)
@@ -110,11 +139,19 @@ def keep_result(result: Result, folder: Path | str, name: str) -> None:
     write_atomically(folder / f"{name}.json", result.record.to_json())
 
 
-def entries_of(results: Sequence[Result]) -> list[Entry]:
-    """Return the cells that finished runs fill, one row a protocol and way to run it, by task and row.
+# -- rows -------------------------------------------------------------------------------------------------------------
 
-    Where the runs of one protocol on a task differ in how they merge, route or upcycle, each way is a row, named by
-    what differs.
+
+def done(entries: Iterable[Entry]) -> list[Entry]:
+    """Return the finished cells."""
+    return [entry for entry in entries if entry.result is not None]
+
+
+def entries_of(results: Sequence[Result]) -> list[Entry]:
+    """Return the cells that finished runs fill, by task and row.
+
+    The runs of one protocol on a task are one row. If they differ in how they merge, route or upcycle, each setting is
+    a row, named by the keys that differ.
     """
     by_task: dict[str, dict[str, list[Result]]] = defaultdict(lambda: defaultdict(list))
     for result in results:
@@ -122,33 +159,40 @@ def entries_of(results: Sequence[Result]) -> list[Entry]:
     return [
         entry
         for _, protocols in sorted(by_task.items())
-        for _, some in sorted(protocols.items())
-        for entry in _entries(some)
+        for _, same_protocol in sorted(protocols.items())
+        for entry in _entries(same_protocol)
     ]
-
-
-def row_label(keys: Mapping[str, Any]) -> str:
-    """Return the label of a row: its protocol, then the other keys' last names with their values."""
-    others = [f"{name_of(key)} {_short(value)}" for key, value in keys.items() if key != PROTOCOL]
-    return ", ".join([*([str(keys[PROTOCOL])] if PROTOCOL in keys else []), *others])
-
-
-def name_of(key: str) -> str:
-    """Return what a key is called in a label: "merging.curvature.rank" is "rank", "merging.curvature.kind" both."""
-    *above, last = key.split(".")
-    return last if last != "kind" or not above else f"{above[-1]} {last}"
 
 
 def _entries(results: Sequence[Result]) -> list[Entry]:
     """Return the cells of one protocol on one task."""
-    flat = [dict(leaves({s: r.record.config.get(s) for s in SECTIONS})) for r in results]
-    differing = sorted({k for f in flat for k in f if len({str(other.get(k)) for other in flat}) > 1})
-    made = []
-    for values, result in zip(flat, results, strict=True):
-        keys = {PROTOCOL: result.record.protocol, **{key: values.get(key) for key in differing}}
+    settings = [dict(leaves({s: r.record.config.get(s) for s in SECTIONS})) for r in results]
+    names = sorted({name for values in settings for name in values})
+    differing = [name for name in names if len({str(values.get(name)) for values in settings}) > 1]
+    entries = []
+    for values, result in zip(settings, results, strict=True):
         record = result.record
-        made.append(Entry(task=record.task, row=row_label(keys), keys=keys, seed=record.seed, result=result))
-    return sorted(made, key=lambda e: ([str(e.keys[k]) for k in differing], e.seed))
+        keys = {PROTOCOL: record.protocol, **{key: values.get(key) for key in differing}}
+        entries.append(
+            Entry(task=record.task, row=row_label(keys), keys=keys, seed=record.seed, result=result)
+        )
+    return sorted(entries, key=lambda e: ([str(e.keys[k]) for k in differing], e.seed))
+
+
+def row_label(keys: Mapping[str, Any]) -> str:
+    """Return the label of a row: its protocol, then the last parts of the other keys with their values."""
+    others = [
+        f"{name_of(key)} {f'{value:.4g}' if isinstance(value, float) else value}"
+        for key, value in keys.items()
+        if key != PROTOCOL
+    ]
+    return ", ".join([*([str(keys[PROTOCOL])] if PROTOCOL in keys else []), *others])
+
+
+def name_of(key: str) -> str:
+    """Return the name of a key in a label: "rank" for "merging.curvature.rank"; "curvature kind" keeps two parts."""
+    *above, last = key.split(".")
+    return last if last != "kind" or not above else f"{above[-1]} {last}"
 
 
 def leaves(tree: object, path: str = "") -> Iterator[tuple[str, object]]:
@@ -160,5 +204,96 @@ def leaves(tree: object, path: str = "") -> Iterator[tuple[str, object]]:
         yield from leaves(value, f"{path}.{key}" if path else str(key))
 
 
-def _short(value: object) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+# -- agreement of the runs of a table ---------------------------------------------------------------------------------
+
+
+def refuse_mixture(task: str, runs: Sequence[Entry]) -> None:
+    """Raise an error if the finished cells of one task do not belong to one experiment.
+
+    Raises:
+        UserError: they differ in profile, backbone, primary metric or data, or a row has a seed twice.
+    """
+    for name, value in MUST_AGREE.items():
+        # rows may have different backbones if the backbone is one of their keys
+        by_row = name.startswith(BACKBONE) and all(BACKBONE in run.keys for run in runs)
+        for group in _groups(runs, lambda run: run.row).values() if by_row else [runs]:
+            known = [run for run in group if value(run.record) is not None]  # older records lack some
+            groups = _groups(known, lambda run, value=value: value(run.record))  # type: ignore[misc]
+            if len(groups) > 1:
+                values = "; ".join(f"{text} ({who(some)})" for text, some in groups.items())
+                raise UserError(
+                    f"{task}: the runs differ in {name}, so one table can't hold them: {values}. Make a table of each, "
+                    "or run them again with the same settings"
+                )
+    for cell in _groups(runs, lambda run: (run.row, run.seed)).values():
+        if len(cell) > 1:
+            names = ", ".join(run.record.run.name for run in cell)
+            raise UserError(
+                f"{task}: row '{cell[0].row}' has seed {cell[0].seed} {len(cell)} times ({names}); expected one run a "
+                "seed. Put the runs of each setting into a folder of their own"
+            )
+
+
+def cautions(runs: Sequence[Entry]) -> list[str]:
+    """Return the notes of a table: differences between its runs in circumstances and configuration."""
+    notes = [_difference(name, runs, value) for name, value in NOTED.items()]
+    notes += [_difference("versions", runs, _versions(runs)), *_configurations(runs)]
+    dirty = [run for run in runs if run.record.environment.dirty]
+    if dirty:
+        some = f"all {len(runs)} runs" if len(dirty) == len(runs) else who(dirty)
+        notes.append(f"run with uncommitted changes: {some}")
+    return [note for note in notes if note]
+
+
+def who(runs: Iterable[Entry]) -> str:
+    """Return "`dense` 0, 1; `ties` 0": rows and seeds."""
+    rows: dict[str, list[int]] = defaultdict(list)
+    for run in runs:
+        rows[run.row].append(run.seed)
+    return "; ".join(f"{quoted(row)} {', '.join(map(str, sorted(seeds)))}" for row, seeds in rows.items())
+
+
+def _groups(runs: Iterable[Entry], value: Callable[[Entry], object]) -> dict[str, list[Entry]]:
+    groups: dict[str, list[Entry]] = defaultdict(list)
+    for run in runs:
+        groups[str(value(run))].append(run)
+    return groups
+
+
+def _difference(name: str, runs: Sequence[Entry], value: Callable[[Record], object]) -> str:
+    groups = _groups(runs, lambda run: value(run.record))
+    if len(groups) < 2:
+        return ""
+    *few, (most, rest) = sorted(groups.items(), key=lambda group: len(group[1]))
+    others = f"the other {len(rest)}" if len(rest) > 1 else who(rest)
+    return f"different {name}: {', '.join(f'{v} ({who(some)})' for v, some in few)}, {most} ({others})"
+
+
+def _versions(runs: Sequence[Entry]) -> Callable[[Record], str]:
+    """Return a function that names a record's versions of the packages in which the records differ."""
+    versions = [run.record.environment.versions for run in runs]
+    known = set.intersection(*map(set, versions)) if versions else set()
+    differing = [name for name in sorted(known) if len({of_run[name] for of_run in versions}) > 1]
+    return lambda record: " ".join(f"{name} {record.environment.versions[name]}" for name in differing)
+
+
+def _configurations(runs: Sequence[Entry]) -> Iterator[str]:
+    """Yield the keys that differ between runs and do not define rows, with their values.
+
+    Keys of merging, routing and upcycling may differ between rows, and are noted only if they differ within one.
+    """
+    settings = [(run, dict(leaves(run.record.config))) for run in runs]
+    for key in sorted({key for _, values in settings for key in values}):
+        section = key.partition(".")[0]
+        if key in UNNOTED or section in UNNOTED_SECTIONS or any(key in run.keys for run in runs):
+            continue
+        having = [(run, values[key]) for run, values in settings if key in values]
+        if section in SECTIONS:
+            of_row: dict[str, set[str]] = defaultdict(set)
+            for run, value in having:
+                of_row[run.row].add(str(value))
+            having = [(run, value) for run, value in having if len(of_row[run.row]) > 1]
+        by_record = {id(run.record): value for run, value in having}
+        note = _difference(key, [run for run, _ in having], lambda r, by=by_record: by[id(r)])  # type: ignore[misc]
+        if note:
+            yield note

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from camex_ft.config import Config, config_hash, load_config
 from camex_ft.config.identity import hash_by_name
-from camex_ft.results.folder import RunFolder, find_done
 from camex_ft.results.record import Record
+from camex_ft.results.run_folder import RunFolder, find_done
 from camex_ft.utils.errors import UserError
 
 SHOWN = 12  # digits of a SHA-256

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from camex_ft.results.record import Environment
+from camex_ft.results.record import Software
 
 # The core dependencies of setup.cfg: their versions decide what a run computes.
 PACKAGES = (
@@ -80,10 +80,10 @@ def host_kind(gpus: Sequence[str] = ()) -> str:
     return f"cpu-{cores}"
 
 
-def environment(*, gpus: Sequence[str] = ()) -> Environment:
+def environment(*, gpus: Sequence[str] = ()) -> Software:
     """Return the record's entry for the software and the kind of host; `gpus` are the names of those in use."""
     commit, dirty = source_state()
-    return Environment(versions=versions(), commit=commit, dirty=dirty, host=host_kind(gpus))
+    return Software(versions=versions(), commit=commit, dirty=dirty, host=host_kind(gpus))
 
 
 def command_line(argv: Sequence[str] | None = None) -> str:

@@ -39,7 +39,7 @@ def experiments() -> tuple[str, ...]:
     return tuple(_load()["experiments"])
 
 
-def published(name: str, task: str, row: str) -> tuple[Published, ...]:
+def published_numbers(name: str, task: str, row: str) -> tuple[Published, ...]:
     """Return what is published of a row, one number a source; empty where nothing is known.
 
     Args:

@@ -1,7 +1,7 @@
 """The record of a run: the schema of ``record.json``.
 
-Everything that a table or a comparison needs is in it, and nothing that differs from run to run for no reason: no
-absolute path, no host name. It is strict JSON: a number that is not finite becomes ``null``.
+It holds everything that a table or a comparison needs, and nothing that differs between equal runs: no absolute path,
+no host name. It is strict JSON: a number that is not finite becomes ``null``.
 """
 
 from __future__ import annotations
@@ -9,9 +9,11 @@ from __future__ import annotations
 import json
 import math
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import numpy as np
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from camex_ft.utils.errors import UserError
@@ -40,13 +42,13 @@ Count = Annotated[int, Field(ge=0, lt=2**63)]
 Tree = Annotated[dict[str, Any], BeforeValidator(all_finite)]
 
 
-class Section(BaseModel):
+class RecordSection(BaseModel):
     """A part of the record: immutable, and without keys that the schema does not know."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class Run(Section):
+class Run(RecordSection):
     """The run itself.
 
     `profile` is the one in force, `profile_reason` says why it was picked; `started` is UTC, ISO 8601; `exit` is the
@@ -65,12 +67,12 @@ class Run(Section):
     resumed: Count | None = None
 
 
-class Metrics(Section):
+class Metrics(RecordSection):
     """Validation metrics: `primary` names what `best` and `last` hold; `all` is everything of the model that is kept.
 
     `per_epoch` holds the evaluations during training. The final evaluation counts as one more where the model of the
     last step is kept and had none: without evaluations in training `best` and `last` are both of the final one.
-    `correct` tells which rows of the deciding split the best model got right: see `camex_ft.results.correctness`.
+    `correct` tells which rows of the deciding split the best model got right: see `camex_ft.results.record`.
     """
 
     primary: str
@@ -84,7 +86,7 @@ class Metrics(Section):
     correct: str | None = None
 
 
-class LayerRouting(Section):
+class RoutingStatistics(RecordSection):
     """Routing of the validation inputs by one layer: see `camex_ft.results.routing`. `nmi` needs known domains.
 
     `by` holds the mean routing weights [N] of the inputs of a kind: ``{"label": {"entailment": [...], ...}, ...}``.
@@ -96,21 +98,21 @@ class LayerRouting(Section):
     by: dict[str, dict[str, list[Number]]] = Field(default_factory=dict)
 
     @model_validator(mode="after")
-    def _of_the_same_experts(self) -> LayerRouting:
+    def _of_the_same_experts(self) -> RoutingStatistics:
         count = len(self.load)
         if any(not kinds or any(len(w) != count for w in kinds.values()) for kinds in self.by.values()):
             raise ValueError(f"expected routing weights of the {count} experts of its load")
         return self
 
 
-class LayerCurvature(Section):
+class LayerCurvature(RecordSection):
     """Per expert, how far the curvature is from the identity (relative) and, where cheap, its condition number."""
 
     distance: list[Number]
     condition: list[Number] | None = None
 
 
-class Model(Section):
+class Model(RecordSection):
     """Parameters: all, trained ones, those that one token meets; FLOPs of a forward pass a token; a tokenizer that was
     made for the text; SHA-256 of the backbone's content (`camex_ft.backbones.content`), None for an embedded one and in
     records of versions that did not have it."""
@@ -123,7 +125,7 @@ class Model(Section):
     backbone_sha256: str | None = None
 
 
-class Cost(Section):
+class Cost(RecordSection):
     """Cost of training, on which kind of device ("cpu", "NVIDIA H100 80GB HBM3 x 2"), in how many processes.
 
     Rows and tokens are counted, tokens without padding; memory is that of the process that took most; `rows_a_step` are
@@ -144,7 +146,7 @@ class Cost(Section):
     rows: Count | None = None
 
 
-class Data(Section):
+class Data(RecordSection):
     """Data of training and evaluation: `id` is a hub id, a folder's name or the embedded corpus's."""
 
     source: Literal["hub", "disk", "embedded"]
@@ -153,7 +155,7 @@ class Data(Section):
     sha256: str
 
 
-class Environment(Section):
+class Software(RecordSection):
     """The software: versions of Python and the core packages, commit of the sources (None if unknown), kind of host."""
 
     versions: dict[str, str]
@@ -162,7 +164,7 @@ class Environment(Section):
     host: str
 
 
-class Record(Section):
+class Record(RecordSection):
     """One run, in full. `routing` and `curvature` map a layer's name to its statistics; both are empty for `dense`."""
 
     run: Run
@@ -172,12 +174,12 @@ class Record(Section):
     backbone: str
     seed: int
     metrics: Metrics
-    routing: dict[str, LayerRouting] = Field(default_factory=dict)
+    routing: dict[str, RoutingStatistics] = Field(default_factory=dict)
     curvature: dict[str, LayerCurvature] = Field(default_factory=dict)
     model: Model
     cost: Cost
     data: Data
-    environment: Environment
+    environment: Software
 
     @model_validator(mode="after")
     def _of_as_many_experts_everywhere(self) -> Record:
@@ -216,3 +218,25 @@ def load_record(path: Path | str) -> Record:
         raise UserError(
             f"{file}: not a record of this version of camex_ft ({where}: {first['msg']})"
         ) from error
+
+
+# -- correct rows, one bit each ---------------------------------------------------------------------------------------
+
+
+def pack(correct: Sequence[bool] | np.ndarray) -> str:
+    """Return ``<rows>:<hexadecimal digits>`` of one bit a row, 1 = right, the first row in the highest bit.
+
+    Args:
+        correct: [rows], bool.
+    """
+    bits = np.asarray(correct, dtype=bool)
+    return f"{len(bits)}:{np.packbits(bits).tobytes().hex()}"
+
+
+def unpack(text: str) -> np.ndarray:
+    """Return what `pack` was given; [rows], bool. `ValueError` for other text."""
+    rows, _, digits = text.partition(":")
+    bits = np.unpackbits(np.frombuffer(bytes.fromhex(digits), dtype=np.uint8))
+    if not 0 <= len(bits) - int(rows) < 8:
+        raise ValueError(f"{len(bits)} bits for {rows} rows")
+    return bits[: int(rows)].astype(bool)

@@ -1,6 +1,6 @@
 """Tables as Markdown, LaTeX, CSV, HTML or text.
 
-``python -m camex_ft.results.render FOLDER ...`` prints that of the records in these folders, in Markdown.
+``python -m camex_ft.results.render FOLDER ...`` prints the table of the records in these folders, in Markdown.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import io
 import shutil
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,221 @@ from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from camex_ft.results.cells import Cell, Grid, legend, overview, scores, tests
+from camex_ft.results.closing_summary import duration
 from camex_ft.results.entries import entries_of, read_results
-from camex_ft.results.tables import Panel, Row, Table, make_table
+from camex_ft.results.statistics import PairedComparison
+from camex_ft.results.tables import Panel, Row, Scores, Table, make_table
 from camex_ft.utils import escaping
 from camex_ft.utils.errors import UserError, nearest
 from camex_ft.utils.escaping import latex, markdown, one_line
+
+# -- cells as text ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class TableCell:
+    """Text, as it is in Unicode. `code` is a name of the package, `strong` the best of its column."""
+
+    text: str
+    code: bool = False
+    strong: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class TableGrid:
+    """One table to write: a caption, headings, rows of as many cells, the first of which names the row."""
+
+    caption: str
+    head: tuple[str, ...]
+    rows: tuple[tuple[TableCell, ...], ...]
+
+
+def overview(table: Table) -> TableGrid:
+    """Return rows x tasks, of the best epochs (or evaluations); rows in the order in which they first come."""
+    labels = list(dict.fromkeys(row.label for panel in table.panels for row in panel.rows))
+    found = [{row.label: row for row in panel.rows} for panel in table.panels]
+    rows = [
+        (
+            TableCell(text=label, code=True),
+            *(_score(of[label]) if label in of else TableCell(text="") for of in found),
+        )
+        for label in labels
+    ]
+    head = (
+        "row",
+        *(f"{panel.task} ({panel.metric})" if panel.metric else panel.task for panel in table.panels),
+    )
+    return TableGrid(caption=f"Best {_moment(table.panels)}", head=head, rows=tuple(rows))
+
+
+def scores(panel: Panel) -> TableGrid:
+    """Return a task's scores and costs, and what is published, one column a source."""
+    sources = list(dict.fromkeys(number.source for row in panel.rows for number in row.published))
+    moment = panel.moment
+    head = ("row", "seeds", f"best {moment}", f"last {moment}", "parameters", "time", "memory")
+    rows = [
+        (
+            TableCell(text=row.label, code=True),
+            TableCell(text=", ".join(map(str, row.seeds))),
+            _score(row),
+            TableCell(text=spread(row.last)),
+            TableCell(text="" if row.parameters is None else f"{row.parameters / 1e6:.3g} M"),
+            TableCell(text="" if row.seconds is None else duration(row.seconds)),
+            TableCell(text="" if row.memory is None else f"{row.memory:,.0f} MB"),
+            *(TableCell(text=_published(row, source)) for source in sources),
+        )
+        for row in panel.rows
+    ]
+    grid = TableGrid(caption=_caption(panel), head=(*head, *sources), rows=tuple(rows))
+    return _without_empty_columns(grid)
+
+
+def tests(panel: Panel, table: Table) -> TableGrid | None:
+    """Return a task's comparisons with the baseline; None where there is nothing to compare."""
+    against = [(row, row.against) for row in panel.rows if row.against is not None and row.against.seeds]
+    if not against:
+        return None
+    percent = f"{100 * (1 - table.level):g}% interval"
+    head = ("row", "pairs", "difference", percent, "effect", "p (t)", "p (bootstrap)", "p (Holm)", "McNemar")
+    rows = [
+        (
+            TableCell(text=row.label, code=True),
+            TableCell(text=str(len(c.seeds))),
+            TableCell(text=_signed(c.difference)),
+            TableCell(text=_interval(c.low, c.high)),
+            TableCell(text=_effect(c)),
+            TableCell(text=p_value(c.p_t)),
+            TableCell(text=p_value(c.p_bootstrap)),
+            TableCell(text=p_value(row.p_holm), strong=row.p_holm is not None and row.p_holm < table.level),
+            TableCell(text=_mcnemar(c)),
+        )
+        for row, c in against
+    ]
+    grid = TableGrid(caption=f"{panel.task} against {table.baseline}", head=head, rows=tuple(rows))
+    return _without_empty_columns(grid)
+
+
+def _moment(panels: Sequence[Panel]) -> str:
+    """Return what scores are of: an epoch, or an evaluation where any run was not evaluated by epochs."""
+    return next((panel.moment for panel in panels if panel.moment != "epoch"), "epoch")
+
+
+def legend(tables: Sequence[Table]) -> list[str]:
+    """Return what the signs in these tables mean, one sentence an entry, only of those that are there."""
+    panels = [panel for table in tables for panel in table.panels]
+    rows = [row for panel in panels for row in panel.rows]
+    level = f"{100 * tables[0].level:g}%" if tables else "5%"
+    said = []
+    if any(len(row.seeds) > 1 for row in rows):
+        said.append("±: sample standard deviation over the seeds.")
+    if any(panel.scale != 1 for panel in panels):
+        less = any(panel.scale == 1 for panel in panels)
+        said.append("Scores are in hundredths" + ("; where less is better, as they are." if less else "."))
+    if any(row.mark == "best" for row in rows):
+        mean = "mean" if any(len(row.seeds) > 1 for row in rows) else "score"
+        level_rows = any(row.mark == "level" for row in rows)
+        said.append(
+            f"Bold: best {mean} of the task."
+            + (
+                f" =: not significantly worse than the best (paired t-test, Holm within the task, {level}), which is "
+                "no proof of being as good."
+                if level_rows
+                else ""
+            )
+        )
+    if any(row.against is not None and row.against.p_t is not None for row in rows):
+        counts = {table.comparisons for table in tables if table.comparisons}
+        over = (
+            f"all {counts.pop()} comparisons of the table"
+            if len(counts) == 1
+            else "all comparisons of its table"
+        )
+        said.append(
+            f"Differences are of best {_moment(panels)}s, paired by seed, with the interval of the t-test. Effect: "
+            "Hedges' g, with the interval of the difference in standard deviations. p: paired t-test, studentised "
+            f"bootstrap, and the t-test's after Holm's correction over {over}; bold below {level}."
+        )
+    if any(row.against is not None and row.against.mcnemar is not None for row in rows):
+        said.append(
+            "McNemar: validation rows that the row's models have right and the baseline's wrong, and the reverse, "
+            "summed over seeds; twice the median p of the seeds. It is about these models, not about the protocol."
+        )
+    cited = {n.source: n for row in rows for n in row.published}
+    said += [
+        f"{n.source}: {n.cite}; {n.read}; {n.setting}. In brackets ours minus it." for n in cited.values()
+    ]
+    return said
+
+
+def spread(of: Scores) -> str:
+    """Return "83.03 ± 0.98", without the second part for one seed, and nothing for none."""
+    if of.mean is None:
+        return ""
+    return f"{of.mean:.2f}" + ("" if of.sd is None else f" ± {of.sd:.2f}")
+
+
+def p_value(p: float | None) -> str:
+    """Return a p-value with two digits that count, "<0.001" below that."""
+    if p is None:
+        return ""
+    if p < 0.001:
+        return "<0.001"
+    return f"{p:.3f}" if p < 0.1 else f"{p:.2f}"
+
+
+def _score(row: Row) -> TableCell:
+    text = spread(row.best) + (" =" if row.mark == "level" else "")
+    return TableCell(text=text, strong=row.mark == "best")
+
+
+def _published(row: Row, source: str) -> str:
+    for number in row.published:
+        if number.source == source:
+            gap = row.gap(number)
+            return f"{number.value:.2f}" + ("" if gap is None else f" ({_signed(gap)})")
+    return ""
+
+
+def _signed(value: float | None) -> str:
+    """Return the number with its sign; a minus is U+2212."""
+    if value is None:
+        return ""
+    return f"{value:+.2f}".replace("-", "−") if round(value, 2) else "0.00"
+
+
+def _interval(low: float | None, high: float | None) -> str:
+    return "" if low is None or high is None else f"{_signed(low)} to {_signed(high)}"
+
+
+def _effect(found: PairedComparison) -> str:
+    effect = found.effect
+    if effect.value is None:
+        return ""
+    within = _interval(effect.low, effect.high)
+    return _signed(effect.value) + (f" ({within})" if within else "")
+
+
+def _mcnemar(found: PairedComparison) -> str:
+    test = found.mcnemar
+    return "" if test is None else f"{test.gained} : {test.lost}, p {p_value(test.p)}"
+
+
+def _caption(panel: Panel) -> str:
+    better = "" if panel.greater_is_better else ", less is better"
+    parts = (f"{panel.metric}{better}" if panel.metric else "not run yet", panel.backbone)
+    return ", ".join([panel.task, *(part for part in parts if part)])
+
+
+def _without_empty_columns(grid: TableGrid) -> TableGrid:
+    kept = [i for i in range(len(grid.head)) if i == 0 or any(row[i].text for row in grid.rows)]
+    return TableGrid(
+        caption=grid.caption,
+        head=tuple(grid.head[i] for i in kept),
+        rows=tuple(tuple(row[i] for i in kept) for row in grid.rows),
+    )
+
+
+# -- formats ----------------------------------------------------------------------------------------------------------
 
 
 def render(tables: Sequence[Table], format: str = "md", *, explained: bool = True) -> str:
@@ -77,7 +287,7 @@ class _Markdown:
     def title(self, text: str) -> str:
         return f"**{markdown(text)}**\n"
 
-    def grid(self, grid: Grid) -> str:
+    def grid(self, grid: TableGrid) -> str:
         rule = ["---", *["---:"] * (len(grid.head) - 1)]
         lines = [
             [markdown(name) for name in grid.head],
@@ -87,7 +297,7 @@ class _Markdown:
         body = "".join(f"| {' | '.join(line)} |\n" for line in lines)
         return f"{markdown(grid.caption, begins=True)}:\n\n{body}"
 
-    def cell(self, cell: Cell) -> str:
+    def cell(self, cell: TableCell) -> str:
         if cell.code:
             return escaping.markdown_code(cell.text)
         return f"**{markdown(cell.text)}**" if cell.strong and cell.text else markdown(cell.text)
@@ -103,7 +313,7 @@ class _Latex:
     def title(self, text: str) -> str:
         return f"\\paragraph{{{latex(text)}}}\n"
 
-    def grid(self, grid: Grid) -> str:
+    def grid(self, grid: TableGrid) -> str:
         head = " & ".join(latex(name) for name in grid.head)
         rows = "".join(" & ".join(self.cell(c) for c in row) + " \\\\\n" for row in grid.rows)
         columns = "l" + "r" * (len(grid.head) - 1)
@@ -112,7 +322,7 @@ class _Latex:
             f"\\toprule\n{head} \\\\\n\\midrule\n{rows}\\bottomrule\n\\end{{tabular}}\n\\end{{table}}\n"
         )
 
-    def cell(self, cell: Cell) -> str:
+    def cell(self, cell: TableCell) -> str:
         if cell.code:
             return rf"\texttt{{{latex(cell.text)}}}"
         return rf"\textbf{{{latex(cell.text)}}}" if cell.strong and cell.text else latex(cell.text)
@@ -127,7 +337,7 @@ class _Html:
     def title(self, text: str) -> str:
         return f"<h3>{escaping.html(text)}</h3>\n"
 
-    def grid(self, grid: Grid) -> str:
+    def grid(self, grid: TableGrid) -> str:
         head = "".join(f'<th scope="col">{escaping.html(name)}</th>' for name in grid.head)
         rows = "".join(
             f'<tr><th scope="row">{self.cell(first)}</th>{"".join(f"<td>{self.cell(c)}</td>" for c in rest)}</tr>\n'
@@ -136,7 +346,7 @@ class _Html:
         caption = f"<caption>{escaping.html(grid.caption)}</caption>"
         return f"<table>\n{caption}\n<thead><tr>{head}</tr></thead>\n<tbody>\n{rows}</tbody>\n</table>\n"
 
-    def cell(self, cell: Cell) -> str:
+    def cell(self, cell: TableCell) -> str:
         text = escaping.html(cell.text)
         tag = "code" if cell.code else "strong" if cell.strong and text else ""
         return f"<{tag}>{text}</{tag}>" if tag else text
@@ -153,7 +363,7 @@ class _Plain:
     def title(self, text: str) -> str:
         return one_line(text) + "\n"
 
-    def grid(self, grid: Grid) -> str:
+    def grid(self, grid: TableGrid) -> str:
         caption = Text(one_line(grid.caption))
         table = RichTable(title=caption, title_justify="left", title_style="", box=box.SIMPLE_HEAD)
         for i, name in enumerate(grid.head):

@@ -71,7 +71,7 @@ class Picture:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Section:
+class ReportSection:
     """A part of a report, shown in this order.
 
     Attributes:
@@ -91,7 +91,7 @@ class Section:
     notes: Sequence[str] = ()
 
 
-def write_report(sections: Sequence[Section], path: Path | str) -> Path:
+def write_report(sections: Sequence[ReportSection], path: Path | str) -> Path:
     """Write one HTML file with everything in it and return its path; it loads nothing and runs nothing.
 
     Args:
@@ -104,7 +104,7 @@ def write_report(sections: Sequence[Section], path: Path | str) -> Path:
     return path
 
 
-def page(sections: Sequence[Section]) -> str:
+def page(sections: Sequence[ReportSection]) -> str:
     """Return the report as HTML.
 
     Raises:
@@ -129,7 +129,7 @@ def page(sections: Sequence[Section]) -> str:
     )
 
 
-def _section(number: int, section: Section, *, after: str) -> str:
+def _section(number: int, section: ReportSection, *, after: str) -> str:
     level = "h1" if number == 0 else "h2"
     parts = [f"<{level}>{escape(section.title)}</{level}>"]
     parts += [f"<p>{escape(text)}</p>" for text in section.text]

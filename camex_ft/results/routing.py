@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import ArrayLike
 
-from camex_ft.results.record import LayerRouting
+from camex_ft.results.record import RoutingStatistics
 
 ROUNDING = 1e-3  # of a sum of weights in the lowest precision that routing has
 
@@ -58,7 +58,7 @@ def means_by(weights: ArrayLike, kinds: ArrayLike) -> dict[str, list[float | Non
     return {str(kind): s[kinds == kind].mean(axis=0).round(4).tolist() for kind in np.unique(kinds)}
 
 
-def layer_routing(weights: ArrayLike, kinds: Mapping[str, ArrayLike] | None = None) -> LayerRouting:
+def layer_routing(weights: ArrayLike, kinds: Mapping[str, ArrayLike] | None = None) -> RoutingStatistics:
     """Return one layer's entry of the record from routing weights [n, N].
 
     Args:
@@ -68,7 +68,7 @@ def layer_routing(weights: ArrayLike, kinds: Mapping[str, ArrayLike] | None = No
     s, kinds = _weights(weights), kinds or {}
     score = nmi(s.argmax(axis=1), kinds["domain"]) if "domain" in kinds else None
     by = {name: means_by(s, each) for name, each in kinds.items()}
-    return LayerRouting(entropy=entropy(s), load=load(s).tolist(), nmi=score, by=by)
+    return RoutingStatistics(entropy=entropy(s), load=load(s).tolist(), nmi=score, by=by)
 
 
 def _weights(weights: ArrayLike) -> np.ndarray:

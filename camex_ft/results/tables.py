@@ -10,13 +10,10 @@ from typing import Any, Literal
 
 import numpy as np
 
-from camex_ft.results import published as literature
-from camex_ft.results.agreement import Run, cautions, refuse_mixture, runs_of, who
-from camex_ft.results.correctness import unpack
-from camex_ft.results.entries import Entry
-from camex_ft.results.published import Published
-from camex_ft.results.record import Record
-from camex_ft.results.stats import Comparison, compare, finite, holm, paired_t, pairs
+from camex_ft.results.entries import Entry, cautions, done, refuse_mixture, who
+from camex_ft.results.published import Published, published_numbers, why_not
+from camex_ft.results.record import Record, unpack
+from camex_ft.results.statistics import PairedComparison, compare, finite, holm, paired_t, pairs
 from camex_ft.utils.errors import nearest
 from camex_ft.utils.escaping import quoted
 
@@ -69,7 +66,7 @@ class Row:
     timed: int = 0
     memory: float | None = None
     mark: Literal["", "best", "level"] = ""
-    against: Comparison | None = None
+    against: PairedComparison | None = None
     p_holm: float | None = None
     published: tuple[Published, ...] = ()
 
@@ -128,7 +125,7 @@ def make_table(
         level: of the tests, after correction; intervals are of 1 - level.
 
     Raises:
-        UserError: the runs of a task are not of one experiment (see `agreement.refuse_mixture`), or there is no such
+        UserError: the runs of a task are not of one experiment (see `entries.refuse_mixture`), or there is no such
             published experiment.
     """
     tasks = list(dict.fromkeys(entry.task for entry in entries))
@@ -156,7 +153,7 @@ def make_table(
 def _panel(
     task: str, entries: Sequence[Entry], *, baseline: str, published: str | None, level: float
 ) -> Panel:
-    runs = runs_of(entries)
+    runs = done(entries)
     refuse_mixture(task, runs)
     first = runs[0].record if runs else None
     greater = first.metrics.greater_is_better if first else True
@@ -173,7 +170,7 @@ def _panel(
         ]
     notes = _notes(rows, runs, baseline)
     if published is not None and first is not None:
-        reason = literature.why_not(
+        reason = why_not(
             published,
             task,
             profile=first.run.profile,
@@ -183,7 +180,7 @@ def _panel(
         if reason:
             notes.append(f"no published numbers: {reason}")
         else:
-            known = {row.label: literature.published(published, task, row.label) for row in rows}
+            known = {row.label: published_numbers(published, task, row.label) for row in rows}
             rows = [replace(row, published=known[row.label]) for row in rows]
     return Panel(
         task=task,
@@ -206,8 +203,8 @@ def _by_epoch(record: Record) -> bool:
 
 def _row(label: str, entries: Sequence[Entry], seeds: Sequence[int], scale: float) -> Row:
     """Return a row without marks and tests; `seeds` are those of the panel, each of which it should have."""
-    runs = sorted(runs_of(entries), key=lambda run: run.seed)
-    done = tuple(run.seed for run in runs)
+    runs = sorted(done(entries), key=lambda run: run.seed)
+    finished = tuple(run.seed for run in runs)
     whole = [run.record for run in runs if run.record.run.resumed is None]
     seconds = [record.run.seconds for record in whole if record.run.seconds is not None]
     memory = [r.record.cost.peak_memory_mb for r in runs if r.record.cost.peak_memory_mb is not None]
@@ -216,8 +213,8 @@ def _row(label: str, entries: Sequence[Entry], seeds: Sequence[int], scale: floa
         keys=entries[0].keys,
         best=_scores(runs, "best", scale),
         last=_scores(runs, "last", scale),
-        seeds=done,
-        missing=tuple(seed for seed in seeds if seed not in done),
+        seeds=finished,
+        missing=tuple(seed for seed in seeds if seed not in finished),
         parameters=runs[0].record.model.parameters if runs else None,
         seconds=statistics.fmean(seconds) if seconds else None,
         timed=len(seconds),
@@ -225,18 +222,18 @@ def _row(label: str, entries: Sequence[Entry], seeds: Sequence[int], scale: floa
     )
 
 
-def _scores(runs: Sequence[Run], which: str, scale: float) -> Scores:
+def _scores(runs: Sequence[Entry], which: str, scale: float) -> Scores:
     values = {run.seed: getattr(run.record.metrics, which) for run in runs}
     return Scores(by_seed={seed: scale * value for seed, value in values.items() if finite(value)})
 
 
-def _answers(runs: Sequence[Run]) -> dict[int, np.ndarray]:
+def _answers(runs: Sequence[Entry]) -> dict[int, np.ndarray]:
     return {r.seed: unpack(r.record.metrics.correct) for r in runs if r.record.metrics.correct is not None}
 
 
 def _against(
     row: Row, base: Row, answers: Mapping[str, Mapping[int, np.ndarray]], level: float
-) -> Comparison:
+) -> PairedComparison:
     return compare(
         row.best.by_seed,
         base.best.by_seed,
@@ -271,7 +268,7 @@ def _marked(rows: Sequence[Row], *, greater: bool, level: float) -> list[Row]:
     ]
 
 
-def _notes(rows: Sequence[Row], runs: Sequence[Run], baseline: str) -> list[str]:
+def _notes(rows: Sequence[Row], runs: Sequence[Entry], baseline: str) -> list[str]:
     notes = []
     labels = [row.label for row in rows]
     if baseline not in labels:

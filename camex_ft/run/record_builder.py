@@ -13,8 +13,7 @@ from transformers import PreTrainedModel
 from camex_ft.config import Config
 from camex_ft.results import Record, command_line, strip_paths
 from camex_ft.results import environment as software
-from camex_ft.results.correctness import pack
-from camex_ft.results.record import Cost, Data, LayerCurvature, LayerRouting, Metrics, Model, Run
+from camex_ft.results.record import Cost, Data, LayerCurvature, Metrics, Model, RoutingStatistics, Run, pack
 from camex_ft.results.routing import layer_routing
 from camex_ft.tasks.prepared import Prepared
 from camex_ft.training.cost import Speed, devices, peak_memory_mb, rows_read
@@ -110,10 +109,10 @@ def make_record(config: Config, data: Prepared, trainer: CamexTrainer, facts: Fa
 
 def _evaluate(
     data: Prepared, trainer: CamexTrainer
-) -> tuple[dict[str, float], dict[str, LayerRouting], str | None]:
+) -> tuple[dict[str, float], dict[str, RoutingStatistics], str | None]:
     """Return the metrics of all validation splits, and of the one that decides the routing and what was right."""
     metrics: dict[str, float] = {}
-    routing: dict[str, LayerRouting] = {}
+    routing: dict[str, RoutingStatistics] = {}
     correct: str | None = None
     for name in data.validation:
         found = trainer.evaluate(name, metric_key_prefix=f"final_{name}")

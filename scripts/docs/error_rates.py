@@ -10,8 +10,7 @@ from collections.abc import Callable
 import numpy as np
 from scipy import stats
 
-from camex_ft.results.bootstrap import DRAWS, EXACT, bootstrap_p, multisets
-from camex_ft.results.stats import holm, power
+from camex_ft.results.statistics import DRAWS, EXACT, bootstrap_p, holm, multisets, power
 
 ROWS = 7  # compared with the baseline, as in a table of eight protocols
 SEEDS = (3, 4, 5, 7, 10)

@@ -23,10 +23,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from camex_ft.results.cells import legend
 from camex_ft.results.entries import entries_of, read_results
 from camex_ft.results.plots import Choice, choose, is_stale, of_inspection, save, source
-from camex_ft.results.render import WRITERS, render, table_of
+from camex_ft.results.render import WRITERS, legend, render, table_of
 from camex_ft.results.tables import Table
 from camex_ft.utils.durable import write_atomically
 from camex_ft.utils.escaping import markdown

@@ -14,8 +14,8 @@ from camex_ft.analysis import inspect, inspection, spectra
 from camex_ft.analysis.spectra import POINTS, ritz, spectrum
 from camex_ft.moe.curvature import KINDS, Curvature
 from camex_ft.moe.layers.ffn import ExpertFFN
-from camex_ft.results.folder import RunFolder
 from camex_ft.results.plots import is_stale, of_inspection
+from camex_ft.results.run_folder import RunFolder
 from camex_ft.upcycling import expert_layers, routing_context
 from camex_ft.utils.errors import UserError
 from tests.helpers.invariant_cases import Case, dense, shake, upcycled

@@ -12,7 +12,7 @@ from camex_ft.backbones.source import OutOfReach
 from camex_ft.compare import estimate as estimating
 from camex_ft.compare.estimate import ADAM, CHECKPOINTS, estimate, print_estimate, rows_of, summary
 from camex_ft.estimate import facts, plan
-from camex_ft.results.folder import RunFolder
+from camex_ft.results.run_folder import RunFolder
 from camex_ft.utils.registry import TASKS
 
 TEXT = """

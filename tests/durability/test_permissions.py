@@ -15,7 +15,7 @@ from camex_ft import upcycling
 from camex_ft.analysis import inspect
 from camex_ft.config import load_config
 from camex_ft.exporting.export import export
-from camex_ft.results.folder import RunFolder
+from camex_ft.results.run_folder import RunFolder
 from camex_ft.run import pipeline
 from camex_ft.utils.durable import whole_folder, write_atomically, write_named
 from tests.helpers.killed_runs import write

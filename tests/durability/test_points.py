@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from camex_ft.config import load_config
-from camex_ft.results.folder import InUse, RunFolder
+from camex_ft.results.run_folder import InUse, RunFolder
 from camex_ft.run import pipeline
 from camex_ft.training import signals
 from camex_ft.training.checkpoint_folder import checkpoints, damage

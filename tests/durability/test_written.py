@@ -19,7 +19,7 @@ from camex_ft.estimate.show import write_json
 from camex_ft.results.entries import entries_of, keep_result
 from camex_ft.results.plots import save
 from camex_ft.results.render import table_of
-from camex_ft.results.report import Section, write_report
+from camex_ft.results.report import ReportSection, write_report
 from camex_ft.utils import durable
 from camex_ft.utils.errors import guard
 from tests.helpers.synthetic_results import result
@@ -42,8 +42,8 @@ APART = {
     ("launching/rank.py", ".write_text"): "for the process that started this one",
     ("run/pipeline.py", ".write_text"): "in the draft of a folder",
     ("estimate/columns.py", ".write_text"): "in a temporary folder",
-    ("results/folder.py", "self.history.open"): "a line is added; one that is cut short is passed over",
-    ("results/plots/files.py", "figure.savefig"): "into memory",
+    ("results/run_folder.py", "self.history.open"): "a line is added; one that is cut short is passed over",
+    ("results/plots/figures.py", "figure.savefig"): "into memory",
     ("training/checkpoint_folder.py", ".write_text"): "in the draft of a folder",
     ("upcycling/adapters.py", ".write_text"): "in a folder that the caller makes whole",
 }
@@ -120,7 +120,7 @@ FILES: dict[str, tuple[str, Callable[[Path], object]]] = {
     "table --keep": ("a.json", lambda f: keep_result(RESULT, f, "a")),
     "the history of a kept record": ("a.history.jsonl", lambda f: keep_result(RESULT, f, "a")),
     "a picture": ("a.png", lambda f: save(Figure(), f / "a.png", source=1)),
-    "a report": ("a.html", lambda f: write_report([Section(title=OLD)], f / "a.html")),
+    "a report": ("a.html", lambda f: write_report([ReportSection(title=OLD)], f / "a.html")),
     "compare": ("table.md", tables),
     "predict": ("out", lambda f: durable.write_named(f / "out", OLD)),
 }

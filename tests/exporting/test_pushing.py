@@ -16,7 +16,7 @@ from huggingface_hub import CommitOperationAdd, HfApi, ModelCard
 
 from camex_ft.exporting import pushing
 from camex_ft.exporting.pushing import push, upload_of
-from camex_ft.results.folder import RunFolder
+from camex_ft.results.run_folder import RunFolder
 from camex_ft.utils.errors import UserError
 from tests.helpers.synthetic_results import result
 

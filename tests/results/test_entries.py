@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from camex_ft.results.entries import Result, entries_of, keep_entries, keep_result, read_results, row_label
-from camex_ft.results.folder import RunFolder
 from camex_ft.results.record import Record, load_record
+from camex_ft.results.run_folder import RunFolder
 from camex_ft.utils.errors import UserError
 
 RECORD = Path(__file__).resolve().parents[2] / "results" / "records" / "minilm-sst2" / "dense-seed0.json"
@@ -64,5 +64,5 @@ def test_an_output_folder_gives_its_finished_runs(tmp_path: Path) -> None:
 
 
 def test_folder_without_records_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no records here; expected"):
+    with pytest.raises(UserError, match="no records here. Expected"):
         read_results(tmp_path)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from camex_ft.results.published import experiments, published, why_not
+from camex_ft.results.published import experiments, published_numbers, why_not
 from camex_ft.utils import registry
 from camex_ft.utils.errors import UserError
 
@@ -25,7 +25,7 @@ def everything() -> dict[tuple[str, str, str, str], float]:
         for name in experiments()
         for task in tasks
         for row in ROWS
-        for one in published(name, task, row)
+        for one in published_numbers(name, task, row)
     }
 
 
@@ -47,19 +47,19 @@ def test_numbers_are_those_of_the_reference() -> None:
 
 def test_every_number_says_where_it_is_from() -> None:
     assert len(everything()) > 40
-    both = published(GLUE, "glue/rte", "domain-ca")
+    both = published_numbers(GLUE, "glue/rte", "domain-ca")
     assert [one.source for one in both] == ["camex", "namex"]
     assert all(one.cite and one.read and one.setting for one in both)
 
 
 def test_what_is_not_known_is_empty() -> None:
-    assert published(GLUE, "glue/qnli", "ties-ca") == ()
-    assert published(GLUE, "glue/sst2", "dense") == ()
+    assert published_numbers(GLUE, "glue/qnli", "ties-ca") == ()
+    assert published_numbers(GLUE, "glue/sst2", "dense") == ()
 
 
 def test_unknown_experiment_is_refused() -> None:
     with pytest.raises(UserError, match=r"'glue-t5'.*Did you mean 'glue-t5-base'"):
-        published("glue-t5", "glue/sst2", "smoe")
+        published_numbers("glue-t5", "glue/sst2", "smoe")
 
 
 @pytest.mark.parametrize(

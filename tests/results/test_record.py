@@ -1,4 +1,4 @@
-"""The record's schema and its JSON."""
+"""The record: its schema, strict JSON, and the packed bits of correct rows."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from camex_ft.results.record import Metrics, Record, all_finite, dumps, load_record
+from camex_ft.results.record import Metrics, Record, all_finite, dumps, load_record, pack, unpack
 from camex_ft.utils.errors import UserError
 
 SAMPLE = {
@@ -127,3 +127,17 @@ def test_arrays_become_lists():
         "a": [1.0, None],
         "2": [3.0, 4],
     }
+
+
+@given(st.lists(st.booleans(), max_size=40))
+def test_what_is_packed_comes_back(bits: list[bool]) -> None:
+    assert unpack(pack(bits)).tolist() == bits
+
+
+def test_as_text() -> None:
+    assert pack([True, False, True]) == "3:a0"
+
+
+def test_text_that_holds_too_few_rows_is_refused() -> None:
+    with pytest.raises(ValueError, match="8 bits for 9 rows"):
+        unpack("9:ff")

@@ -11,10 +11,9 @@ from html.parser import HTMLParser
 import pytest
 from markdown_it import MarkdownIt
 
-from camex_ft.results.cells import p_value, spread
 from camex_ft.results.published import Published
-from camex_ft.results.render import FORMATS, render
-from camex_ft.results.stats import Comparison, McNemar, compare, holm
+from camex_ft.results.render import FORMATS, p_value, render, spread
+from camex_ft.results.statistics import McNemar, PairedComparison, compare, holm
 from camex_ft.results.tables import Panel, Row, Scores, Table
 from camex_ft.utils import escaping
 from camex_ft.utils.errors import UserError
@@ -187,7 +186,7 @@ def test_every_format_copes_with_what_has_not_been_run() -> None:
         last=Scores(),
         seeds=(),
         missing=(0,),
-        against=Comparison(seeds=()),
+        against=PairedComparison(seeds=()),
     )
     made = table()
     panel = replace(made.panels[0], rows=(nothing,), metric="", backbone="", profile="")

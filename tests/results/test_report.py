@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from camex_ft.results.plots import choose, png
-from camex_ft.results.report import Picture, Section, page, write_report
+from camex_ft.results.report import Picture, ReportSection, page, write_report
 from tests.helpers.synthetic_results import grid, protocols
 
 VOID = {"meta", "link", "img", "br", "hr"}
@@ -57,15 +57,15 @@ def pictures() -> list[Picture]:
 
 
 @pytest.fixture
-def sections(pictures) -> list[Section]:
+def sections(pictures) -> list[ReportSection]:
     return [
-        Section(
+        ReportSection(
             title=f"Compared: {NASTY}",
             text=["First.", NASTY],
             command="camex-ft compare a.yaml && echo '<b>'",
         ),
-        Section(title="Scores", tables=[TABLE], notes=[NASTY]),
-        Section(title="Pictures", pictures=pictures),
+        ReportSection(title="Scores", tables=[TABLE], notes=[NASTY]),
+        ReportSection(title="Pictures", pictures=pictures),
     ]
 
 
@@ -107,14 +107,14 @@ def test_contents_lead_to_the_sections(sections):
 
 
 def test_one_section_needs_no_contents():
-    assert Page(page([Section(title="T")])).all("nav") == []
+    assert Page(page([ReportSection(title="T")])).all("nav") == []
 
 
 def test_a_page_needs_a_section_and_a_picture_a_png():
     with pytest.raises(ValueError, match="at least one section"):
         page([])
     with pytest.raises(ValueError, match="PNG"):
-        page([Section(title="T", pictures=[Picture(png=b"GIF89a", alt="x")])])
+        page([ReportSection(title="T", pictures=[Picture(png=b"GIF89a", alt="x")])])
 
 
 @pytest.mark.skipif(BROWSER is None, reason="no Chromium here")

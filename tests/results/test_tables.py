@@ -12,10 +12,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from camex_ft.results.correctness import pack
 from camex_ft.results.entries import Entry, Result
-from camex_ft.results.record import Record, load_record
-from camex_ft.results.stats import holm
+from camex_ft.results.record import Record, load_record, pack
+from camex_ft.results.statistics import holm
 from camex_ft.results.tables import Panel, Table, make_table
 from camex_ft.utils.errors import UserError
 from scripts.docs import error_rates
@@ -258,7 +257,7 @@ def test_one_seed_twice_is_refused() -> None:
         ({"cost": {"device": "NVIDIA H100"}}, "different device: NVIDIA H100 (`ties` 0), cpu (the other 2)"),
         (
             {"environment": {"dirty": True}},
-            "made from sources with changes that were not committed: `ties` 0",
+            "run with uncommitted changes: `ties` 0",
         ),
     ],
 )

@@ -10,7 +10,7 @@ from hypothesis import example, given
 
 from camex_ft.config.backbones import in_package
 from camex_ft.config.shipped import ROOT, copy_config, find_config
-from camex_ft.results.folder import run_name
+from camex_ft.results.run_folder import run_name
 from camex_ft.utils.errors import UserError
 from tests.helpers.hostile import names
 

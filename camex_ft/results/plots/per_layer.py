@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import matplotlib
 import numpy as np
@@ -134,7 +134,12 @@ def _image(ax: Axes, values: np.ndarray, *, low: float = 0.0, high: float, numbe
 def _colour_bar(figure: Figure, axes: Iterable[Axes], label: str) -> None:
     """Put the colour bar of all images, which share one scale, below them."""
     image: AxesImage = next(image for ax in axes for image in ax.images)
-    options = {"location": "bottom", "shrink": 0.45, "aspect": 28, "pad": 0.1 / figure.get_figheight()}
+    options: dict[str, Any] = {
+        "location": "bottom",
+        "shrink": 0.45,
+        "aspect": 28,
+        "pad": 0.1 / figure.get_figheight(),
+    }
     figure.colorbar(image, ax=figure.axes, label=label, **options)
 
 
@@ -207,10 +212,15 @@ def spectrum(shown: Mapping[str, np.ndarray], *, title: str, columns: int | None
     return figure
 
 
-def _number(ax: Axes, expert: int, place: tuple[float, float], **options: object) -> None:
+def _number(ax: Axes, expert: int, place: tuple[float, float], **options: Any) -> None:
     """Write an expert's number to the right of a place."""
-    offset = {"xytext": (3, 0), "textcoords": "offset points", "va": "center", "fontsize": 6.5}
-    ax.annotate(str(expert), place, **offset, **options)  # type: ignore[arg-type]
+    offset: dict[str, Any] = {
+        "xytext": (3, 0),
+        "textcoords": "offset points",
+        "va": "center",
+        "fontsize": 6.5,
+    }
+    ax.annotate(str(expert), place, **offset, **options)
 
 
 def _apart(values: np.ndarray, *, room: float) -> np.ndarray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -30,7 +31,7 @@ ALONE = Look(colour=COLOURS[0], marker="o", dashes="-")  # of a row in its own p
 FEW = 12  # points of a line that still get markers
 LOGARITHMIC = 16  # largest over smallest value of a sweep from which on its axis is logarithmic
 ROW_HEIGHT, ROW_LABEL = 0.27, 2.0  # inches of a row and of its name in a comparison
-SEED = {
+SEED: dict[str, Any] = {
     "marker": "o",
     "markersize": 3.2,
     "markerfacecolor": "white",
@@ -43,7 +44,7 @@ def _line(ax: Axes, series: Series, look: Look) -> Line2D:
     """Draw the mean over seeds, with a band of one standard deviation either side."""
     mean, sd = series.mean(), series.sd()
     marker = look.marker if len(series.x) <= FEW else ""
-    style = {"color": look.colour, "linestyle": look.dashes, "marker": marker}
+    style: dict[str, Any] = {"color": look.colour, "linestyle": look.dashes, "marker": marker}
     [line] = ax.plot(series.x, mean, label=series.label, zorder=3, **style)
     if np.isfinite(sd).any():
         ax.fill_between(series.x, mean - sd, mean + sd, color=look.colour, alpha=0.18, linewidth=0, zorder=2)
@@ -64,7 +65,7 @@ def curves(
     by_label = looks([s.label for s in series], baseline=baseline)
     rows = [s for s in series if s.label != baseline] or list(series)
     base = [s for s in series if s.label == baseline and s not in rows]
-    options = {"title": title, "sharex": True, "sharey": True}
+    options: dict[str, Any] = {"title": title, "sharex": True, "sharey": True}
     lines: list[Line2D] = []
     if len(rows) <= TOGETHER:
         columns = 1
@@ -123,7 +124,11 @@ def sweep(
         drawn |= {series.label: _line(ax, series, by_label[series.label]) for series in lines}
         if task in levels:
             name, level = levels[task]
-            style = {"color": by_label[name].colour, "linestyle": by_label[name].dashes, "linewidth": 1}
+            style: dict[str, Any] = {
+                "color": by_label[name].colour,
+                "linestyle": by_label[name].dashes,
+                "linewidth": 1,
+            }
             drawn[name] = ax.axhline(level, label=name, **style)
         values = np.unique(np.concatenate([s.x for s in lines]))
         if values.min() > 0 and values.max() / values.min() >= LOGARITHMIC:
@@ -167,7 +172,7 @@ def comparison(shown: Sequence[TaskScores], *, title: str, baseline: str | None 
         Line2D([], [], label="one seed", **SEED),
     ]
     if baseline in rows:
-        style = {"color": BASELINE, "linestyle": BASELINE_DASHES, "linewidth": 1}
+        style: dict[str, Any] = {"color": BASELINE, "linestyle": BASELINE_DASHES, "linewidth": 1}
         key.append(Line2D([], [], label=f"{word} of {baseline}", **style))
     legend_below(figure, key)
     return figure

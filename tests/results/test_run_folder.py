@@ -1,18 +1,20 @@
-"""Run folders: names, what is written when, and places that cannot be written."""
+"""Run folders: names, locks and files that are whole or absent; a full disk is a message."""
 
 from __future__ import annotations
 
 import json
 import os
+from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from camex_ft.results import folder as folders
-from camex_ft.results.folder import RunFolder, find_done, run_name
+from camex_ft.results import run_folder as folders
 from camex_ft.results.record import Record
-from camex_ft.utils.errors import UserError
+from camex_ft.results.run_folder import RunFolder, find_done, full_disk, run_name
+from camex_ft.utils.errors import UserError, is_full
 from tests.helpers.synthetic_results import PLAIN
 
 RECORD = {
@@ -157,3 +159,43 @@ def test_clear_empties_the_folder_but_follows_no_link(tmp_path):
     run.clear()
     assert list(run.path.iterdir()) == []
     assert (outside / "keep").exists()
+
+
+needs_full = pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full, which Linux has")
+
+
+def text(file: str) -> None:
+    Path(file).write_text("x" * 100_000)
+
+
+def tensors(file: str) -> None:
+    torch.save({"a": torch.zeros(100_000)}, file)
+
+
+@needs_full
+@pytest.mark.parametrize("write", [text, tensors])
+def test_a_library_that_finds_no_room(write):
+    with (
+        pytest.raises(UserError, match=r"output\.dir: there is no room left to write in 'some/results'"),
+        full_disk("some/results"),
+    ):
+        write("/dev/full")
+
+
+def test_safetensors_words():
+    """It writes to a file beside and renames it, so /dev/full is no test: these are its words."""
+    assert is_full(RuntimeError("I/O error: No space left on device (os error 28)"))
+
+
+def test_what_it_came_of_counts():
+    error = RuntimeError("could not save")
+    assert not is_full(error)
+    error.__cause__ = OSError(28, "No space left on device")
+    assert is_full(error)
+
+
+@pytest.mark.parametrize("error", [OSError(13, "Permission denied"), ValueError("x"), UserError("disk")])
+def test_other_errors_stay_what_they_are(error, tmp_path):
+    with pytest.raises(type(error)) as raised, full_disk("r"):
+        raise error
+    assert raised.value is error

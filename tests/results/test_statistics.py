@@ -11,13 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats as scipy_stats
 
-from camex_ft.results import bootstrap
-from camex_ft.results.stats import (
+from camex_ft.results.statistics import (
+    DRAWS,
     Effect,
     compare,
     effect_size,
     holm,
     mcnemar,
+    multisets,
     paired_bootstrap,
     paired_t,
     power,
@@ -94,7 +95,7 @@ def test_bootstrap_is_the_share_of_all_samples(n: int) -> None:
 
 @pytest.mark.parametrize("n", range(2, 9))
 def test_multisets_are_all_samples(n: int) -> None:
-    counts, weights = bootstrap.multisets(n)
+    counts, weights = multisets(n)
     assert counts.shape == (math.comb(2 * n - 1, n), n)
     assert (counts.sum(axis=1) == n).all()
     assert weights.sum() == pytest.approx(1, rel=1e-12)
@@ -103,11 +104,11 @@ def test_multisets_are_all_samples(n: int) -> None:
 def test_drawn_samples_agree_with_all_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
     ours, theirs = pair(8, gap=0.7)
     exact = paired_bootstrap(ours, theirs)
-    monkeypatch.setattr(bootstrap, "EXACT", 0)
+    monkeypatch.setattr("camex_ft.results.statistics.EXACT", 0)
     drawn = paired_bootstrap(ours, theirs)
     assert exact is not None and drawn is not None and drawn != exact
     # four standard errors of 20,000 draws
-    assert drawn == pytest.approx(exact, abs=4 * math.sqrt(exact * (1 - exact) / bootstrap.DRAWS))
+    assert drawn == pytest.approx(exact, abs=4 * math.sqrt(exact * (1 - exact) / DRAWS))
 
 
 @given(SCORES, st.integers(0, 2**31))
@@ -259,7 +260,7 @@ def test_bootstrap_keeps_its_level(n: int, noise: str) -> None:
 def test_percentile_bootstrap_would_not(n: int, at_least: float) -> None:
     """Why the bootstrap is studentised: the plain one, of centred means, as docs/statistics.md says of it."""
     d = error_rates.differences(n, rows=1, trials=2000)[:, 0]
-    counts, weights = bootstrap.multisets(n)
+    counts, weights = multisets(n)
     mean = d.mean(axis=1, keepdims=True)
     p = (np.abs((d - mean) @ counts.T / n) >= np.abs(mean)) @ weights
     assert np.mean(p < 0.05) > at_least

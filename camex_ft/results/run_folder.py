@@ -1,4 +1,4 @@
-"""One folder a run, ``<output>/runs/<name>/``: config.yaml, history.jsonl, logs, checkpoints and, last, record.json."""
+"""Run folders ``<output>/runs/<name>/``: config.yaml, history.jsonl, logs, checkpoints and, last, record.json."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import shutil
 import socket
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -22,7 +23,7 @@ from camex_ft.config.identity import folder_label
 from camex_ft.results.provenance import command_line
 from camex_ft.results.record import Record, dumps, load_record
 from camex_ft.utils.durable import UNFINISHED, open_regular, remove, sweep, sync, write_atomically
-from camex_ft.utils.errors import UserError
+from camex_ft.utils.errors import UserError, is_full, reason_full
 from camex_ft.utils.logs import read_lines
 
 LOCK, OWNER = ".lock", ".owner.json"  # held by the process that runs here; who that is, for people
@@ -268,3 +269,24 @@ def find_done(folder: RunFolder | Path | str) -> Record | None:
     except UserError:
         return None
     return record if record.run.status == "done" else None
+
+
+@contextmanager
+def full_disk(folder: str) -> Iterator[None]:
+    """Make an error of a full disk a `UserError`.
+
+    Args:
+        folder: where results go: ``output.dir``.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        if not is_full(error):
+            raise
+        raise UserError(
+            f"output.dir: there is no room left to write in '{folder}': {reason_full(error)}. "
+            "Make room: the same command goes on from the last checkpoint. training.save_total_limit=1 keeps fewer "
+            "checkpoints, output.model=false no model"
+        ) from error
