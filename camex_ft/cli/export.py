@@ -37,7 +37,7 @@ def export(
 ) -> None:
     """Write a run's model as a dense checkpoint, or with curvature folded in, and measure the difference."""
     from camex_ft.exporting.export import export as make
-    from camex_ft.exporting.show import lines
+    from camex_ft.exporting.writing import lines
 
     made = make(run, out, as_=as_, split=split, rows=rows, license=license)
     for line in lines(made):

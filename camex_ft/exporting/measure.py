@@ -1,24 +1,122 @@
-"""Measure an export beside the run's model: logits, and the time of a forward pass."""
+"""Measurements of an export beside the run's model: mean routing, logits, and the time of a forward pass.
+
+    s_bar = mean over groups g of s_g                              [N]
+    H     = mean over groups of -sum_i s_gi log s_gi               nats, from 0 to log N
+    I     = H(s_bar) - H                                           nats, lost if s_bar serves every group
+
+A group is a sequence, a segment or a token: all that shares routing weights. I is the Jensen-Shannon divergence of the
+groups' routing weights, the information that they have about the group: 0 if all are routed alike.
+"""
 
 from __future__ import annotations
 
+import inspect
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 from datasets import Dataset
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from camex_ft.exporting.routing import MeanRouting, batches
+from camex_ft.moe.context import LayerRouting
 from camex_ft.results.record import Record
+from camex_ft.training.monitor import scaled_to_one
 from camex_ft.training.trainer import CamexTrainer
 from camex_ft.upcycling import cached
+from camex_ft.utils.errors import UserError
+
+# -- mean routing -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeanRouting:
+    """Mean routing of some rows, by layer.
+
+    Attributes:
+        weights: s_bar; [N], float64.
+        entropy: H, in nats.
+        lost: I, in nats.
+    """
+
+    weights: Mapping[str, Tensor]
+    entropy: Mapping[str, float]
+    lost: Mapping[str, float]
+
+
+class _Sums:
+    """Sums of one layer: of the weights [N], of their entropies and of the groups."""
+
+    def __init__(self) -> None:
+        self.weights: Tensor | float = 0.0
+        self.entropy = self.groups = 0.0
+
+    def add(self, routing: LayerRouting) -> None:
+        s = routing.weights.detach().double().flatten(0, -2).cpu()  # [groups, N]
+        mask = s.new_ones(len(s)) if routing.mask is None else routing.mask.flatten().to(s)
+        self.weights = self.weights + (s * mask.unsqueeze(-1)).sum(0)
+        self.entropy += float((entropy(s) * mask).sum())
+        self.groups += float(mask.sum())
+
+
+def entropy(s: Tensor) -> Tensor:
+    """Return the entropy in nats of routing weights [..., N], scaled to a sum of 1; [...]."""
+    p = scaled_to_one(s)
+    return -torch.xlogy(p, p).sum(-1)
+
+
+@torch.no_grad()
+def mean_routing(trainer: CamexTrainer, rows: Dataset) -> MeanRouting:
+    """Return the mean routing of a trainer's model over encoded rows, one forward pass each, in evaluation mode.
+
+    Raises:
+        UserError: rows for an encoder-decoder have no labels, and its decoder needs them.
+    """
+    sums: dict[str, _Sums] = {}
+    model = cast(PreTrainedModel, trainer.model).eval()
+    assert trainer.context is not None, "a model without experts has no routing"
+    with trainer.context.cached():
+        for inputs in batches(trainer, model, rows):
+            with trainer.compute_loss_context_manager():
+                model(**inputs)
+            assert trainer.context.last is not None
+            for name, routing in trainer.context.last.layers.items():
+                sums.setdefault(name, _Sums()).add(routing)
+    weights = {name: layer.weights / layer.groups for name, layer in sums.items()}
+    inner = {name: layer.entropy / layer.groups for name, layer in sums.items()}
+    return MeanRouting(
+        weights=cast(Mapping[str, Tensor], weights),
+        entropy=inner,
+        # rounding alone makes it negative: entropy is concave
+        lost={n: max(float(entropy(cast(Tensor, w))) - inner[n], 0.0) for n, w in weights.items()},
+    )
+
+
+def batches(trainer: CamexTrainer, model: PreTrainedModel, rows: Dataset) -> Iterator[dict[str, Any]]:
+    """Yield the arguments of a model's forward pass for every batch of encoded rows, on its device.
+
+    Raises:
+        UserError: rows for an encoder-decoder have no labels, and its decoder needs them.
+    """
+    known = inspect.signature(model.forward).parameters
+    for batch in trainer.get_eval_dataloader(rows):
+        moved = {
+            k: v.to(model.device) if isinstance(v, Tensor) else v for k, v in batch.items() if k in known
+        }
+        if model.config.is_encoder_decoder and "labels" not in moved and model.can_generate():
+            raise UserError(
+                "the rows of this split have no answers, and the decoder needs them. Use --split train"
+            )
+        yield {**moved, **trainer.without_cache}
+
+
+# -- logits and time --------------------------------------------------------------------------------------------------
+
 
 Form = Literal["dense", "folded"]
 ROUNDS = 9  # forward passes of each model; the median of so many is steady on a busy machine
@@ -26,7 +124,7 @@ FEW = 64  # rows: enough for rounding to show, few enough not to take a second e
 
 
 class Difference(NamedTuple):
-    """Largest |y' - y| of the logits over some rows, and the largest |y|, which it is to be compared with."""
+    """Largest |y' - y| of the logits over some rows, and the largest |y| to compare it with."""
 
     largest: float
     scale: float
@@ -38,7 +136,7 @@ class Difference(NamedTuple):
 
 
 class Seconds(NamedTuple):
-    """Of a forward pass of one batch, within an evaluation: before and after; medians of passes in turns."""
+    """Seconds of a forward pass of one batch, before and after: medians of alternating passes."""
 
     before: float
     after: float
@@ -51,19 +149,19 @@ class Seconds(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Exported:
-    """An export, and what it was measured to be.
+    """An export and its measurements.
 
     Attributes:
-        folder: where it is.
+        folder: its folder.
         form: "dense" or "folded".
         record: of the run.
-        split, rows: that routing weights were averaged over; of a model without experts "" and 0.
+        split, rows: calibration rows of the mean routing weights; "" and 0 for a model without experts.
         before, after: metrics on the validation splits, of the run's model and of the export.
         parameters: numbers of parameters, before and after.
         routing: over the calibration rows; None without experts.
         difference: of the logits.
         seconds: of a forward pass.
-        note: says that the data are not those of the run; else "".
+        note: a remark if the data changed since the run; else "".
     """
 
     folder: Path
@@ -84,10 +182,10 @@ class Exported:
 def difference(
     trainer: CamexTrainer, one: PreTrainedModel, other: PreTrainedModel, rows: Dataset
 ) -> Difference:
-    """Return how far the logits of `other` are from those of `one`, on the first rows of a data set."""
+    """Return the difference of two models' logits on the first rows of a data set."""
     largest = scale = 0.0
     with cached(one), cached(other):
-        for inputs in batches(trainer, one, _some(rows, FEW)):
+        for inputs in batches(trainer, one, _first(rows, FEW)):
             first, second = (_logits(model, inputs) for model in (one, other))
             largest = max(largest, float((second - first).abs().max()))
             scale = max(scale, float(first.abs().max()))
@@ -96,15 +194,15 @@ def difference(
 
 @torch.no_grad()
 def seconds(trainer: CamexTrainer, one: PreTrainedModel, other: PreTrainedModel, rows: Dataset) -> Seconds:
-    """Return the times of a forward pass of the first batch; both models have had one before."""
+    """Return the times of a forward pass of the first batch, after a warm-up."""
     size = trainer.args.eval_batch_size
-    inputs = next(iter(batches(trainer, one, _some(rows, size))))
+    inputs = next(iter(batches(trainer, one, _first(rows, size))))
     with cached(one), cached(other):
         return Seconds(*in_turns([partial(_logits, model, inputs) for model in (one, other)]))
 
 
 def in_turns(calls: list[Callable[[], Any]], rounds: int = ROUNDS) -> list[float]:
-    """Return the median seconds of each call, made in turns after one that does not count."""
+    """Return the median seconds of each call; the calls alternate, and the first round does not count."""
     times: list[list[float]] = [[] for _ in calls]
     for round in range(rounds + 1):
         for call, spent in zip(calls, times, strict=True):
@@ -117,10 +215,10 @@ def in_turns(calls: list[Callable[[], Any]], rounds: int = ROUNDS) -> list[float
     return [statistics.median(spent) for spent in times]
 
 
-def _some(rows: Dataset, count: int) -> Dataset:
+def _first(rows: Dataset, count: int) -> Dataset:
     return rows.select(range(min(count, len(rows))))
 
 
 def _logits(model: PreTrainedModel, inputs: dict[str, Any]) -> Tensor:
-    made: Tensor = model(**inputs).logits
-    return made.float()
+    logits: Tensor = model(**inputs).logits
+    return logits.float()

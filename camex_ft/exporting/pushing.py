@@ -1,4 +1,4 @@
-"""To the hub: a model's files and its card, each of them named before anything is sent, and nothing else."""
+"""Push a model's files and its card to the hub: a list of known files, shown before anything is sent."""
 
 from __future__ import annotations
 
@@ -44,13 +44,13 @@ HTTP_ERROR: type[Exception] = HfHubHTTPError.__bases__[0]
 
 @dataclass(frozen=True, kw_only=True)
 class Upload:
-    """Files that would be sent, and where to.
+    """Files to send, and their destination.
 
     Attributes:
         folder: of the model.
-        repo_id: where to.
+        repo_id: of the repository.
         files: names and sizes in bytes, in order.
-        card: text of README.md where the folder has none; None where it has, or nothing is known to make one of.
+        card: text of README.md if the folder has none and its record is known; else None.
     """
 
     folder: Path
@@ -59,29 +59,29 @@ class Upload:
     card: str | None = None
 
     def lines(self) -> list[str]:
-        """Return every file with its size, and the sum."""
+        """Return a line for each file with its size, and the total."""
         width = max(len(name) for name, _ in self.files)
         total = sum(size for _, size in self.files)
         listed = [f"{name:{width}}  {decimal(size):>9}" for name, size in self.files]
-        return [f"{self.folder} -> {self.repo_id}", *listed, f"{'in all':{width}}  {decimal(total):>9}"]
+        return [f"{self.folder} -> {self.repo_id}", *listed, f"{'total':{width}}  {decimal(total):>9}"]
 
 
 def upload_of(source: Path | str, repo_id: str, *, license: str | None = None) -> Upload:
-    """Return what `push` would send, without a network.
+    """Return the files that `push` would send; this needs no network.
 
     Args:
         source: a finished run, whose model is sent, or the folder of a model.
         repo_id: NAME/MODEL, or MODEL of one's own.
-        license: of the weights, for a card that is made here.
+        license: of the weights, for a card made here.
 
     Raises:
-        UserError: there is no model, its folder holds what is no part of one, or the name is none.
+        UserError: there is no model, its folder has other files too, or the name is not valid on the hub.
     """
     try:
         validate_repo_id(repo_id)
     except HFValidationError as error:
         raise UserError(
-            f"'{repo_id}' is no name on the hub: {str(error).rstrip('.')}. Expected NAME/MODEL"
+            f"'{repo_id}' is not a valid name on the hub: {str(error).rstrip('.')}. Expected NAME/MODEL"
         ) from error
     given = Path(source)
     record = find_done(given) if given.is_dir() else None
@@ -98,14 +98,14 @@ def upload_of(source: Path | str, repo_id: str, *, license: str | None = None) -
 
 
 def push(upload: Upload, *, private: bool = False) -> str:
-    """Make the repository if it is not there, send the files in one commit, and return its address.
+    """Create the repository if needed, send the files in one commit, and return its address.
 
     Args:
         upload: of `upload_of`.
-        private: for a repository that is made now; one that is there and public is refused then.
+        private: create a private repository, and refuse a public one that exists.
 
     Raises:
-        UserError: the hub cannot be reached, or does not let this user.
+        UserError: the hub cannot be reached or denies access.
     """
     operations = [
         CommitOperationAdd(
@@ -121,7 +121,7 @@ def push(upload: Upload, *, private: bool = False) -> str:
         repo = api.create_repo(upload.repo_id, private=private or None, exist_ok=True)
         if private and not api.model_info(repo.repo_id).private:
             raise UserError(
-                f"{repo.repo_id} is there already and public: nothing was sent. Expected another name"
+                f"{repo.repo_id} exists already and is public: nothing was sent. Use another name"
             )
         sent = api.create_commit(repo.repo_id, operations, commit_message="Upload by camex_ft")
     except LocalTokenNotFoundError as error:
@@ -141,7 +141,9 @@ def push(upload: Upload, *, private: bool = False) -> str:
 def _check(folder: Path, given: Path) -> None:
     if not folder.is_dir():
         why = (
-            "keeps no model: output.model was false, or it was removed" if folder != given else "is no folder"
+            "has no model: output.model was false, or it was removed"
+            if folder != given
+            else "is not a folder"
         )
         raise UserError(f"{given} {why}: expected a finished run with its model, or the folder of a model")
     if not (folder / "config.json").is_file():
@@ -156,22 +158,22 @@ def _check(folder: Path, given: Path) -> None:
     other = [name for name in names if not any(fnmatch.fnmatchcase(name, known) for known in ALLOWED)]
     if other:
         raise UserError(
-            f"{folder} is not sent: {', '.join(other[:5])} {'is' if len(other) == 1 else 'are'} no part of a model. "
-            "Expected weights, configuration, tokenizer and card alone; move the rest elsewhere"
+            f"{folder} is not sent: {', '.join(other[:5])} {'is' if len(other) == 1 else 'are'} not part of a model. "
+            "Expected only weights, configuration, tokenizer and card; move the rest elsewhere"
         )
     if not any(fnmatch.fnmatchcase(name, known) for name in names for known in WEIGHTS):
         raise UserError(f"{folder} is not sent: it has no weights. Expected {WEIGHTS[0]}")
 
 
 def _check_backbone(folder: Path) -> None:
-    """Raise `UserError` where an adapter names its backbone by a path of this machine."""
+    """Raise `UserError` if an adapter names its backbone by a path on this machine."""
     if not adapters.is_adapter(folder):
         return
     name = adapters.read(folder).name.removeprefix(NEW)
     if name.startswith((".", "/", "~")) or is_gguf(name) or (name and Path(name).exists()):
         raise UserError(
-            f"{folder} is not sent: it is an adapter of the backbone {name}, which is a path of this machine: nobody "
-            f"else finds it. Expected the backbone's id on the hub as `name` in {adapters.ABOUT} and in config.json, "
+            f"{folder} is not sent: its backbone {name} is a path on this machine, which others don't have. "
+            f"Expected the backbone's id on the hub as `name` in {adapters.ABOUT} and in config.json, "
             "both under `backbone`"
         )
 
@@ -182,10 +184,10 @@ def _refused(error: HfHubHTTPError, repo_id: str) -> str:
         return f"{repo_id}: the hub does not know who you are (401): log in with `hf auth login`"
     if code == FORBIDDEN:
         return (
-            f"{repo_id}: the hub does not let you write there (403): expected a name of your own or of an organisation "
-            "that you belong to, and a token that may write"
+            f"{repo_id}: the hub denies write access (403). Use a name of your own or of your organisation, and "
+            "a token with write permission"
         )
-    return f"{repo_id}: the hub refuses: {_first(error)}"
+    return f"{repo_id}: the hub refused the request: {_first(error)}"
 
 
 def _first(error: BaseException) -> str:

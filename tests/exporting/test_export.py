@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,10 +19,11 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, Bert
 from camex_ft.config import load_config
 from camex_ft.exporting import writing
 from camex_ft.exporting.export import Exported, export
-from camex_ft.exporting.show import _change, lines
+from camex_ft.exporting.writing import _change, lines
 from camex_ft.run import inference, pipeline
 from camex_ft.upcycling import expert_layers, load
 from camex_ft.utils.errors import UserError
+from camex_ft.utils.registry import TASKS
 
 SETTINGS = {
     "profile": "embedded",
@@ -183,8 +185,8 @@ def test_what_is_no_run(run, tmp_path):
 def test_an_export_that_fails_leaves_nothing(exported, tmp_path, monkeypatch):
     def write() -> None:
         model, tokenizer = load(exported.folder), AutoTokenizer.from_pretrained(exported.folder)
-        head = "sequence-classification"
-        writing.write(model, tokenizer, tmp_path / "out", exported=exported, head=head, license=None)
+        there = replace(exported, folder=tmp_path / "out")
+        writing.write(model, tokenizer, there, task=TASKS.get("glue/rte"), license=None)
 
     def full(*args: object, **kwargs: object) -> None:
         raise OSError(28, "No space left on device")

@@ -81,7 +81,7 @@ def test_the_list_has_sizes_and_the_sum(tmp_path):
     text = "\n".join(upload.lines())
     assert upload.card is None
     assert "model.safetensors     1.5 kB" in text
-    assert "in all                1.5 kB" in text
+    assert "total                 1.5 kB" in text
     assert [pushing.decimal(n) for n in (999, 1000, 2_500_000)] == ["999 bytes", "1.0 kB", "2.5 MB"]
 
 
@@ -118,7 +118,7 @@ def test_a_link_out_of_the_folder_is_refused(tmp_path):
 
 
 def test_what_is_no_model(tmp_path, run):
-    with pytest.raises(UserError, match="is no folder"):
+    with pytest.raises(UserError, match="is not a folder"):
         upload_of(tmp_path / "nowhere", "me/model")
     with pytest.raises(UserError, match="neither a finished run nor the folder of a model"):
         upload_of(tmp_path, "me/model")
@@ -127,7 +127,7 @@ def test_what_is_no_model(tmp_path, run):
         upload_of(run, "me/model")
     path = folder(tmp_path / "m")
     for wrong in ("a/b/c", "", "me/my model", "../up"):
-        with pytest.raises(UserError, match="no name on the hub"):
+        with pytest.raises(UserError, match="not a valid name on the hub"):
             upload_of(path, wrong)
 
 
@@ -135,7 +135,7 @@ def test_private_is_not_sent_where_everybody_reads(tmp_path, monkeypatch):
     upload = upload_of(folder(tmp_path / "m"), "me/model")
     hub = Hub(private=False)
     monkeypatch.setattr(pushing, "HfApi", lambda: hub)
-    with pytest.raises(UserError, match="there already and public: nothing was sent"):
+    with pytest.raises(UserError, match="exists already and is public: nothing was sent"):
         push(upload, private=True)
     assert hub.sent == {}
     hub.private = True
@@ -170,7 +170,7 @@ def server() -> Iterator[HTTPServer]:
 
 
 @pytest.mark.parametrize(
-    ("answer", "said"), [(401, "hf auth login"), (403, "may write"), (400, "the hub refuses")]
+    ("answer", "said"), [(401, "hf auth login"), (403, "write permission"), (400, "the hub refused")]
 )
 def test_what_the_hub_answers(tmp_path, monkeypatch, server, answer, said):
     server.answer = answer
@@ -209,6 +209,6 @@ def test_an_adapter_names_its_backbone_by_what_others_find(name, sent, tmp_path,
         assert upload_of(made, "me/model").files
     else:
         with pytest.raises(
-            UserError, match=r"is not sent: .*a path of this machine.*id on the hub as `name`"
+            UserError, match=r"is not sent: .*a path on this machine.*id on the hub as `name`"
         ):
             upload_of(made, "me/model")

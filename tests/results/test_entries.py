@@ -64,5 +64,5 @@ def test_an_output_folder_gives_its_finished_runs(tmp_path: Path) -> None:
 
 
 def test_folder_without_records_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no records here. Expected"):
+    with pytest.raises(UserError, match=r"no records here\. Expected"):
         read_results(tmp_path)

@@ -1,0 +1,264 @@
+"""Exported models: the original architecture with merged layers, and experts without curvature and masks.
+
+Dense: one model of the original architecture. Each layer's experts are merged once, with the mean routing weights s_bar
+of a calibration split:
+
+    E_hat = E_m + alpha * sum_i s_bar_i keep_i M_i tau_i         with a base expert, static or propagated
+    E_hat = sum_i s_bar_i E_i                                    smear, and smoe as a mean expert
+
+The layer then treats all inputs alike. For `smoe` more is lost: with the non-linearity in between, a mean of experts is
+not a mean of their outputs.
+
+Folded: experts that include curvature and multiplier. The model computes the same for every input.
+
+    E_i' = E_m + alpha keep_i M_i tau_i      protocol `smear`:   E_hat = sum_i s_i E_i'            where sum_i s_i = 1
+    E_i' = E_m + keep_i M_i tau_i            protocol `domain`:  E_hat = E_m + alpha * sum_i s_i (E_i' - E_m)    else
+
+Routing weights sum to 1 except under `routing.normalise: before` with fewer than all experts. The first form needs no
+base expert and no domain vectors, so it is the faster one. Router and granularity stay; factors of curvature,
+statistics and propagation between layers go. Experts of low rank stay so: M_i (B_i A_i) = B_i' A_i', of R times the
+rank for a curvature of R terms. Source: CAMEx (arXiv 2502.18821), re-parameterisation at test time.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from peft.tuners.lora import LoraLayer
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from camex_ft import upcycling
+from camex_ft.backbones import DenseFFN, family_of
+from camex_ft.moe.layers.ffn import ExpertFFN, MergedFFN
+from camex_ft.protocols import Protocol
+from camex_ft.upcycling import adapters, cached, expert_layers, plain_class, plain_config
+from camex_ft.upcycling.entry import KEY
+from camex_ft.upcycling.restructuring import plan_of
+from camex_ft.utils.errors import UserError
+from camex_ft.utils.registry import PROTOCOLS
+
+# -- the original architecture ----------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def plain_model(model: PreTrainedModel, *, merge_lora: bool) -> tuple[PreTrainedModel, list[DenseFFN]]:
+    """Return a model of the original architecture with the weights outside the experts, and its layers without weights.
+
+    These are the feed-forward layers that had experts: `fill` sets them.
+
+    Args:
+        model: upcycled or dense.
+        merge_lora: add LoRA to the weights beside it; else leave it out.
+    """
+    kind = plain_class(type(model))
+    with torch.random.fork_rng(devices=[]):
+        plain: PreTrainedModel = kind._from_config(plain_config(model.config), dtype=model.dtype).eval()
+    plain.name_or_path = plain.config.name_or_path = ""  # it may name a local folder
+    if model.can_generate():
+        plain.generation_config = copy.deepcopy(model.generation_config)
+    layers = expert_layers(model)
+    ffns = [ffn for ffn in family_of(plain).ffns(plain) if ffn.path in layers]
+    left_out = tuple(f"{path}." for ffn in ffns for path in (ffn.path, *ffn.silence))
+    state = _state(model, layers, merge_lora=merge_lora)
+    for name, tensor in plain.state_dict().items():
+        trained = state.pop(name, None)
+        if trained is not None:
+            tensor.copy_(trained)
+        elif not name.startswith(left_out):
+            raise RuntimeError(f"{type(model).__name__} has no weight {name}, which a {kind.__name__} needs")
+    if state:
+        raise RuntimeError(f"a {kind.__name__} has no weight {min(state)}, which {type(model).__name__} has")
+    return plain, ffns
+
+
+@torch.no_grad()
+def fill(ffn: DenseFFN, weights: Mapping[str, tuple[Tensor, Tensor | None]]) -> None:
+    """Set the matrices [out, in] and biases [out] of a dense feed-forward layer, in place."""
+    for name, (weight, bias) in ffn.weights.items():
+        new_weight, new_bias = weights[name]
+        weight.copy_(new_weight)  # a view of the model's own parameter
+        if bias is not None and new_bias is not None:
+            bias.copy_(new_bias)
+
+
+def _state(model: nn.Module, layers: Iterable[str], *, merge_lora: bool) -> dict[str, Tensor]:
+    """Return the state without expert layers, under the names of the dense model."""
+    loras = {name: module for name, module in model.named_modules() if isinstance(module, LoraLayer)}
+    apart = tuple(f"{path}." for path in (*layers, *loras))
+    state = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith(apart)}
+    for path, layer in loras.items():
+        for name, tensor in _without_lora(layer, merge=merge_lora).state_dict().items():
+            state[f"{path}.{name}"] = tensor
+    return state
+
+
+def _without_lora(layer: Any, *, merge: bool) -> nn.Module:
+    if not merge:
+        plain: nn.Module = layer.get_base_layer()
+        return plain
+    merged = copy.deepcopy(layer)
+    merged.merge()
+    made: nn.Module = merged.get_base_layer()
+    return made
+
+
+# -- dense ------------------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def dense_model(model: PreTrainedModel, routing: Mapping[str, Tensor]) -> PreTrainedModel:
+    """Return the original architecture with every layer's experts merged with fixed routing weights.
+
+    LoRA on attention is added to the weights beside it. `model` does not change.
+
+    Args:
+        model: upcycled, in evaluation mode.
+        routing: s_bar of every layer with experts; [N] by name.
+    """
+    made, ffns = plain_model(model, merge_lora=True)
+    layers = expert_layers(model)
+    with cached(model):
+        for ffn in ffns:
+            fill(ffn, merged_weights(layers[ffn.path], routing[ffn.path]))
+    return made
+
+
+@torch.no_grad()
+def merged_weights(layer: ExpertFFN, s: Tensor) -> dict[str, tuple[Tensor, Tensor | None]]:
+    """Return E_hat [out, in] and b_hat [out] or None of a layer's maps, for routing weights [N]."""
+    made = {}
+    for name, (weight, bias) in merged_maps(layer, s.unsqueeze(0)).items():
+        made[name] = (weight[0], None if bias is None else bias[0])
+    return made
+
+
+@torch.no_grad()
+def merged_maps(layer: ExpertFFN, s: Tensor) -> dict[str, tuple[Tensor, Tensor | None]]:
+    """Return E_hat [n, out, in] and b_hat [n, out] or None of a layer's maps, for n rows of routing weights [n, N]."""
+    bases = layer.carried() if isinstance(layer, MergedFFN) else {}
+    weights = s.to(layer.router.gate.device, torch.promote_types(layer.router.gate.dtype, torch.float32))
+    return {name: linear.merged(weights, bases.get(name)) for name, linear in layer.linears.items()}
+
+
+# -- folded -----------------------------------------------------------------------------------------------------------
+
+
+SUMMED, STEPPED = "smear", "domain"
+
+
+def check_foldable(protocol: Protocol) -> None:
+    """Raise `UserError` if a protocol has nothing to fold.
+
+    A multiplier that is drawn in training alone, like that of `dare`, is 1 in evaluation.
+    """
+    weighs = protocol.weigh is not None and not protocol.random
+    if not (protocol.curvature or weighs):
+        raise UserError(
+            f"protocol '{protocol.name}' has no curvature and no mask in evaluation, so there is nothing to fold: the "
+            "export would equal the run's model/ folder. Use --as dense, or a run of a protocol with curvature "
+            "(domain-ca, ties-ca, ...) or a mask (ties, fisher)"
+        )
+
+
+@torch.no_grad()
+def folded_model(model: PreTrainedModel) -> PreTrainedModel:
+    """Return a model of the protocol `smear` or `domain` that computes the same as `model`, which does not change.
+
+    Args:
+        model: upcycled, in evaluation mode.
+
+    Raises:
+        UserError: its protocol has nothing to fold.
+    """
+    kept: dict[str, Any] = dict(getattr(model.config, KEY, None) or {"merging": {"protocol": "dense"}})
+    check_foldable(PROTOCOLS.get(kept["merging"]["protocol"]))
+    layers = expert_layers(model)
+    dense, ffns = plain_model(model, merge_lora=False)
+    with upcycling.cached(model):
+        for ffn in ffns:
+            fill(ffn, _bases(layers[ffn.path]))
+    about = kept.get(adapters.BACKBONE) or {}
+    dense.name_or_path = dense.config.name_or_path = about.get("name", "")
+    made = upcycling.upcycle(dense, **_sections(kept, layers), seed=about.get("seed", 0), in_place=True)
+    with upcycling.cached(model):
+        for name, layer in expert_layers(made).items():
+            _fold(layers[name], layer)
+    _copy_lora(model, made)
+    return made.eval()
+
+
+def _sections(kept: dict[str, Any], layers: dict[str, ExpertFFN]) -> dict[str, Any]:
+    """Return the configuration of the folded model."""
+    plan = plan_of(kept)
+    names = ["experts", "top_k", "keep_vectors"]
+    summed = plan.routing.normalise == "after" or plan.merging.k == plan.merging.experts
+    merging = plan.merging.model_dump(include={*names, *([] if summed else ["alpha"])})
+    made = {
+        "merging": {**merging, "protocol": SUMMED if summed else STEPPED},
+        "routing": plan.routing,
+        "upcycle": {"layers": plan.upcycle.layers},
+    }
+    if plan.tuning.mode != "lora":
+        return made
+    lora = plan.tuning.lora.model_copy(update={"rank": _rank(layers)})
+    return {**made, "tuning": plan.tuning.model_copy(update={"lora": lora})}
+
+
+def _rank(layers: dict[str, ExpertFFN]) -> int:
+    """Return the rank that experts of low rank have with their curvature."""
+    return int(next(iter(layers.values())).up.factors()[1].shape[1])
+
+
+def _bases(layer: ExpertFFN) -> dict[str, tuple[Tensor, Tensor | None]]:
+    """Return E_m [out, in] and b_m [out] or None of a layer's maps, its own or propagated."""
+    carried = layer.carried() if isinstance(layer, MergedFFN) else {}
+    found = {}
+    for name, linear in layer.linears.items():
+        weight, bias = carried.get(name, linear.own)
+        found[name] = (weight.base, None if bias is None else bias.base)
+    return found
+
+
+def _fold(layer: ExpertFFN, into: ExpertFFN) -> None:
+    """Set the experts and the router of a layer of the folded model; a base expert it has is set already."""
+    into.router.load_state_dict(layer.router.state_dict())
+    n, bases = layer.settings.experts, _bases(layer)
+    alpha = layer.settings.alpha if into.settings.base else None
+    # one-hot routing weights: E_m + alpha keep_i M_i tau_i
+    each = {} if layer.low_rank else merged_maps(layer, torch.eye(n))
+    for name, linear in layer.linears.items():
+        target, (base, base_bias) = into.linears[name], bases[name]
+        if layer.low_rank:
+            left, right = linear.factors()
+            target.expert_out.copy_(left if alpha is not None else layer.settings.alpha * left)
+            target.expert_in.copy_(right)
+            bias = linear.merged_bias(torch.eye(n, device=left.device))
+            bias = None if bias is None else bias.flatten(1)
+        else:
+            weights, bias = each[name]
+            target.experts.copy_(_without_step(weights, base, alpha))
+        if bias is not None:
+            target.expert_bias.copy_(_without_step(bias, base_bias, alpha))
+
+
+def _without_step(merged: Tensor, base: Tensor | None, alpha: float | None) -> Tensor:
+    """Return E_m + T_i from E_m + alpha T_i if alpha will be applied again; alpha 0 leaves no T_i."""
+    if base is None or alpha in (None, 0.0, 1.0):
+        return merged
+    return base + (merged - base) / alpha
+
+
+def _copy_lora(model: nn.Module, into: nn.Module) -> None:
+    """Copy LoRA beside attention; a higher rank, shared with the experts, is filled with 0."""
+    old: dict[str, Any] = {name: m for name, m in model.named_modules() if isinstance(m, LoraLayer)}
+    for path, layer in old.items():
+        target: Any = into.get_submodule(path)
+        for adapter, a in layer.lora_A.items():
+            b, new_a, new_b = layer.lora_B[adapter], target.lora_A[adapter], target.lora_B[adapter]
+            rank = a.weight.shape[0]
+            new_a.weight.zero_()[:rank] = a.weight
+            new_b.weight.zero_()[:, :rank] = b.weight
