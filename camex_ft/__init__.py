@@ -15,6 +15,7 @@ The method is in `camex_ft.moe` (routing, curvature, merging) and `camex_ft.prot
 from __future__ import annotations
 
 import importlib
+import sys
 from typing import TYPE_CHECKING, Any
 
 from camex_ft import hf
@@ -37,12 +38,14 @@ _PLACES = {
     "upcycle": ("camex_ft.upcycling", "upcycle"),
 }
 
-hf.register()
-
 
 def __getattr__(name: str) -> Any:
-    """Import a public name when it is first asked for, so that the command line starts without torch."""
+    """Import a public name when it is first asked for: most of them need torch."""
     if name not in _PLACES:
         raise AttributeError(f"module 'camex_ft' has no attribute '{name}'")
     module, attribute = _PLACES[name]
     return getattr(importlib.import_module(module), attribute)
+
+
+if "camex_ft_cli" not in sys.modules:  # the command line imports transformers in the commands that need it
+    hf.register()

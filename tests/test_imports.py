@@ -195,10 +195,13 @@ def test_the_architecture_page_has_a_line_for_every_layer():
 @pytest.mark.parametrize(
     ("statement", "absent"),
     [
-        ("import camex_ft", ("torch", "transformers", "datasets")),
-        ("import camex_ft.config", ("torch", "datasets")),
-        ("import camex_ft.results", ("torch", "transformers", "datasets", "sklearn")),
-        ("import camex_ft.cli", ("torch", "transformers", "datasets", "sklearn", "camex_ft.config")),
+        ("import camex_ft_cli, camex_ft", ("torch", "transformers", "datasets")),
+        ("import camex_ft_cli, camex_ft.config", ("torch", "datasets")),
+        ("import camex_ft_cli, camex_ft.results", ("torch", "transformers", "datasets", "sklearn")),
+        (
+            "import camex_ft_cli, camex_ft.cli",
+            ("torch", "transformers", "datasets", "sklearn", "camex_ft.config"),
+        ),
     ],
 )
 def test_importing_stays_light(statement, absent):

@@ -111,7 +111,7 @@ def test_torch_is_pinned_to_a_plain_release():
 
 
 def test_console_script_and_licence():
-    assert "camex-ft = camex_ft.cli:main" in setup["options.entry_points"]["console_scripts"]
+    assert "camex-ft = camex_ft_cli:main" in setup["options.entry_points"]["console_scripts"]
     assert setup["metadata"]["license"] == "Apache-2.0"
     assert "Apache License" in (ROOT / "LICENSE").read_text(encoding="utf-8")
     assert setup["options"]["python_requires"] == ">=3.10"

@@ -136,7 +136,7 @@ def test_experts_are_set_apart_once(init: str, tmp_path: Path) -> None:
 
 def test_loading_draws_no_units(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     upcycled(upcycle={"init": "drop"}).save_pretrained(tmp_path)
-    monkeypatch.setattr("camex_ft.upcycling.restructuring.drop_units", lambda *_: pytest.fail("drawn again"))
+    monkeypatch.setattr("camex_ft.upcycling.expert_init.drop_units", lambda *_: pytest.fail("drawn again"))
     load(tmp_path)
 
 

@@ -25,6 +25,8 @@ if TYPE_CHECKING:  # so that listing the families needs no torch
     CountPositions = Callable[[Any], int | None]
 
 Stack = Literal["encoder", "decoder"]
+# of families that name no maps of attention
+QUERIES_AND_VALUES = ("q", "v", "q_lin", "v_lin", "query", "value", "q_proj", "v_proj", "c_attn")
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,6 +88,7 @@ class Family:
             positions (zero: padding) or None where all are real. With a key-value cache L counts the cached
             positions too. `ValueError` for a mask of another shape.
         positions: the most tokens that a model reads, from its transformers configuration; None: no limit.
+        attention: last names of the linear maps of attention that get LoRA: queries and values, as in the paper.
     """
 
     name: str
@@ -94,6 +97,7 @@ class Family:
     ffns: FindFFNs
     masks: MakeMasks
     positions: CountPositions
+    attention: tuple[str, ...]
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle the name: functions come from the registry of the process that unpickles."""
@@ -115,12 +119,14 @@ def register(
     model_types: Sequence[str],
     masks: MakeMasks,
     positions: CountPositions = all_positions,
+    attention: Sequence[str] = QUERIES_AND_VALUES,
 ) -> Callable[[FindFFNs], FindFFNs]:
     """Decorate the function that lists a family's feed-forward layers, and register the family `name`."""
 
     def add(ffns: FindFFNs) -> FindFFNs:
         summary = (ffns.__doc__ or name).strip().splitlines()[0]
-        registry.BACKBONES.add(name, Family(name, tuple(model_types), summary, ffns, masks, positions))
+        family = Family(name, tuple(model_types), summary, ffns, masks, positions, tuple(attention))
+        registry.BACKBONES.add(name, family)
         return ffns
 
     return add

@@ -1,12 +1,13 @@
-"""Key-value caches of transformers with the state of routing beside the keys and values.
+"""Key-value caches of transformers with router state beside the keys and values.
 
-The state lies on the cache object itself and follows what is done to it: a cache that `generate` returns can be gone on
-from, a copied one goes on by itself, and one that is dropped takes its state with it. No model and no thread keeps any.
+A cache of transformers is a list of layers, and whatever selects rows or positions of it asks each of its layers to
+follow. The router state is one more layer at the end of that list: a cache that `generate` returns can be continued, a
+copied one continues separately, and a cache that is dropped takes its state with it.
 """
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,80 +16,85 @@ from transformers import Cache, EncoderDecoderCache
 from camex_ft.moe.routing.cache import RoutingState
 
 
-class Routed:
-    """Mixed into the class of a cache that carries a state: whatever selects rows or positions does so for both."""
+class RoutingLayer:
+    """Layer of a key-value cache without keys and values: it holds the router state and follows the other layers.
 
-    routing: RoutingState
+    Attributes:
+        state: the router state.
+        is_sliding: as the first layer's, so that no mask is made for this layer's sake. The other attributes are those
+            of transformers' layers that hold nothing (`DummyLayer`, which older releases do not have).
+    """
 
-    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
-        """Pickle the cache's own class, from which this one is made again."""
-        reduced: Any = super().__reduce_ex__(protocol)
-        return _blank, (type(self).__mro__[2],), *reduced[2:]
+    is_compileable = is_croppable = is_initialized = True
+    supports_early_init = False
+    keys = values = None
+
+    def __init__(self, state: RoutingState, *, is_sliding: bool) -> None:
+        self.state = state
+        self.is_sliding = is_sliding
+
+    def lazy_initialization(self, *_: Any) -> None:
+        """Do nothing, as there is nothing to allocate; neither do `prefetch` and `offload`."""
+
+    prefetch = offload = lazy_initialization
+
+    def get_max_length(self) -> int:
+        """Return -1: no limit."""
+        return -1
+
+    get_max_cache_shape = get_max_length  # its name in the first releases
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
-        """Let rows follow their beams."""
-        super().reorder_cache(beam_idx)  # type: ignore[misc]
-        self.routing.select(beam_idx)
+        """Reorder the rows by their beams, [B] indices."""
+        self.state.select(beam_idx)
 
     def batch_select_indices(self, indices: Tensor) -> None:
-        """Keep some rows."""
-        super().batch_select_indices(indices)  # type: ignore[misc]
-        self.routing.select(torch.arange(len(self.routing.counts), device=indices.device)[indices])
+        """Select rows, by indices or a mask [B]."""
+        self.state.select(torch.arange(len(self.state.counts), device=indices.device)[indices])
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         """Repeat every row."""
-        super().batch_repeat_interleave(repeats)  # type: ignore[misc]
-        self.routing.select(torch.arange(len(self.routing.counts)).repeat_interleave(repeats))
+        self.state.select(torch.arange(len(self.state.counts)).repeat_interleave(repeats))
 
     def crop(self, tokens_to_remove: int) -> None:
-        """Take back the last positions; as in transformers, the number is negative."""
-        super().crop(tokens_to_remove)  # type: ignore[misc]
-        self.routing.crop(abs(tokens_to_remove))
+        """Remove the last positions; as in transformers, their number is negative or 0."""
+        self.state.crop(abs(tokens_to_remove))
 
     def reset(self) -> None:
-        """Empty the cache."""
-        super().reset()  # type: ignore[misc]
-        self.routing.reset()
+        """Forget the state."""
+        self.state.reset()
 
 
-_classes: dict[type[Cache], type[Cache]] = {}
+def _routing_layer(cache: Cache) -> RoutingLayer | None:
+    layers: list[Any] = _self_attention(cache).layers
+    return next((layer for layer in layers if isinstance(layer, RoutingLayer)), None)
 
 
-def _routed(kind: type[Cache]) -> type[Cache]:
-    """Return the class with `Routed` mixed in; `isinstance` of the cache's own class stays true."""
-    if kind not in _classes:
-        _classes[kind] = type(kind.__name__, (Routed, kind), {"__module__": kind.__module__})
-    return _classes[kind]
-
-
-def _blank(kind: type[Cache]) -> Cache:
-    """Return an empty cache of the class with `Routed` mixed in."""
-    return object.__new__(_routed(kind))
-
-
-def _own(cache: Cache) -> Cache:
+def _self_attention(cache: Cache) -> Cache:
     return cache.self_attention_cache if isinstance(cache, EncoderDecoderCache) else cache
 
 
 def length(cache: Any) -> int:
-    """Return how many positions a cache holds; 0 for none."""
+    """Return the number of positions that a cache holds; 0 for None."""
     return int(cache.get_seq_length()) if isinstance(cache, Cache) else 0
 
 
 def state_of(cache: Cache, owner: object) -> RoutingState | None:
-    """Return the state that lies beside a cache, or None where there is none of this model's."""
-    state = getattr(_own(cache), "routing", None)
-    if not isinstance(state, RoutingState) or state.owner is not owner or not state.layers:
+    """Return the router state beside a cache, or None if there is none of this model."""
+    layer = _routing_layer(cache)
+    if layer is None or layer.state.owner is not owner or not layer.state.layers:
         return None
-    return state
+    return layer.state
 
 
 def attach(cache: Cache, state: RoutingState) -> None:
-    """Put the state of routing beside the keys and values."""
-    own = _own(cache)
-    if not isinstance(own, Routed):
-        own.__class__ = _routed(type(own))
-    cast(Routed, own).routing = state
+    """Put the router state beside the keys and values."""
+    layer = _routing_layer(cache)
+    if layer is None:
+        layers: list[Any] = _self_attention(cache).layers
+        layers.append(RoutingLayer(state, is_sliding=bool(getattr(layers[0], "is_sliding", False))))
+    else:
+        layer.state = state
 
 
 def find(output: Any) -> Cache | None:

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 import transformers
 
-from camex_ft import synthetic
 from camex_ft.backbones import source
 from camex_ft.backbones.base import generates
 from camex_ft.backbones.dequantised import as_plain, check_all_read, only_its_own, where
@@ -77,6 +76,8 @@ def load(
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     if source.kind(spec) == "embedded":
+        from camex_ft import synthetic  # with the generators of corpora, which other backbones do without
+
         source.check(spec)
         family = spec.removeprefix(EMBEDDED)
         model, tokenizer = synthetic.backbone(family, head=head, seed=seed, texts=texts, **labels)

@@ -55,13 +55,8 @@ def kind(spec: str) -> Kind:
         raise UserError(f"backbone: there is no file '{spec}'.{near_file(path)} Expected {FORMS}")
     if spec.startswith((".", "/", "~")) or spec.endswith("/") or "\\" in spec or spec.count("/") > 1:
         raise UserError(f"backbone: there is no folder '{spec}'; expected {FORMS}")
-    from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils import validate_repo_id
-
-    try:
-        validate_repo_id(spec)
-    except HFValidationError as error:
-        raise UserError(f"backbone: '{spec}' is neither a folder nor a hub id; expected {FORMS}") from error
+    if not hub.is_id(spec):
+        raise UserError(f"backbone: '{spec}' is neither a folder nor a hub id; expected {FORMS}")
     return "hub"
 
 
@@ -172,32 +167,20 @@ def _named(find: Callable[[str], T], spec: str) -> T:
 
 def _from_hub(spec: str, files: list[str]) -> Path:
     """Return the folder of a model in the hub cache, after a download where the hub has another or more of it."""
-    from huggingface_hub import errors, snapshot_download
-
-    silent = hub.silence(spec, "model")
     try:
-        with hub.bounded():
-            found = snapshot_download(
-                spec, allow_patterns=files, ignore_patterns=NOT_NEEDED, local_files_only=silent is not None
+        return hub.fetch_model(spec, allow=files, ignore=NOT_NEEDED)
+    except hub.NotFetched as error:
+        if error.refused:
+            message = f"{error.refused}. There is no folder of that name either; expected {FORMS}"
+        else:
+            message = (
+                f"'{spec}' is not (or not whole) in the hub cache and cannot be fetched: {error.reason}. "
+                "If the hub was there for a moment, the same command goes on with the download. "
+                "Three ways to go on without it: fill the cache where there is network "
+                f"(`hf download {spec}`; HF_HOME says where it lies) and bring it here; copy the model to a folder and "
+                "write `backbone: ./that-folder`; or use a backbone that the project makes itself, such as embedded/t5"
             )
-    except (
-        Exception
-    ) as error:  # each version of the hub's library has another transport, with errors of its own
-        reason = silent if silent is not None and isinstance(error, errors.LocalEntryNotFoundError) else error
-        raise OutOfReach(_not_to_be_had(spec, reason)) from error
-    return Path(found)
-
-
-def _not_to_be_had(spec: str, reason: Exception) -> str:
-    if refused := hub.refusal(reason, spec, "model"):
-        return f"backbone: {refused}. There is no folder of that name either; expected {FORMS}"
-    return (
-        f"backbone: '{spec}' is not (or not whole) in the hub cache and cannot be fetched: {hub.cause(reason)}. "
-        "If the hub was there for a moment, the same command goes on with the download. "
-        f"Three ways to go on without it: fill the cache where there is network (`hf download {spec}`; HF_HOME says "
-        "where it lies) and bring it here; copy the model to a folder and write `backbone: ./that-folder`; "
-        "or use a backbone that the project makes itself, such as embedded/t5"
-    )
+        raise OutOfReach(f"backbone: {message}") from error
 
 
 def _read_json(path: Path, spec: str) -> dict[str, Any]:

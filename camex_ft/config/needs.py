@@ -12,7 +12,7 @@ from camex_ft.config.backbones import EMBEDDED, NEW, PACKAGE, bare, in_package, 
 from camex_ft.config.problems import Key
 from camex_ft.config.schema import Config
 from camex_ft.config.shipped import expand
-from camex_ft.utils import registry
+from camex_ft.utils import hub, registry
 from camex_ft.utils.errors import UserError, nearest
 from camex_ft.utils.system import Environment
 
@@ -84,25 +84,13 @@ def _wrong_backbone(spec: str) -> str:
         return str(error)
     if path is None:
         return (
-            "" if _nameable(name) else f"'{name}' is neither a folder nor a hub id such as google-t5/t5-base"
+            ""
+            if name.startswith(EMBEDDED) or hub.is_id(name)
+            else f"'{name}' is neither a folder nor a hub id such as google-t5/t5-base"
         )
     if is_gguf(path) and not os.path.isdir(path):
         return f"there is no file '{name}'.{near_file(path)}"
     return "" if os.path.isdir(path) else f"there is no folder '{name}'.{_near(path)}"
-
-
-def _nameable(backbone: str) -> bool:
-    """Return whether a backbone's name can be what its form says."""
-    from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils import validate_repo_id
-
-    if backbone.startswith(EMBEDDED):
-        return True
-    try:
-        validate_repo_id(backbone)
-    except HFValidationError:
-        return False
-    return True
 
 
 def _three_ways(config: Config, missing: list[str]) -> str:

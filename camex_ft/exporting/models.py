@@ -36,8 +36,7 @@ from camex_ft.backbones import DenseFFN, family_of
 from camex_ft.moe.layers.ffn import ExpertFFN, MergedFFN
 from camex_ft.protocols import Protocol
 from camex_ft.upcycling import adapters, cached, expert_layers, plain_class, plain_config
-from camex_ft.upcycling.entry import KEY
-from camex_ft.upcycling.restructuring import plan_of
+from camex_ft.upcycling.plan import KEY, plan_of
 from camex_ft.utils.errors import UserError
 from camex_ft.utils.registry import PROTOCOLS
 

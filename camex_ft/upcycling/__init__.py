@@ -3,17 +3,15 @@
     dense model --copy--> model --restructure (chosen layers -> MergedFFN or MixtureFFN)--> upcycled model
     upcycled model --save--> a folder --load--> upcycled model             low-rank experts alone: `adapters`
 
-What was done is kept in the model's own config, under ``camex`` (`entry`), and its class is one of `classes`, so that
-`load` and transformers' auto classes find it in a saved checkpoint.
+The model's config holds the plan, under ``camex`` (`plan`), and its class is one of `model_classes`, so that `load` and
+transformers' auto classes find both in a saved checkpoint.
 Source: sparse upcycling, Komatsuzaki et al. 2023 (arXiv 2212.05055), as CAMEx uses it.
 """
 
 from __future__ import annotations
 
 from camex_ft.upcycling.adapters import restore, save, trained_state
-from camex_ft.upcycling.classes import plain_class, plain_config
-from camex_ft.upcycling.granularities import granularity_of
-from camex_ft.upcycling.layers import (
+from camex_ft.upcycling.freezing import (
     base_chains,
     cached,
     caches,
@@ -22,8 +20,9 @@ from camex_ft.upcycling.layers import (
     keep_nothing,
     routing_context,
 )
-from camex_ft.upcycling.loading import load
-from camex_ft.upcycling.making import for_run, upcycle
+from camex_ft.upcycling.model_classes import plain_class
+from camex_ft.upcycling.plan import granularity_of, plain_config
+from camex_ft.upcycling.upcycled import for_run, load, upcycle
 
 __all__ = [
     "base_chains",

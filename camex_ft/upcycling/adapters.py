@@ -25,10 +25,11 @@ from transformers import AutoConfig, GenerationConfig, PreTrainedModel
 
 from camex_ft.backbones.loading import CLASSIFIERS
 from camex_ft.backbones.loading import load as load_backbone
+from camex_ft.backbones.source import NEEDED, NOT_NEEDED
 from camex_ft.config.backbones import EMBEDDED
 from camex_ft.synthetic import HEADS
-from camex_ft.upcycling import classes, entry
-from camex_ft.upcycling.entry import KEY
+from camex_ft.upcycling.plan import FORMAT, KEY, check_format, plain_config, versions
+from camex_ft.utils import hub
 from camex_ft.utils.durable import by_umask
 from camex_ft.utils.errors import UserError
 from camex_ft.utils.folders import read_json
@@ -117,6 +118,45 @@ def is_adapter(folder: Path) -> bool:
     return (folder / ABOUT).is_file()
 
 
+def locate(name: Any, arguments: Mapping[str, Any]) -> Path | None:
+    """Return the folder of an adapter, fetched from the hub where it is there, or None where it is none.
+
+    Args:
+        name: a folder or an id on the hub, as `from_pretrained` takes it; None: weights are given otherwise.
+        arguments: of `from_pretrained`.
+    """
+    if name is None or Path(str(name)).is_dir():
+        return Path(str(name)) if name is not None and is_adapter(Path(str(name))) else None
+    entry = getattr(arguments.get("config"), KEY, None) or {}
+    if BACKBONE not in entry or not is_hub_id(str(name)):
+        return None
+    options = {key: arguments.get(key) for key in ("revision", "token", "cache_dir")}
+    folder = fetch(str(name), **{key: value for key, value in options.items() if value is not None})
+    return folder if is_adapter(folder) else None
+
+
+def is_hub_id(name: str) -> bool:
+    """Return whether a name has the form NAME/MODEL of the hub."""
+    return hub.is_id(name) and name.count("/") == 1
+
+
+def fetch(name: str, **options: Any) -> Path:
+    """Return the folder of an upcycled model in the hub cache, downloaded where the hub has another or more of it.
+
+    Args:
+        name: its id.
+        options: of `huggingface_hub.snapshot_download`: revision, token, cache_dir.
+
+    Raises:
+        UserError: the hub has no such model, or refuses, or cannot be asked and it is not in the cache.
+    """
+    try:
+        return hub.fetch_model(name, allow=NEEDED, ignore=NOT_NEEDED, **options)
+    except hub.NotFetched as error:
+        why = error.refused or f"it is not in the hub cache and cannot be fetched: {error.reason}"
+        raise UserError(f"there is no folder '{name}', and as an id on the hub: {why}") from error
+
+
 def has_adapter(model: nn.Module) -> bool:
     """Return whether a model is saved as an adapter: one that was made for ``tuning.mode: lora``."""
     kept = getattr(getattr(model, "config", None), KEY, None) or {}
@@ -186,10 +226,10 @@ def save(model: PreTrainedModel, folder: str | Path, *, state: Mapping[str, Tens
         model.generation_config.save_pretrained(target)
     kept = getattr(model.config, KEY)
     about = {
-        "format": entry.FORMAT,
+        "format": FORMAT,
         "backbone": kept[BACKBONE],
         "plan": {name: section for name, section in kept.items() if name not in NOT_PLAN},
-        "versions": entry.versions(),
+        "versions": versions(),
     }
     (target / ABOUT).write_text(json.dumps(about, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
@@ -198,7 +238,7 @@ def read(folder: Path) -> About:
     """Return what an adapter says of itself; `UserError` where it cannot be read."""
     try:
         said = read_json(folder / ABOUT)
-        entry.check_format(said, what=f"{folder}: its {ABOUT}")
+        check_format(said, what=f"{folder}: its {ABOUT}")
         backbone = said["backbone"]
         dtype = getattr(torch, backbone["dtype"])
         if not isinstance(dtype, torch.dtype):
@@ -236,7 +276,7 @@ def restore(model: PreTrainedModel, folder: str | Path) -> None:
 
 def _embedded(config: Any, head: str, seed: int) -> PreTrainedModel:
     """Return a tiny backbone again: its weights follow from the configuration and the seed."""
-    plain = classes.plain_config(config)
+    plain = plain_config(config)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return cast(PreTrainedModel, HEADS[head].from_config(plain).eval())

@@ -16,14 +16,23 @@ Source: Drop-Upcycling, Nakamura et al. 2025 (arXiv 2502.19261, section 3).
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from camex_ft.config import UpcycleConfig
 from camex_ft.moe.layers.ffn import ExpertFFN
 from camex_ft.moe.layers.low_rank_expert_linear import LowRankLinear
+
+
+def set_experts_apart(layers: Sequence[ExpertFFN], given: UpcycleConfig) -> None:
+    """Make the experts differ as ``upcycle.init`` says: of a model that is upcycled, not of a saved one."""
+    if given.init == "noise":
+        add_noise(layers, given.noise)
+    elif given.init == "drop":
+        drop_units(layers, given.drop)
 
 
 @torch.no_grad()

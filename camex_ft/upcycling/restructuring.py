@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple, TypeVar
+from typing import TypeVar
 
 from torch import nn
 from transformers import PreTrainedModel
 
 from camex_ft.backbones import DenseFFN, calls, family_of, select_layers
-from camex_ft.config import MergingConfig, RoutingConfig, TuningConfig, UpcycleConfig
-from camex_ft.config.rules import DROPPED, not_low_rank
-from camex_ft.config.schema import Section
 from camex_ft.moe.context import RoutingContext
 from camex_ft.moe.layers.expert_linear import LayerSettings
 from camex_ft.moe.layers.ffn import ExpertFFN, MergedFFN, MixtureFFN
@@ -22,52 +19,12 @@ from camex_ft.moe.layers.propagation import continues
 from camex_ft.moe.routing.grouping import Grouping
 from camex_ft.moe.routing.router import RouterSettings
 from camex_ft.protocols import Protocol
-from camex_ft.upcycling.expert_init import add_noise, drop_units
-from camex_ft.upcycling.granularities import granularity_of
-from camex_ft.upcycling.layers import expert_layers
-from camex_ft.upcycling.lora import add_lora
+from camex_ft.upcycling.freezing import add_lora
+from camex_ft.upcycling.plan import LORA, Plan, granularity_of
 from camex_ft.utils.errors import UserError
 from camex_ft.utils.registry import PROTOCOLS
 
-Options = TypeVar("Options", bound=Section)
 Layer = TypeVar("Layer", bound=ExpertFFN)
-LORA = "lora"
-
-
-class Plan(NamedTuple):
-    """Plan of an upcycling, as the configuration's sections say it."""
-
-    merging: MergingConfig
-    routing: RoutingConfig
-    upcycle: UpcycleConfig
-    tuning: TuningConfig
-
-    def sections(self) -> dict[str, Any]:
-        """Return the sections as a saved config holds them; what is tuned only where it says how a model is made."""
-        made = {name: section.model_dump(mode="json") for name, section in self._asdict().items()}
-        return made if self.tuning.mode == LORA else {k: v for k, v in made.items() if k != "tuning"}
-
-
-def plan_of(sections: Mapping[str, Any]) -> Plan:
-    """Return the plan of sections as they are or as mappings; `UserError` for what they do not know, or cannot be."""
-    plan = Plan(
-        _section(MergingConfig, sections.get("merging")),
-        _section(RoutingConfig, sections.get("routing")),
-        _section(UpcycleConfig, sections.get("upcycle")),
-        _section(TuningConfig, sections.get("tuning")),
-    )
-    if plan.tuning.mode == LORA:
-        _check_low_rank(PROTOCOLS.get(plan.merging.protocol), plan)
-    return plan
-
-
-def _section(kind: type[Options], given: Any) -> Options:
-    if isinstance(given, kind):
-        return given
-    try:
-        return kind.model_validate(dict(given or {}))
-    except (TypeError, ValueError) as error:
-        raise UserError(f"{kind.__name__}: {error}") from error
 
 
 def restructure(model: PreTrainedModel, plan: Plan) -> None:
@@ -83,14 +40,6 @@ def restructure(model: PreTrainedModel, plan: Plan) -> None:
         _add_experts(model, protocol, plan)
     if plan.tuning.mode == LORA:
         add_lora(model, plan.tuning.lora, ffns)
-
-
-def _check_low_rank(protocol: Protocol, plan: Plan) -> None:
-    why = not_low_rank(protocol)
-    if why:
-        raise UserError(f"tuning.mode: {why}")
-    if plan.upcycle.init == "drop" and protocol.form != "dense":
-        raise UserError(f"upcycle.init: {DROPPED}")
 
 
 def _add_experts(model: PreTrainedModel, protocol: Protocol, plan: Plan) -> None:
@@ -166,12 +115,3 @@ def _replace(model: PreTrainedModel, ffn: DenseFFN, kind: Callable[..., Layer]) 
     for path in ffn.silence:
         model.set_submodule(path, nn.Identity())
     return layer
-
-
-def set_apart(model: nn.Module, given: UpcycleConfig) -> None:
-    """Make the experts differ as ``init`` says; only when a model is upcycled, not when a saved one is built again."""
-    layers = expert_layers(model).values()
-    if given.init == "noise":
-        add_noise(layers, given.noise)
-    elif given.init == "drop":
-        drop_units(layers, given.drop)

@@ -1,9 +1,9 @@
-"""The Hugging Face hub, asked with patience that ends: what its libraries leave without a time limit gets one here."""
+"""Requests to the Hugging Face hub with a time limit, and the messages for what it refuses."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -70,6 +70,54 @@ def bounded() -> Iterator[None]:
 
 def _what(request: Any) -> tuple[str, str, str]:
     return request.method, str(request.url), request.headers.get("range", "")
+
+
+class NotFetched(Exception):
+    """A repository of the hub is neither in the cache, or not whole, nor to be fetched.
+
+    Attributes:
+        refused: what to do where the hub has answered and refuses; None where it does not answer.
+        reason: the first line of what went wrong.
+    """
+
+    def __init__(self, refused: str | None, reason: str) -> None:
+        super().__init__(refused or reason)
+        self.refused, self.reason = refused, reason
+
+
+def is_id(name: str) -> bool:
+    """Return whether a name has the form of an id on the hub: MODEL or NAME/MODEL."""
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return True
+
+
+def fetch_model(name: str, *, allow: Sequence[str], ignore: Sequence[str], **options: Any) -> Path:
+    """Return the folder of a model in the hub cache, after a download where the hub has another or more of it.
+
+    Args:
+        name: its id.
+        allow, ignore: patterns of the files that are fetched, and of those that are not.
+        options: of `huggingface_hub.snapshot_download`: revision, token, cache_dir.
+
+    Raises:
+        NotFetched: the hub has no such model, or refuses, or cannot be asked and it is not in the cache.
+    """
+    from huggingface_hub import errors, snapshot_download
+
+    silent = silence(name, "model")
+    options |= {"allow_patterns": list(allow), "ignore_patterns": list(ignore)}
+    try:
+        with bounded():
+            return Path(snapshot_download(name, local_files_only=silent is not None, **options))
+    except Exception as error:  # each version of the hub's library has a transport with errors of its own
+        reason = silent if silent is not None and isinstance(error, errors.LocalEntryNotFoundError) else error
+        raise NotFetched(refusal(reason, name, "model"), cause(reason)) from error
 
 
 @contextmanager

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import copy
 import json
 import logging
+import os
 import pickle
 import subprocess
 import sys
@@ -21,9 +23,9 @@ from transformers.models.auto import modeling_auto
 
 from camex_ft import hf, synthetic
 from camex_ft.synthetic import HEADS
-from camex_ft.upcycling import adapters, classes, load, plain_class, plain_config, upcycle
+from camex_ft.upcycling import adapters, load, model_classes, plain_class, plain_config, upcycle
 from camex_ft.utils.errors import UserError
-from tests.helpers.invariant_cases import Case, dense, output, shake, upcycled
+from tests.helpers.invariant_cases import Case, dense, shake, upcycled
 from tests.helpers.lora_models import LORA
 from tests.helpers.tiny import VOCABULARY, inputs_of, model_types
 
@@ -60,7 +62,9 @@ def test_every_type_and_head_has_a_class_that_the_auto_class_gives(kind: str) ->
     config = transformers.CONFIG_MAPPING[f"camex_{kind}"]
     plain = transformers.CONFIG_MAPPING[kind]
     assert config.__name__ == f"Camex{plain.__name__}" and config.model_type == f"camex_{kind}"
-    assert issubclass(config, plain) and config is classes.config_class(plain) is classes.config_class(config)
+    assert issubclass(config, plain) and config is model_classes.config_class(
+        plain
+    ) is model_classes.config_class(config)
     assert (
         f"camex_{kind}" in transformers.CONFIG_MAPPING
         and f"camex_no{kind}" not in transformers.CONFIG_MAPPING
@@ -74,7 +78,7 @@ def test_every_type_and_head_has_a_class_that_the_auto_class_gives(kind: str) ->
         dense_one = dense_one[0] if isinstance(dense_one, tuple) else dense_one
         assert found.__name__ == f"Camex{dense_one.__name__}" and plain_class(found) is dense_one
         assert found.config_class is config and dense_one.config_class is plain
-        assert getattr(classes, found.__name__) is found is classes.class_named(found.__name__)
+        assert getattr(model_classes, found.__name__) is found is model_classes.class_named(found.__name__)
 
 
 def test_what_is_upcycled_says_so_everywhere() -> None:
@@ -93,9 +97,9 @@ def test_classes_and_configurations_are_pickled_by_name() -> None:
     assert pickle.loads(pickle.dumps(type(made))) is type(made)
     assert pickle.loads(pickle.dumps(made.config)).to_dict() == made.config.to_dict()
     with pytest.raises(AttributeError, match="has no attribute 'CamexNothing'"):
-        classes.CamexNothing  # noqa: B018
+        model_classes.CamexNothing  # noqa: B018
     with pytest.raises(AttributeError, match="has no attribute 'BertModel'"):
-        classes.BertModel  # noqa: B018
+        model_classes.BertModel  # noqa: B018
 
 
 def test_the_trainer_knows_what_a_model_is_for() -> None:
@@ -114,13 +118,11 @@ def test_peft_adapts_what_it_adapts_of_the_plain_type() -> None:
 
 def test_a_model_of_the_class_needs_the_plan() -> None:
     with pytest.raises(UserError, match=r"has no entry `camex`.*camex_ft.upcycle\(dense model\)"):
-        classes.model_class(transformers.BertModel)(classes.config_class(transformers.BertConfig)())
-    with pytest.raises(
-        UserError, match="unknown backbone type 'vit'"
-    ):  # transformers knows it, no family does
-        AutoModel.from_config(
-            AutoConfig.for_model("camex_vit", camex={"merging": MERGING}, num_hidden_layers=1)
+        model_classes.model_class(transformers.BertModel)(
+            model_classes.config_class(transformers.BertConfig)()
         )
+    with pytest.raises(ValueError, match="camex_vit"):  # transformers knows vit, no family does
+        AutoConfig.for_model("camex_vit", camex={"merging": MERGING}, num_hidden_layers=1)
 
 
 # -- loading
@@ -147,23 +149,6 @@ def test_from_a_configuration_alone(saved: Path) -> None:
     assert {n: t.shape for n, t in made.state_dict().items()} == {
         n: t.shape for n, t in load(saved).state_dict().items()
     }
-
-
-def test_checkpoints_from_before_upcycled_models_had_classes(checkpoint: Path) -> None:
-    file = checkpoint / "config.json"
-    said = json.loads(file.read_text())
-    camex = {name: part for name, part in said["camex"].items() if name not in ("format", "versions")}
-    old = {"model_type": "bert", "architectures": ["BertForSequenceClassification"], "camex": camex}
-    expected = load(checkpoint)
-    file.write_text(json.dumps({**said, **old}))
-    made = load(checkpoint)
-    inputs = inputs_of(made, CLASSIFIER)
-    assert type(made) is type(expected)
-    with torch.no_grad():
-        assert torch.equal(output(made, inputs), output(expected, inputs))
-    made.save_pretrained(checkpoint)
-    now = json.loads(file.read_text())
-    assert now["model_type"] == "camex_bert" and now["camex"]["format"] == 1
 
 
 NEWER = (
@@ -313,7 +298,6 @@ for kind in (AutoConfig, AutoModel, Auto):
     else:
         raise AssertionError(kind)
 import camex_ft
-assert "camex_ft.upcycling" not in sys.modules
 print(type(Auto.from_pretrained(folder)).__name__)
 """
 
@@ -333,33 +317,62 @@ def test_transformers_alone_refuses_it_and_camex_ft_may_be_imported_later(saved:
     assert done.stdout.split() == ["CamexBertForSequenceClassification"], done.stderr
 
 
-def test_the_import_of_transformers_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "late_mapping.py").write_text(
-        "class Mapping(dict): pass\nCONFIG_MAPPING = Mapping(bert=int)\n"
-    )
-    monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.setattr(hf, "MAPPING", "late_mapping")
-    monkeypatch.setattr(sys, "meta_path", list(sys.meta_path))
-    before = len(sys.meta_path)
-    hf.register()
-    hf.register()
-    assert len(sys.meta_path) == before + 1
-    import late_mapping
+FIRST = """
+import sys
+import camex_ft
+from transformers import AutoConfig, AutoModelForSequenceClassification
+config = AutoConfig.from_pretrained(sys.argv[1])
+import pickle
+from camex_ft.upcycling.model_classes import CamexBertConfig, CamexBertForSequenceClassification
+assert type(config) is pickle.loads(pickle.dumps(CamexBertConfig)) is CamexBertConfig
+print(type(AutoModelForSequenceClassification.from_pretrained(sys.argv[1])).__name__)
+"""
+PLUGIN = """
+from camex_ft.backbones.base import register
+from camex_ft.backbones.layouts import bert_ffns, encoder_stack, one_stack
 
-    assert len(sys.meta_path) == before and late_mapping.__spec__.loader.get_source("late_mapping")
-    mapping = late_mapping.CONFIG_MAPPING
-    assert (
-        "camex_bert" in mapping
-        and "camex_gpt2" not in mapping
-        and 3 not in mapping
-        and mapping["bert"] is int
-    )
-    with pytest.raises(KeyError, match="camex_gpt2"):
-        mapping["camex_gpt2"]
-    kind = type(mapping)
-    hf.register()  # it is there now: completed at once, and once only
-    assert type(late_mapping.CONFIG_MAPPING) is kind and len(sys.meta_path) == before
-    del sys.modules["late_mapping"]
+@register("megatron", model_types=("megatron-bert", "no-type-of-transformers"), masks=one_stack(encoder_stack))
+def ffns(model):
+    "Megatron-BERT: encoder."
+    return bert_ffns(model)
+"""
+OF_PLUGIN = """
+import camex_ft
+from transformers import AutoModel, CONFIG_MAPPING
+config = CONFIG_MAPPING["camex_megatron-bert"]
+print(config.__name__, AutoModel._model_mapping[config].__name__)
+"""
+
+
+def run(code: str, *arguments: str, plugins: str = "") -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "CAMEX_FT_PLUGINS": plugins}
+    command = [sys.executable, "-c", code, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=200, check=False, env=environment)
+
+
+@pytest.mark.slow
+def test_camex_ft_may_be_imported_first(saved: Path) -> None:
+    done = run(FIRST, str(saved))
+    assert done.stdout.split() == ["CamexBertForSequenceClassification"], done.stderr
+
+
+def test_families_of_plug_ins_are_registered_too(tmp_path: Path) -> None:
+    (tmp_path / "megatron.py").write_text(PLUGIN)
+    done = run(OF_PLUGIN, plugins=str(tmp_path))
+    assert done.stdout.split() == ["CamexMegatronBertConfig", "CamexMegatronBertModel"], done.stderr
+
+
+def test_a_plug_in_that_cannot_be_imported_is_warned_of(tmp_path: Path) -> None:
+    done = run("import camex_ft; print('imported')", plugins=str(tmp_path / "none"))
+    assert done.stdout.split() == ["imported"] and "CAMEX_FT_PLUGINS names" in done.stderr
+
+
+def test_nothing_hooks_into_imports_or_changes_the_class_of_an_object() -> None:
+    for file in sorted(Path(hf.__file__).parent.rglob("*.py")):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Attribute):
+                assert node.attr not in ("meta_path", "path_hooks"), f"{file}:{node.lineno}"
+                assert node.attr != "__class__" or isinstance(node.ctx, ast.Load), f"{file}:{node.lineno}"
 
 
 def test_a_copy_of_a_configuration_upcycles_nothing() -> None:

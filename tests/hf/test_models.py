@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from camex_ft.synthetic import HEADS, has_head
-from camex_ft.upcycling import classes, expert_layers, load
+from camex_ft.upcycling import expert_layers, load, model_classes
 from camex_ft.utils import registry
 from camex_ft.utils.errors import UserError
 from tests.helpers.invariant_cases import Case, dense, output, shake, upcycled
@@ -235,7 +235,7 @@ def test_loading_from_a_state(tmp_path: Path) -> None:
     """As `from_pretrained(None, state_dict=...)` of transformers, and as `load_state_dict` of torch."""
     made = model_of("bert", "ties-ca")
     state = {name: tensor.clone() for name, tensor in made.state_dict().items()}
-    other = classes.model_class(type(made)).from_pretrained(
+    other = model_classes.model_class(type(made)).from_pretrained(
         None, config=copy.deepcopy(made.config), state_dict=state
     )
     assert torch.equal(logits(other), logits(made))

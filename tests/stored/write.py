@@ -83,9 +83,9 @@ BACKBONE = "backbone"  # of the adapter: a folder in its own
 def main() -> None:
     """Write what is not there yet."""
     from camex_ft import upcycling
-    from camex_ft.upcycling import adapters, entry
+    from camex_ft.upcycling import adapters, plan
 
-    target = HERE / entry.versions()["camex_ft"]
+    target = HERE / plan.versions()["camex_ft"]
     for name, (kind, head, sections) in CHECKPOINTS.items():
         folder = target / name
         if folder.exists():

@@ -11,7 +11,12 @@ if TYPE_CHECKING:
     from torch import nn
 
 
-@register("bert", model_types=("bert", "electra"), masks=one_stack(encoder_stack))
+@register(
+    "bert",
+    model_types=("bert", "electra"),
+    masks=one_stack(encoder_stack),
+    attention=("query", "value"),
+)
 def ffns(model: nn.Module) -> list[DenseFFN]:
     """BERT, ELECTRA: encoder."""
     return bert_ffns(model)

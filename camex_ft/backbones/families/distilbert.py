@@ -11,7 +11,12 @@ if TYPE_CHECKING:
     from torch import nn
 
 
-@register("distilbert", model_types=("distilbert",), masks=one_stack(encoder_stack))
+@register(
+    "distilbert",
+    model_types=("distilbert",),
+    masks=one_stack(encoder_stack),
+    attention=("q_lin", "v_lin"),
+)
 def ffns(model: nn.Module) -> list[DenseFFN]:
     """DistilBERT: encoder."""
     refuse_chunking(model)

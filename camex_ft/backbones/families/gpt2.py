@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 
-@register("gpt2", model_types=("gpt2",), masks=one_stack(causal_stack))
+@register("gpt2", model_types=("gpt2",), masks=one_stack(causal_stack), attention=("c_attn",))
 def ffns(model: nn.Module) -> list[DenseFFN]:
     """GPT-2: decoder."""
     return [

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 
-@register("llama", model_types=("llama",), masks=one_stack(causal_stack))
+@register("llama", model_types=("llama",), masks=one_stack(causal_stack), attention=("q_proj", "v_proj"))
 def ffns(model: nn.Module) -> list[DenseFFN]:
     """Llama: decoder."""
     return gated_mlp_ffns(model)

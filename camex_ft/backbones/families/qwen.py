@@ -11,7 +11,9 @@ if TYPE_CHECKING:
     from torch import nn
 
 
-@register("qwen", model_types=("qwen2", "qwen3"), masks=one_stack(causal_stack))
+@register(
+    "qwen", model_types=("qwen2", "qwen3"), masks=one_stack(causal_stack), attention=("q_proj", "v_proj")
+)
 def ffns(model: nn.Module) -> list[DenseFFN]:
     """Qwen2, Qwen2.5, Qwen3: decoder."""
     return gated_mlp_ffns(model)

@@ -21,6 +21,7 @@ def positions(config: Any) -> int:
     model_types=("roberta", "xlm-roberta", "camembert"),
     masks=one_stack(encoder_stack),
     positions=positions,
+    attention=("query", "value"),
 )
 def ffns(model: nn.Module) -> list[DenseFFN]:
     """RoBERTa, XLM-RoBERTa, CamemBERT: encoder."""

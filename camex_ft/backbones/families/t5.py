@@ -59,7 +59,7 @@ def positions(config: Any) -> None:
     return
 
 
-@register("t5", model_types=("t5", "mt5", "umt5"), masks=masks, positions=positions)
+@register("t5", model_types=("t5", "mt5", "umt5"), masks=masks, positions=positions, attention=("q", "v"))
 def ffns(model: nn.Module) -> list[DenseFFN]:
     """T5 (relu, gated), mT5, UMT5: encoder and decoder."""
     found: list[DenseFFN] = []

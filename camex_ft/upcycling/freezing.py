@@ -1,21 +1,35 @@
-"""Parts of an upcycled model: its layers with experts, their chains and context, its trained parameters."""
+"""Parts of an upcycled model and which of them are trained: layers with experts, LoRA beside them, the head.
+
+LoRA, by PEFT, adds thin trained maps B A to the maps of attention, which stay frozen:
+
+    y = x W^T + c (x A^T) B^T            A at random, B = 0: the function is that of the model before
+
+With the protocol `dense`, the baseline, the feed-forward maps get it as well. The maps of attention that get it are
+named by the backbone's family, queries and values as in the paper.
+Source: LoRA, Hu et al. 2021 (arXiv 2106.09685).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
+from peft import LoraConfig as PeftConfig
+from peft import inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
 from torch import nn
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
+from camex_ft.backbones import DenseFFN, family_of
+from camex_ft.config.schema import LoraConfig
 from camex_ft.moe.context import RoutingContext
 from camex_ft.moe.layers.ffn import ExpertFFN, MergedFFN
 from camex_ft.moe.layers.low_rank_expert_linear import LowRankLinear
 from camex_ft.moe.layers.propagation import chains
-from camex_ft.utils.errors import UserError
+from camex_ft.utils.errors import UserError, nearest
 
 
 def expert_layers(model: nn.Module) -> dict[str, ExpertFFN]:
@@ -136,3 +150,51 @@ def _as_float32(model: PreTrainedModel, head: list[Any]) -> None:
 
 def _widen(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
     return tuple(x.float() if isinstance(x, torch.Tensor) and x.is_floating_point() else x for x in inputs)
+
+
+def add_lora(model: PreTrainedModel, given: LoraConfig, ffns: Sequence[DenseFFN]) -> None:
+    """Give attention LoRA where the settings say so, and the maps of these feed-forward layers; in place.
+
+    Raises:
+        UserError: the model has no maps of the names.
+    """
+    chosen = _attention(model, given) if given.attention else []
+    chosen += _within(model, ffns)
+    if not chosen:
+        return
+    one = [isinstance(model.get_submodule(path), Conv1D) for path in chosen]
+    settings = PeftConfig(
+        r=given.rank,
+        lora_alpha=given.scale * given.rank,  # type: ignore[arg-type]  # divided by r again
+        lora_dropout=given.dropout,
+        target_modules=chosen,
+        fan_in_fan_out=all(one),
+    )
+    inject_adapter_in_model(settings, model)
+
+
+def _attention(model: PreTrainedModel, given: LoraConfig) -> list[str]:
+    """Return the paths of the maps with the names that are wanted."""
+    named = given.targets or family_of(model).attention
+    linears = list(_linears(model))
+    names = sorted({path.rpartition(".")[2] for path in linears})
+    unknown = [name for name in given.targets or () if name not in names]
+    found = [path for path in linears if path.rpartition(".")[2] in named]
+    if unknown or not found:
+        wrong = unknown[0] if unknown else ", ".join(named)
+        raise UserError(
+            f"tuning.lora.targets: {type(model).__name__} has no linear map '{wrong}'.{nearest(wrong, names)} "
+            f"It has: {', '.join(names)}"
+        )
+    return found
+
+
+def _linears(model: PreTrainedModel) -> Iterable[str]:
+    """Yield the paths of the model's linear maps; those of experts are none."""
+    return (path for path, module in model.named_modules() if isinstance(module, (nn.Linear, Conv1D)))
+
+
+def _within(model: PreTrainedModel, ffns: Sequence[DenseFFN]) -> list[str]:
+    """Return the paths of the linear maps of dense feed-forward layers."""
+    places = [f"{path}." for ffn in ffns for path in (ffn.path, *ffn.silence)]
+    return [path for path in _linears(model) if f"{path}.".startswith(tuple(places))] if places else []

@@ -1,0 +1,215 @@
+"""The plan of an upcycling, and the entry ``camex`` in a model's config that holds it.
+
+merging, routing, upcycle[, tuning]   sections of the configuration
+backbone                              of low-rank experts: see `adapters`
+causal                                of a language model under another head: it is routed as before
+format, versions                      added when it is saved
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any, NamedTuple, TypeVar, cast
+
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from camex_ft.backbones import generates
+from camex_ft.config import MergingConfig, RoutingConfig, TuningConfig, UpcycleConfig
+from camex_ft.config.rules import DROPPED, not_low_rank
+from camex_ft.config.schema import Section
+from camex_ft.moe.routing.grouping import Granularity
+from camex_ft.protocols import Protocol
+from camex_ft.utils.errors import UserError
+from camex_ft.utils.registry import PROTOCOLS
+
+KEY = "camex"
+CAUSAL = "causal"  # in the entry: routing is that of a language model, whatever the head
+LORA = "lora"
+FORMAT = 1
+PACKAGES = ("camex_ft", "torch", "transformers", "peft")
+NAME = "Camex"  # begins the names of the classes of upcycled models
+Options = TypeVar("Options", bound=Section)
+ConfigKind = TypeVar("ConfigKind", bound=PreTrainedConfig)
+
+
+class Plan(NamedTuple):
+    """Plan of an upcycling, as the configuration's sections say it."""
+
+    merging: MergingConfig
+    routing: RoutingConfig
+    upcycle: UpcycleConfig
+    tuning: TuningConfig
+
+    def sections(self) -> dict[str, Any]:
+        """Return the sections as a saved config holds them; what is tuned only where it says how a model is made."""
+        made = {name: section.model_dump(mode="json") for name, section in self._asdict().items()}
+        return made if self.tuning.mode == LORA else {k: v for k, v in made.items() if k != "tuning"}
+
+
+def plan_of(sections: Mapping[str, Any]) -> Plan:
+    """Return the plan of sections as they are or as mappings; `UserError` for what they do not know, or cannot be."""
+    plan = Plan(
+        _section(MergingConfig, sections.get("merging")),
+        _section(RoutingConfig, sections.get("routing")),
+        _section(UpcycleConfig, sections.get("upcycle")),
+        _section(TuningConfig, sections.get("tuning")),
+    )
+    if plan.tuning.mode == LORA:
+        _check_low_rank(PROTOCOLS.get(plan.merging.protocol), plan)
+    return plan
+
+
+def _section(kind: type[Options], given: Any) -> Options:
+    if isinstance(given, kind):
+        return given
+    try:
+        return kind.model_validate(dict(given or {}))
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{kind.__name__}: {error}") from error
+
+
+def _check_low_rank(protocol: Protocol, plan: Plan) -> None:
+    why = not_low_rank(protocol)
+    if why:
+        raise UserError(f"tuning.mode: {why}")
+    if plan.upcycle.init == "drop" and protocol.form != "dense":
+        raise UserError(f"upcycle.init: {DROPPED}")
+
+
+def granularity_of(
+    protocol: Protocol, routing: RoutingConfig, *, stack: str, model: PreTrainedModel
+) -> Granularity:
+    """Return the granularity of one stack's layers, with `auto` decided.
+
+    What was trained as a language model is routed as one under another head too, as its config's entry says then.
+
+    Raises:
+        UserError: the protocol does not allow it, or it would let a token that generates see its future.
+    """
+    said = getattr(model.config, KEY, None) or {}
+    causal = stack == "decoder" and (generates(model) or bool(said.get(CAUSAL)))
+    both = getattr(model.config, "is_encoder_decoder", False)
+    _check_choice(protocol, routing, causal=causal, model=model)
+    wanted: str = routing.granularity
+    if wanted == "encoder" and not both:
+        raise UserError(
+            f"routing.granularity: encoder needs a backbone with an encoder and a decoder; {_name(model)} has one stack"
+        )
+    if wanted in ("auto", "encoder"):
+        if "sequence" not in protocol.granularities:
+            wanted = protocol.granularities[0]
+        elif stack == "decoder" and both and (causal or wanted == "encoder"):
+            wanted = "encoder"
+        else:
+            wanted = "segment" if causal else "sequence"
+    if wanted not in protocol.granularities:
+        raise UserError(
+            f"routing.granularity: {protocol.name} does not allow {wanted}; "
+            f"it allows {', '.join(protocol.granularities)}"
+        )
+    if wanted == "sequence" and causal:
+        raise UserError(
+            f"routing.granularity: sequence would let tokens of {_name(model)}, which generates, be routed by their "
+            "future; use auto, segment or token"
+        )
+    return cast(Granularity, wanted)
+
+
+def _check_choice(
+    protocol: Protocol, routing: RoutingConfig, *, causal: bool, model: PreTrainedModel
+) -> None:
+    if routing.router != "expert-choice":
+        return
+    if protocol.form != "outputs":
+        raise UserError(
+            f"routing.router: expert-choice lets experts take tokens, and {protocol.name} merges weights: use it with "
+            "smoe, or linear or cosine"
+        )
+    if causal:
+        raise UserError(
+            f"routing.router: expert-choice would let tokens of {_name(model)}, which generates, be routed by their "
+            "future: an expert takes the best tokens of a whole sequence; use linear or cosine"
+        )
+
+
+def _name(model: PreTrainedModel) -> str:
+    return type(model).__name__
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of the packages that a saved model depends on."""
+    return {name: _version(name) for name in PACKAGES}
+
+
+def stamped(saved: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the entry with this format and these versions."""
+    return {**saved, "format": FORMAT, "versions": versions()}
+
+
+def plan_of_entry(saved: Any) -> Plan:
+    """Return the plan of an entry.
+
+    Raises:
+        UserError: it is of a newer format, or says what this version does not know; names the versions that wrote it.
+    """
+    if not isinstance(saved, Mapping):
+        raise UserError(
+            f"the entry `{KEY}` of its config.json is {saved!r:.80}: expected a mapping with the plan"
+        )
+    check_format(saved, what=f"the entry `{KEY}` of its config.json")
+    try:
+        found = plan_of(saved)
+        PROTOCOLS.get(found.merging.protocol)
+        return found
+    except UserError as error:
+        raise UserError(
+            f"the entry `{KEY}` of its config.json says what this version of camex_ft does not know: {error}\n"
+            f"It was {written_by(saved)}; this is camex_ft {_version('camex_ft')}. If that one is newer: install it"
+        ) from error
+
+
+def check_format(saved: Mapping[str, Any], *, what: str) -> None:
+    """Raise `UserError` unless this version reads the format; one without is of before formats had numbers."""
+    found = saved.get("format", 0)
+    if isinstance(found, bool) or not isinstance(found, int) or not 0 <= found <= FORMAT:
+        newer = isinstance(found, int) and found > FORMAT
+        raise UserError(
+            f"{what} is of format {found!r:.40}, {written_by(saved)}; this is camex_ft {_version('camex_ft')}, which "
+            f"reads formats up to {FORMAT}: " + ("install that version" if newer else "the file is damaged")
+        )
+
+
+def written_by(saved: Any) -> str:
+    """Return "written by camex_ft 0.1.0, torch ...", as far as the entry says it."""
+    said = saved.get("versions") if isinstance(saved, Mapping) else None
+    known = [f"{name} {said[name]}" for name in PACKAGES if name in said] if isinstance(said, Mapping) else []
+    return "written by " + (", ".join(known) or "a version of camex_ft that does not say which")
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "unknown"
+
+
+def recast(config: PreTrainedConfig, kind: type[ConfigKind]) -> ConfigKind:
+    """Return a shallow copy of a configuration as an object of another class, with the same values."""
+    made = object.__new__(kind)
+    made.__dict__.update(config.__dict__)
+    return made
+
+
+def plain_kind(config: PreTrainedConfig) -> type[PreTrainedConfig]:
+    """Return the class of a configuration, or of an upcycled model's the class that it was made from."""
+    return getattr(type(config), "plain", type(config))
+
+
+def plain_config(config: PreTrainedConfig) -> PreTrainedConfig:
+    """Return a copy of a configuration as of the dense model: of the plain class, without the entry ``camex``."""
+    made = recast(copy.deepcopy(config), plain_kind(config))
+    made.__dict__.pop(KEY, None)
+    made.architectures = [name.removeprefix(NAME) for name in made.architectures or ()] or None
+    return made
