@@ -14,7 +14,6 @@ from camex_ft.config import Config
 from camex_ft.data import sources
 from camex_ft.results import RunFolder
 from camex_ft.run import pipeline
-from camex_ft.synthetic import heads
 from camex_ft.tasks.prepared import Prepared
 from camex_ft.upcycling import expert_layers
 from camex_ft.utils.registry import EMBEDDED, TASKS
@@ -56,7 +55,9 @@ def settled(name: str, family: str) -> Config:
 
 def pairs() -> list:
     """Every task with every backbone that has its head. Every fourth is not slow: each of both is met several times."""
-    found = [(n, f) for n in TASKS.names() for f in EMBEDDED.names() if TASKS.get(n).head in heads(f)]
+    found = [
+        (n, f) for n in TASKS.names() for f in EMBEDDED.names() if TASKS.get(n).head in EMBEDDED.get(f).heads
+    ]
     places = {name: place for names in (TASKS.names(), EMBEDDED.names()) for place, name in enumerate(names)}
     return [
         pytest.param(n, f, marks=() if (places[n] + places[f]) % 4 == 0 else pytest.mark.slow)

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from tokenizers import Tokenizer
 
+from camex_ft.backbones.heads import HEADS
 from camex_ft.config import gguf
-from camex_ft.synthetic import HEADS
 from camex_ft.utils.errors import UserError
 
 if TYPE_CHECKING:

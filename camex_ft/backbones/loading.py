@@ -1,4 +1,9 @@
-"""Load a backbone with a task head and its tokenizer: `load(spec)` -> (model, tokenizer)."""
+"""Backbones under a task head, from what stands after `backbone:`.
+
+load(spec)            -> model with its weights, tokenizer
+skeleton(spec)        -> model on the meta device: no weights are read or made
+configuration(spec)   -> configuration alone
+"""
 
 from __future__ import annotations
 
@@ -15,11 +20,12 @@ import transformers
 from camex_ft.backbones import source
 from camex_ft.backbones.base import generates
 from camex_ft.backbones.dequantised import as_plain, check_all_read, only_its_own, where
+from camex_ft.backbones.heads import CLASSIFIERS, HEADS, heads
 from camex_ft.config import gguf
 from camex_ft.config.backbones import EMBEDDED, NEW
-from camex_ft.synthetic import HEADS, has_head
 from camex_ft.utils.architectures import families, not_supported, plain_type
 from camex_ft.utils.errors import UserError, nearest
+from camex_ft.utils.registry import EMBEDDED as EMBEDDED_FAMILIES
 
 if TYPE_CHECKING:
     from transformers import (
@@ -29,7 +35,6 @@ if TYPE_CHECKING:
         PreTrainedTokenizerFast,
     )
 
-CLASSIFIERS = ("sequence-classification", "token-classification")
 VOCABULARIES = (
     *("tokenizer.json", "vocab.txt", "vocab.json"),
     *("tokenizer.model", "spiece.model", "sentencepiece.bpe.model"),
@@ -57,7 +62,7 @@ def load(
     Args:
         spec: hub id, folder, .gguf file, ``package:NAME/PATH`` or ``embedded/<family>``; the first four also after
             ``new:``. See `camex_ft.config.backbones`.
-        head: a key of `camex_ft.synthetic.HEADS`.
+        head: a key of `heads.HEADS`.
         label_names: names of the classes, kept in the model's config (`id2label`, `label2id`).
         num_labels: number of classes that have no names. With neither, the checkpoint's own labels stay.
         regression: one output and a squared-error loss; excludes the two above.
@@ -76,11 +81,8 @@ def load(
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     if source.kind(spec) == "embedded":
-        from camex_ft import synthetic  # with the generators of corpora, which other backbones do without
-
-        source.check(spec)
-        family = spec.removeprefix(EMBEDDED)
-        model, tokenizer = synthetic.backbone(family, head=head, seed=seed, texts=texts, **labels)
+        tiny = EMBEDDED_FAMILIES.get(spec.removeprefix(EMBEDDED))
+        model, tokenizer = tiny.backbone(head=head, seed=seed, texts=texts, **labels)
     else:
         path = path or source.locate(spec)
         about = source.check_files(path, spec)
@@ -98,8 +100,64 @@ def load(
     return model, tokenizer
 
 
+def configuration(
+    spec: str, *, head: str = "sequence-classification", path: Path | None = None, **labels: Any
+) -> PreTrainedConfig:
+    """Return the configuration of the backbone `spec` under `head`; no model is made of it.
+
+    Args:
+        spec, head, path: as of `load`.
+        labels: label_names, num_labels and regression, as of `load`.
+
+    Raises:
+        UserError: `spec` or its configuration is at fault, or out of reach.
+    """
+    if head not in HEADS:
+        raise UserError(f"unknown head '{head}'.{nearest(head, HEADS)} Known heads: {', '.join(HEADS)}")
+    fields = label_fields(head, **labels)
+    if source.kind(spec) == "embedded":
+        tiny = EMBEDDED_FAMILIES.get(spec.removeprefix(EMBEDDED))
+        config: PreTrainedConfig = tiny.configuration(head=head, **fields)[0]
+        return config
+    path = path or source.locate(spec, weights=False)
+    source.check_files(path, spec, weights=False)
+    return read_config(path, spec, head, fields)
+
+
+def skeleton(
+    spec: str,
+    *,
+    head: str = "sequence-classification",
+    path: Path | None = None,
+    trained_tokenizer: bool = False,
+    **labels: Any,
+) -> PreTrainedModel:
+    """Return the backbone `spec` under `head`, in float32 on the meta device, in training mode.
+
+    No weights are read or made. Of a hub id the small files alone are fetched, of a GGUF file the header is read.
+
+    Args:
+        spec, head, path, labels: as of `configuration`.
+        trained_tokenizer: an embedded backbone's tokenizer would be trained on the data: its vocabulary then counts as
+            full, which only a very small text leaves it short of.
+
+    Raises:
+        UserError: `spec` or its configuration is at fault, or out of reach.
+    """
+    config = configuration(spec, head=head, path=path, **labels)
+    if trained_tokenizer:
+        config.vocab_size = EMBEDDED_FAMILIES.get(spec.removeprefix(EMBEDDED)).trained_size
+    config.__dict__.pop("quantization_config", None)  # of the weights that are not read
+    with torch.device("meta"):
+        made: PreTrainedModel = HEADS[head].from_config(config, dtype=torch.float32, trust_remote_code=False)
+    return made.train()
+
+
 def label_fields(
-    head: str, label_names: Sequence[str] | None, num_labels: int | None, regression: bool
+    head: str,
+    label_names: Sequence[str] | None = None,
+    num_labels: int | None = None,
+    regression: bool = False,
 ) -> dict[str, Any]:
     """Return the configuration's fields for the labels, or none if nothing is said about them."""
     if not (label_names or num_labels or regression):
@@ -157,12 +215,10 @@ def read_config(path: Path, spec: str, head: str, labels: dict[str, Any]) -> Pre
         raise UserError(f"backbone {spec}: its {what} is not usable: {_one_line(error)}") from error
     if plain_type(config.model_type) not in families():
         raise UserError(f"backbone {spec}: it {not_supported(config.model_type)}")
-    heads = [name for name in HEADS if has_head(type(config), name)]
-    if "masked-lm" in heads and not getattr(config, "is_decoder", False) and not config.is_encoder_decoder:
-        heads = [name for name in heads if name != "causal-lm"]  # would see the words that it is to predict
-    if head not in heads:
+    known = heads(config)
+    if head not in known:
         raise UserError(
-            f"backbone {spec}: {config.model_type} has no head '{head}'; it has {', '.join(heads)}"
+            f"backbone {spec}: {config.model_type} has no head '{head}'; it has {', '.join(known)}"
         )
     return config
 

@@ -22,7 +22,7 @@ from camex_ft.bench.settings import PUBLISHED, BackboneBench, DecodeBench, StepB
 from camex_ft.config.backbones import EMBEDDED
 from camex_ft.estimate import facts, measured
 from camex_ft.estimate.measured import in_child
-from camex_ft.synthetic import HEADS, has_head
+from camex_ft.backbones.heads import HEADS, has_head
 from camex_ft.upcycling import cached, routing_context, upcycle
 from camex_ft.utils.architectures import positions
 from camex_ft.utils.errors import UserError
@@ -39,7 +39,7 @@ def build(name: str, *, head: str = "sequence-classification", seed: int = 0) ->
 
     Args:
         name: of the backbone.
-        head: a key of `camex_ft.synthetic.HEADS`.
+        head: a key of `camex_ft.backbones.heads.HEADS`.
         seed: of the weights.
 
     Raises:

@@ -84,7 +84,7 @@ def validate(config: ConfigArgument, overrides: Overrides = None) -> None:
 
     written = load_config(config, overrides or [])
     resolved, reason = resolve(written)
-    from camex_ft.backbones.fitting import check_files
+    from camex_ft.run.fitting import check_files
 
     check_files(resolved)
     changed = changes(resolved.merging, resolved.routing, resolved.upcycle)

@@ -21,7 +21,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from camex_ft import upcycling
-from camex_ft.backbones.skeleton import skeleton
+from camex_ft.backbones.loading import skeleton
 from camex_ft.backbones.source import OutOfReach
 from camex_ft.config import Config
 from camex_ft.config.rules import broken

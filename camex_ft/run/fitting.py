@@ -7,7 +7,7 @@ from pathlib import Path
 
 from camex_ft.backbones import source
 from camex_ft.backbones.base import family_of, select_layers
-from camex_ft.backbones.skeleton import configuration, skeleton
+from camex_ft.backbones.loading import configuration, skeleton
 from camex_ft.config import Config, ConfigErrors, Problem
 from camex_ft.data.files import check_headers
 from camex_ft.tasks.base import Task

@@ -17,13 +17,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallba
 from camex_ft import config, upcycling
 from camex_ft.backbones import content as backbone_content
 from camex_ft.backbones.content import Content
-from camex_ft.backbones.fitting import check_backbone
 from camex_ft.config import Config, Environment
 from camex_ft.data import sources
 from camex_ft.results import Record, RunFolder, find_done, print_summary
 from camex_ft.results.card import NAME as CARD
 from camex_ft.results.card import card
 from camex_ft.results.experiment import changes, differs
+from camex_ft.run.fitting import check_backbone
 from camex_ft.run.record_builder import Facts, make_record
 from camex_ft.run.steps import load_model, load_splits, made_tokenizer, make_trainer, name_of, quieten
 from camex_ft.tasks.base import Task

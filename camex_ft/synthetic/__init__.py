@@ -6,7 +6,7 @@ say nothing about the benchmarks.
 """
 
 from camex_ft.synthetic.corpora import CORPORA, corpus
-from camex_ft.synthetic.families import HEADS, backbone, configuration, has_head, heads
+from camex_ft.synthetic.families import backbone
 from camex_ft.synthetic.language import DOMAINS
 
-__all__ = ["CORPORA", "DOMAINS", "HEADS", "backbone", "configuration", "corpus", "has_head", "heads"]
+__all__ = ["CORPORA", "DOMAINS", "backbone", "corpus"]

@@ -11,36 +11,97 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-import transformers
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
-from camex_ft.synthetic.tokenizer import MAX_LENGTH, Layout, build_tokenizer, train_tokenizer
+from camex_ft.backbones.heads import CLASSIFIERS, HEADS, heads
+from camex_ft.synthetic.tokenizer import MAX_LENGTH, TRAINED_SIZE, Layout, build_tokenizer, train_tokenizer
 from camex_ft.utils.errors import UserError, nearest
 from camex_ft.utils.registry import EMBEDDED
 
 WIDTH, INNER, LAYERS, ATTENTION_HEADS = 64, 128, 2, 4
 INITIAL = WIDTH**-0.5  # the usual 0.02 suits wider models: at this width training stands still for epochs
 
-HEADS = {
-    "base": transformers.AutoModel,
-    "sequence-classification": transformers.AutoModelForSequenceClassification,
-    "token-classification": transformers.AutoModelForTokenClassification,
-    "question-answering": transformers.AutoModelForQuestionAnswering,
-    "multiple-choice": transformers.AutoModelForMultipleChoice,
-    "masked-lm": transformers.AutoModelForMaskedLM,
-    "causal-lm": transformers.AutoModelForCausalLM,
-    "seq2seq-lm": transformers.AutoModelForSeq2SeqLM,
-}
-CLASSIFIERS = ("sequence-classification", "token-classification")
-
 
 @dataclass(frozen=True)
 class TinyFamily:
-    """A tiny configuration: transformers' `model_type`, its settings, and the tokenizer's layout."""
+    """A tiny backbone: transformers' `model_type`, its settings, and the tokenizer's layout.
+
+    Attributes:
+        model_type: as in transformers' configurations.
+        settings: of the configuration.
+        layout: of the tokenizer.
+        name: in the registry.
+        trained_size: tokens of a tokenizer that is trained on a text; a very small text has fewer.
+    """
 
     model_type: str
     settings: dict[str, Any]
     layout: Layout
+    name: str = ""
+    trained_size: int = TRAINED_SIZE
+
+    @property
+    def heads(self) -> tuple[str, ...]:
+        """Names of the heads that transformers has for this family."""
+        return heads(AutoConfig.for_model(self.model_type))
+
+    def configuration(
+        self,
+        *,
+        head: str = "sequence-classification",
+        num_labels: int = 2,
+        texts: Iterable[str] | None = None,
+        **label_info: Any,
+    ) -> tuple[PreTrainedConfig, PreTrainedTokenizerFast]:
+        """Return the configuration of the model and its tokenizer.
+
+        Args:
+            head: a key of `backbones.heads.HEADS`.
+            num_labels: outputs of a classifier, where no ``id2label`` is given; 1 is a regression.
+            texts: what the tokenizer is trained on, in pieces; None gives the one that knows the project's own words.
+            label_info: further configuration fields, such as ``id2label``, ``label2id``, ``problem_type``.
+
+        Raises:
+            UserError: unknown head, or one that the family does not have.
+        """
+        if head not in self.heads:
+            raise UserError(
+                f"backbone 'embedded/{self.name}' has no head '{head}'.{nearest(head, self.heads)} "
+                f"It has: {', '.join(self.heads)}."
+            )
+        layout = self.layout.without_end() if head == "causal-lm" else self.layout
+        tokenizer = build_tokenizer(layout) if texts is None else train_tokenizer(layout, texts)
+        tokens = {
+            f"{role}_token_id": getattr(tokenizer, f"{role}_token_id") for role in ("pad", "bos", "eos")
+        }
+        if self.model_type == "t5":
+            tokens["decoder_start_token_id"] = tokenizer.pad_token_id
+        config = AutoConfig.for_model(
+            self.model_type,
+            vocab_size=len(tokenizer),
+            **{role: token for role, token in tokens.items() if token is not None},
+            **self.settings,
+            **({"num_labels": num_labels} if head in CLASSIFIERS and "id2label" not in label_info else {}),
+            **label_info,
+        )
+        return config, tokenizer
+
+    def backbone(
+        self, *, head: str = "sequence-classification", seed: int = 0, **options: Any
+    ) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
+        """Return a model with random weights, in evaluation mode, and its tokenizer.
+
+        Args:
+            head, options: as of `configuration`.
+            seed: of the weights. The global random state is left as it was.
+
+        Raises:
+            UserError: unknown head, or one that the family does not have.
+        """
+        config, tokenizer = self.configuration(head=head, **options)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return HEADS[head].from_config(config).eval(), tokenizer
 
 
 _BERT = Layout(
@@ -170,90 +231,14 @@ _FAMILIES = {
     ),
 }
 for _name, _family in _FAMILIES.items():
-    EMBEDDED.add(_name, _family)
+    EMBEDDED.add(_name, replace(_family, name=_name))
 
 
-def heads(family: str) -> tuple[str, ...]:
-    """Return the names of the heads that transformers has for this family.
-
-    Encoders get no ``causal-lm``: transformers offers them one, but it is causal only as half of an
-    encoder-decoder.
-    """
-    kind = type(AutoConfig.for_model(EMBEDDED.get(family).model_type))
-    names = tuple(name for name in HEADS if has_head(kind, name))
-    return tuple(name for name in names if name != "causal-lm" or "masked-lm" not in names)
-
-
-def has_head(kind: type[PreTrainedConfig], head: str) -> bool:
-    """Return whether transformers has this head, a key of `HEADS`, for models of a configuration class.
-
-    Asked of the mapping itself: whether it is empty would take the import of every model that there is.
-    """
-    mapping: Any = HEADS[head]._model_mapping
-    return kind in mapping
-
-
-def backbone(
-    family: str,
-    *,
-    head: str = "sequence-classification",
-    num_labels: int = 2,
-    seed: int = 0,
-    texts: Iterable[str] | None = None,
-    **label_info: Any,
-) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
-    """Return a tiny model with random weights, in evaluation mode, and its tokenizer.
-
-    Args:
-        family, head, num_labels, texts, label_info: as of `configuration`.
-        seed: of the weights. The global random state is left as it was.
+def backbone(family: str, **options: Any) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
+    """Return the tiny model of a family and its tokenizer, with the options of `TinyFamily.backbone`.
 
     Raises:
         UserError: unknown family or head, or a head that the family does not have.
     """
-    config, tokenizer = configuration(family, head=head, num_labels=num_labels, texts=texts, **label_info)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return HEADS[head].from_config(config).eval(), tokenizer
-
-
-def configuration(
-    family: str,
-    *,
-    head: str = "sequence-classification",
-    num_labels: int = 2,
-    texts: Iterable[str] | None = None,
-    **label_info: Any,
-) -> tuple[PreTrainedConfig, PreTrainedTokenizerFast]:
-    """Return the configuration of a tiny model and its tokenizer.
-
-    Args:
-        family: a name in `registry.EMBEDDED`.
-        head: a key of `HEADS`.
-        num_labels: outputs of a classifier, where no ``id2label`` is given; 1 is a regression.
-        texts: what the tokenizer is trained on, in pieces; None gives the one that knows the project's own words.
-        label_info: further configuration fields, such as ``id2label``, ``label2id``, ``problem_type``.
-
-    Raises:
-        UserError: unknown family or head, or a head that the family does not have.
-    """
-    entry = EMBEDDED.get(family)
-    if head not in heads(family):
-        raise UserError(
-            f"backbone 'embedded/{family}' has no head '{head}'.{nearest(head, heads(family))} "
-            f"It has: {', '.join(heads(family))}."
-        )
-    layout = entry.layout.without_end() if head == "causal-lm" else entry.layout
-    tokenizer = build_tokenizer(layout) if texts is None else train_tokenizer(layout, texts)
-    tokens = {f"{role}_token_id": getattr(tokenizer, f"{role}_token_id") for role in ("pad", "bos", "eos")}
-    if entry.model_type == "t5":
-        tokens["decoder_start_token_id"] = tokenizer.pad_token_id
-    config = AutoConfig.for_model(
-        entry.model_type,
-        vocab_size=len(tokenizer),
-        **{role: token for role, token in tokens.items() if token is not None},
-        **entry.settings,
-        **({"num_labels": num_labels} if head in CLASSIFIERS and "id2label" not in label_info else {}),
-        **label_info,
-    )
-    return config, tokenizer
+    tiny: TinyFamily = EMBEDDED.get(family)
+    return tiny.backbone(**options)

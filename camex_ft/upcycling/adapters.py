@@ -23,11 +23,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoConfig, GenerationConfig, PreTrainedModel
 
+from camex_ft.backbones.heads import HEADS
 from camex_ft.backbones.loading import CLASSIFIERS
 from camex_ft.backbones.loading import load as load_backbone
 from camex_ft.backbones.source import NEEDED, NOT_NEEDED
 from camex_ft.config.backbones import EMBEDDED
-from camex_ft.synthetic import HEADS
 from camex_ft.upcycling.plan import FORMAT, KEY, check_format, plain_config, versions
 from camex_ft.utils import hub
 from camex_ft.utils.durable import by_umask

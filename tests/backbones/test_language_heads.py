@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 import camex_ft
-from camex_ft.synthetic import HEADS
+from camex_ft.backbones.heads import HEADS
 from camex_ft.upcycling import plain_class
 from tests.helpers.tiny import heads_of, inputs_of, model_types
 

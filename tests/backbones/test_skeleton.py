@@ -10,8 +10,7 @@ import pytest
 
 from camex_ft import synthetic
 from camex_ft.backbones import source
-from camex_ft.backbones.loading import load
-from camex_ft.backbones.skeleton import skeleton
+from camex_ft.backbones.loading import load, skeleton
 from camex_ft.utils import registry
 from camex_ft.utils.errors import UserError
 
@@ -22,7 +21,7 @@ def shapes(model: Any) -> dict[str, tuple[int, ...]]:
 
 @pytest.mark.parametrize("family", registry.EMBEDDED.names())
 def test_embedded(family: str) -> None:
-    for head in synthetic.heads(family):
+    for head in registry.EMBEDDED.get(family).heads:
         if head in ("base", "sequence-classification", "causal-lm", "seq2seq-lm"):
             made = skeleton(f"embedded/{family}", head=head)
             assert shapes(made) == shapes(synthetic.backbone(family, head=head)[0])
@@ -58,7 +57,7 @@ def test_of_a_hub_id_no_weights_are_fetched(tmp_path: Path, monkeypatch: pytest.
 
     def fetch(spec: str, files: list[str]) -> Path:
         asked.append(files)
-        synthetic.configuration("gpt2", head="causal-lm")[0].save_pretrained(tmp_path)
+        registry.EMBEDDED.get("gpt2").configuration(head="causal-lm")[0].save_pretrained(tmp_path)
         return tmp_path
 
     monkeypatch.setattr(source, "_from_hub", fetch)

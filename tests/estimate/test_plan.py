@@ -16,7 +16,7 @@ from rich.console import Console
 
 from camex_ft import estimate, synthetic
 from camex_ft.backbones import source
-from camex_ft.backbones.skeleton import skeleton
+from camex_ft.backbones.loading import skeleton
 from camex_ft.config import list_configs, load_config
 from camex_ft.estimate.show import print_plan, write_json
 from camex_ft.training.cost import count_parameters, describe

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 import transformers
 
+from camex_ft.backbones.heads import HEADS
 from camex_ft.config import Config, load_config
 from camex_ft.estimate.survey import Batch
-from camex_ft.synthetic import HEADS
 
 WIDTH, INNER, HEADS_OF_ATTENTION, LAYERS, VOCABULARY = 64, 128, 4, 2, 100
 ROWS, LENGTH = 4, 64

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 import transformers
 
-from camex_ft.synthetic import HEADS
+from camex_ft.backbones.heads import HEADS
 from camex_ft.upcycling import routing_context
 from camex_ft.utils import registry
 

@@ -22,7 +22,7 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer, pipeline
 from transformers.models.auto import modeling_auto
 
 from camex_ft import hf, synthetic
-from camex_ft.synthetic import HEADS
+from camex_ft.backbones.heads import HEADS
 from camex_ft.upcycling import adapters, load, model_classes, plain_class, plain_config, upcycle
 from camex_ft.utils.errors import UserError
 from tests.helpers.invariant_cases import Case, dense, shake, upcycled

@@ -11,8 +11,8 @@ import torch
 from huggingface_hub import constants
 from huggingface_hub.utils import close_session
 
+from camex_ft.backbones.heads import HEADS
 from camex_ft.backbones.loading import load as load_backbone
-from camex_ft.synthetic import HEADS
 from camex_ft.upcycling import adapters, load, upcycle
 from camex_ft.utils import hub as asking
 from camex_ft.utils.errors import UserError

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from camex_ft.synthetic import HEADS, has_head
+from camex_ft.backbones.heads import HEADS, has_head
 from camex_ft.upcycling import expert_layers, load, model_classes
 from camex_ft.utils import registry
 from camex_ft.utils.errors import UserError

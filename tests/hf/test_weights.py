@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig
 
-from camex_ft.synthetic import HEADS
+from camex_ft.backbones.heads import HEADS
 from camex_ft.upcycling import expert_layers, load
 from camex_ft.utils.errors import UserError
 from tests.helpers.invariant_cases import Case, shake, upcycled

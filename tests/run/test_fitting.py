@@ -13,8 +13,8 @@ import transformers
 from typer.testing import CliRunner
 
 from camex_ft import cli
-from camex_ft.backbones.fitting import check_backbone
 from camex_ft.config import Config
+from camex_ft.run.fitting import check_backbone
 from camex_ft.utils import registry
 from camex_ft.utils.architectures import families, positions
 from camex_ft.utils.errors import UserError

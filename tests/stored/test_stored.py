@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from camex_ft.backbones import family_for
-from camex_ft.synthetic import HEADS
+from camex_ft.backbones.heads import HEADS
 from camex_ft.upcycling import expert_layers, load
 from camex_ft.utils.registry import BACKBONES
 

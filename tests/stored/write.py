@@ -105,7 +105,7 @@ def main() -> None:
 
 def dense_model(kind: str, head: str) -> PreTrainedModel:
     """Return a tiny model with random weights."""
-    from camex_ft.synthetic import HEADS
+    from camex_ft.backbones.heads import HEADS
 
     torch.manual_seed(0)
     made: PreTrainedModel = HEADS[head].from_config(AutoConfig.for_model(kind, **SIZES)).eval()

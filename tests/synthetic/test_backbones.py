@@ -8,7 +8,8 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from camex_ft.synthetic import HEADS, backbone, heads
+from camex_ft.backbones.heads import HEADS
+from camex_ft.synthetic import backbone
 from camex_ft.utils.errors import UserError
 from camex_ft.utils.registry import EMBEDDED
 
@@ -34,7 +35,7 @@ def test_the_families_are_those_of_the_project() -> None:
 @pytest.mark.parametrize("head", HEADS)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_forward_with_every_head(family: str, head: str) -> None:
-    if head not in heads(family):
+    if head not in EMBEDDED.get(family).heads:
         with pytest.raises(UserError, match=f"'{head}'.*It has: base"):
             backbone(family, head=head)
         return
@@ -109,7 +110,7 @@ def test_the_layout_of_a_pair(family: str) -> None:
             assert getattr(model.config, f"{role}_token_id") == token
 
 
-@pytest.mark.parametrize("family", [f for f in FAMILIES if "causal-lm" in heads(f)])
+@pytest.mark.parametrize("family", [f for f in FAMILIES if "causal-lm" in EMBEDDED.get(f).heads])
 def test_a_language_models_texts_stay_open(family: str, tmp_path: Path) -> None:
     _, tokenizer = backbone(family, head="causal-lm")
     tokenizer.save_pretrained(tmp_path)

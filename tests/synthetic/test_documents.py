@@ -13,13 +13,13 @@ import pytest
 from datasets import Dataset
 from transformers import AutoTokenizer
 
-from camex_ft.synthetic import CORPORA, DOMAINS, backbone, corpus, heads
+from camex_ft.synthetic import CORPORA, DOMAINS, backbone, corpus
 from camex_ft.synthetic.language import PEOPLE, THINGS
 from camex_ft.synthetic.tokenizer import TRAINED_SIZE
 from camex_ft.utils.registry import EMBEDDED
 
 NAMES = [name for name in CORPORA.names() if name.startswith("lm/")]
-FAMILIES = [name for name in EMBEDDED.names() if "causal-lm" in heads(name)]
+FAMILIES = [name for name in EMBEDDED.names() if "causal-lm" in EMBEDDED.get(name).heads]
 FOREIGN = ["Zoë's naïve\tcafé : 12,345 <pad> </s> [UNK] ŋ 日本\n", "\n", "  two  blanks, and a tail   \n"] * 3
 
 

@@ -12,7 +12,6 @@ from datasets import Dataset
 from torch.nn import functional as F
 
 from camex_ft import synthetic
-from camex_ft.synthetic import heads
 from camex_ft.tasks.lm import IGNORED, LanguageModellingConfig, collate
 from camex_ft.tasks.prepared import Prepared
 from camex_ft.utils.errors import UserError
@@ -20,7 +19,7 @@ from camex_ft.utils.registry import EMBEDDED, TASKS
 
 TASK = TASKS.get("lm/wikitext-2")
 TEXT = ["the cook thanked the guest .", "", "the soup was not sharp because the soup was dark .", "the end"]
-FAMILIES = [name for name in EMBEDDED.names() if "causal-lm" in heads(name)]
+FAMILIES = [name for name in EMBEDDED.names() if "causal-lm" in EMBEDDED.get(name).heads]
 
 
 def rows(lines: list[str] = TEXT) -> Dataset:

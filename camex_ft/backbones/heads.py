@@ -1,0 +1,39 @@
+"""Heads that a backbone can be loaded under, and which of them transformers has for a model type."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import transformers
+from transformers import PreTrainedConfig
+
+HEADS = {
+    "base": transformers.AutoModel,
+    "sequence-classification": transformers.AutoModelForSequenceClassification,
+    "token-classification": transformers.AutoModelForTokenClassification,
+    "question-answering": transformers.AutoModelForQuestionAnswering,
+    "multiple-choice": transformers.AutoModelForMultipleChoice,
+    "masked-lm": transformers.AutoModelForMaskedLM,
+    "causal-lm": transformers.AutoModelForCausalLM,
+    "seq2seq-lm": transformers.AutoModelForSeq2SeqLM,
+}
+CLASSIFIERS = ("sequence-classification", "token-classification")
+
+
+def has_head(kind: type[PreTrainedConfig], head: str) -> bool:
+    """Return whether transformers has this head, a key of `HEADS`, for models of a configuration class.
+
+    Asked of the mapping itself: whether it is empty would take the import of every model that there is.
+    """
+    mapping: Any = HEADS[head]._model_mapping
+    return kind in mapping
+
+
+def heads(config: PreTrainedConfig) -> tuple[str, ...]:
+    """Return the names of the heads that a model with this configuration can have.
+
+    Encoders get no ``causal-lm``: transformers offers them one, but it would see the tokens that it is to predict.
+    """
+    names = tuple(name for name in HEADS if has_head(type(config), name))
+    causal = getattr(config, "is_decoder", False) or config.is_encoder_decoder
+    return tuple(name for name in names if name != "causal-lm" or "masked-lm" not in names or causal)
