@@ -44,36 +44,36 @@ def nothing_wrong(example: Example) -> str | None:
 class Task(ABC, Generic[Settings]):
     """One task of a benchmark; its type parameter is the model of the keys that its kind takes under `task`.
 
-        Attributes:
-                head: what the backbone gets; a key of `camex_ft.backbones.heads.HEADS`.
-            config_class: the model of the keys that this kind of task takes under `task`.
-                plain_text: whether its data may be text files, and folders of them.
-            words: the answers that a text-to-text model chooses among; empty where it generates one.
-            suite: such as ``"glue"``; the registry's name is ``suite/name``.
-            name: of the task, such as ``"sst2"``.
-            benchmark_name: the benchmark's own name, of its folder and its submission file, such as ``"SST-2"``.
-            summary: one line for listings.
-            hub: hub id of the data set that holds the task as a configuration; empty where there is none.
-            hub_config: that configuration, where it is not `name`.
-            features: columns, types and label names, exactly the hub's.
-            primary: name of the metric that tables show and that chooses the best epoch.
-            greater_is_better: whether more of the primary metric is better.
-            check: what is wrong with an example, or None; for faults that types and label names do not show.
-            splits: ``train`` (one name), ``validation`` and ``test`` (tuples of names).
-            files: test split -> name of its submission file; empty where the benchmark takes none.
-            aliases: column -> its header in the benchmark's own files, where it differs.
-            headerless: columns of the benchmark's own tsv files that have no header line.
-            unpack: record of the benchmark's own jsonl files -> examples.
-            grouped: whether rows belong together by their ``idx``, which then must differ from row to row.
-            numbered: whether a data set without ``idx`` can be numbered row by row.
-            label_range: least and greatest value of a column ``label`` that holds numbers.
-            train_from: the task whose train and validation splits a test-only diagnostic uses.
-            unique: the column whose values differ from row to row, where it is not ``idx``.
-            answered: whether every example outside test splits has an answer in its column ``answers``.
-            absent: column that the files of test splits may lack -> what stands there then.
-            unpublished: splits that only the user's own files have.
-            stems: split -> names, without ending, of the benchmark's own files.
-            texts: names of the texts that a row is made of, for the example on a model card.
+    Attributes:
+            head: what the backbone gets; a key of `camex_ft.backbones.heads.HEADS`.
+        config_class: the model of the keys that this kind of task takes under `task`.
+            plain_text: whether its data may be text files, and folders of them.
+        words: the answers that a text-to-text model chooses among; empty where it generates one.
+        suite: such as ``"glue"``; the registry's name is ``suite/name``.
+        name: of the task, such as ``"sst2"``.
+        benchmark_name: the benchmark's own name, of its folder and its submission file, such as ``"SST-2"``.
+        summary: one line for listings.
+        hub: hub id of the data set that holds the task as a configuration; empty where there is none.
+        hub_config: that configuration, where it is not `name`.
+        features: columns, types and label names, exactly the hub's.
+        primary: name of the metric that tables show and that chooses the best epoch.
+        greater_is_better: whether more of the primary metric is better.
+        check: what is wrong with an example, or None; for faults that types and label names do not show.
+        splits: ``train`` (one name), ``validation`` and ``test`` (tuples of names).
+        files: test split -> name of its submission file; empty where the benchmark takes none.
+        aliases: column -> its header in the benchmark's own files, where it differs.
+        headerless: columns of the benchmark's own tsv files that have no header line.
+        unpack: record of the benchmark's own jsonl files -> examples.
+        grouped: whether rows belong together by their ``idx``, which then must differ from row to row.
+        numbered: whether a data set without ``idx`` can be numbered row by row.
+        label_range: least and greatest value of a column ``label`` that holds numbers.
+        train_from: the task whose train and validation splits a test-only diagnostic uses.
+        unique: the column whose values differ from row to row, where it is not ``idx``.
+        answered: whether every example outside test splits has an answer in its column ``answers``.
+        absent: column that the files of test splits may lack -> what stands there then.
+        unpublished: splits that only the user's own files have.
+        stems: split -> names, without ending, of the benchmark's own files.
+        texts: names of the texts that a row is made of, for the example on a model card.
     """
 
     head: ClassVar[str]
