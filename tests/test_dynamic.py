@@ -192,7 +192,7 @@ def bases_of(angle: float, momentum: float) -> list[Tensor]:
     made = shake(upcycled("bert", "namex-full", options=options), 0.1).eval()
     layers = list(expert_layers(made).values())
     with torch.no_grad():
-        return [layer.carried()["up"].weight.base for layer in layers[1:]]
+        return [layer.propagated_bases()["up"].weight.base for layer in layers[1:]]
 
 
 def test_the_angle_matters_from_the_third_layer_on_and_its_sign_never() -> None:

@@ -15,7 +15,7 @@ from camex_ft.analysis.spectra import Spectrum, spectrum
 from camex_ft.moe.layers.expert_linear import ExpertLinear
 from camex_ft.moe.layers.ffn import ExpertFFN, MergedFFN
 from camex_ft.moe.layers.low_rank_expert_linear import LowRankLinear
-from camex_ft.moe.merging.base_expert import Bases, gram_matrix
+from camex_ft.moe.merging.base_expert import BaseExperts, gram_matrix
 from camex_ft.results import RunFolder, load_record
 from camex_ft.results.entries import Result
 from camex_ft.results.plots import of_inspection, of_run, save
@@ -96,8 +96,8 @@ def domain_vectors(layer: ExpertFFN) -> Similarity:
     tau_i is E_i - E_m for all matrices and biases of the layer together. E_m is the base expert, stored or propagated;
     without one it is the experts' mean. For experts of low rank it is their frozen base.
     """
-    bases = layer.carried() if isinstance(layer, MergedFFN) else {}
-    parts = [_gram(linear, bases.get(name, linear.own)) for name, linear in layer.linears.items()]
+    bases = layer.propagated_bases() if isinstance(layer, MergedFFN) else {}
+    parts = [_gram(linear, bases.get(name, linear.stored_base)) for name, linear in layer.linears.items()]
     gram = torch.stack(parts).sum(0).cpu().numpy()
     length = np.sqrt(np.clip(np.diagonal(gram), 0, None))
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -105,7 +105,7 @@ def domain_vectors(layer: ExpertFFN) -> Similarity:
     return Similarity(length=length, cosine=np.where(np.outer(length, length) > 0, cosine, np.nan))
 
 
-def _gram(linear: ExpertLinear | LowRankLinear, bases: Bases) -> Tensor:
+def _gram(linear: ExpertLinear | LowRankLinear, bases: BaseExperts) -> Tensor:
     """Return <tau_i, tau_j> of one map, its bias's with it; [N, N], float64."""
     if isinstance(linear, LowRankLinear):
         gram = linear.gram()

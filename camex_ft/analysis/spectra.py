@@ -15,14 +15,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from camex_ft.moe.curvature import diagonal, low_rank
 from camex_ft.moe.curvature.base import Factors
+from camex_ft.moe.curvature.diagonal import DiagonalFactors
+from camex_ft.moe.curvature.low_rank import LowRankFactors
 
 Quadrature = tuple[np.ndarray, np.ndarray]  # values and their weights; [k] each
 
@@ -73,9 +74,9 @@ def spectrum(factors: Factors, *, kind: str, shape: tuple[int, int]) -> Spectrum
 
 def _each(factors: Factors) -> Iterator[Factors]:
     """Yield the factors of one expert after another; [R, 1, ...]."""
-    tensors = list(factors)
+    tensors, kind = list(factors), cast(Any, type(factors))
     for i in range(tensors[0].shape[1]):
-        yield type(factors).of(t[:, i : i + 1] for t in tensors)
+        yield kind(*(t[:, i : i + 1] for t in tensors))
 
 
 def _doubles(factors: Factors) -> list[np.ndarray]:
@@ -107,13 +108,13 @@ def _halved(values: np.ndarray) -> np.ndarray:
 
 
 def _diagonal(factors: Factors) -> np.ndarray:
-    u, v = cast(diagonal.Factors, factors)
+    u, v = cast(DiagonalFactors, factors)
     diagonal_ = u[:, 0].double().mT @ v[:, 0].double()  # [out, in]
     return diagonal_.abs().flatten().cpu().numpy()
 
 
 def _low_rank(factors: Factors) -> np.ndarray:
-    u, v, p, q = (f[:, 0] for f in _doubles(cast(low_rank.Factors, factors)))  # [R, k] each
+    u, v, p, q = (f[:, 0] for f in _doubles(cast(LowRankFactors, factors)))  # [R, k] each
     return _products(_of_side(u, v), _of_side(p, q))
 
 
@@ -152,16 +153,16 @@ def ritz(
         seed: of the start.
         steps: of the bidiagonalisation.
     """
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device, kind = "cuda" if torch.cuda.is_available() else "cpu", cast(Any, type(factors))
     dtype = torch.float64 if shape[0] * shape[1] <= SMALL else torch.float32
-    own = type(factors).of(t.to(device, dtype).contiguous() for t in factors)
+    own = kind(*(t.to(device, dtype).contiguous() for t in factors))
     start = torch.Generator().manual_seed(seed)
     v = torch.randn(1, *shape, generator=start, dtype=torch.float64).to(device, dtype)
     v, u, beta = v / v.norm(), torch.zeros_like(v), 0.0
     diagonals: list[float] = []
     above: list[float] = []
     for _ in range(min(steps, v.numel())):
-        u = own.curve(v, None) - beta * u  # M v
+        u = own.transform(v, None) - beta * u  # M v
         alpha = float(u.norm())
         diagonals.append(alpha)
         u = u / max(alpha, torch.finfo(dtype).tiny)
@@ -179,5 +180,5 @@ def ritz(
 def _transposed(factors: Factors, u: Tensor) -> Tensor:
     """Return M^T u; [1, out, in]."""
     result = u.clone()
-    factors.curve_backward(result, u, None, learn=False)
+    factors.transform_backward(result, u, None, learn=False)
     return result

@@ -1,6 +1,6 @@
 """``camex-ft bench cost``: measure both forms of the merged map over many shapes and fit the cost model to them.
 
-    time = sum of counts times rates        (`camex_ft.moe.merging.cost_model`)
+    time = sum of counts times rates        (`camex_ft.moe.merging.functional`)
 
 Each point is a forward and a backward pass; its time is the lower quartile of all repeats in all rounds. Rates are not
 negative and minimise the squared relative error.
@@ -19,10 +19,9 @@ from torch import Tensor
 from camex_ft.bench.layer import LayerProblem, make, route, side
 from camex_ft.bench.record import Side, alternate
 from camex_ft.bench.settings import CostBench, LayerBench
-from camex_ft.moe.curvature import nearest_factors
-from camex_ft.moe.merging import cost_model as cost
-from camex_ft.moe.merging.cost_model import Form, Part, Shape
-from camex_ft.moe.merging.functional import merged_linear
+from camex_ft.moe.curvature.kronecker import nearest_factors
+from camex_ft.moe.merging import functional as cost
+from camex_ft.moe.merging.functional import Form, Part, Shape, merged_linear
 
 EXPERTS = (2, 4, 8, 16)
 LENGTHS = (32, 64, 128, 256, 512)
@@ -88,16 +87,7 @@ def forced(form: Form) -> Callable[[LayerProblem], Tensor]:
     """Return a side of the layer benchmark in one form."""
 
     def forward(p: LayerProblem) -> Tensor:
-        linear = p.linear
-        return merged_linear(
-            p.x,
-            route(p),
-            linear.experts,
-            linear.base,
-            factors=None if linear.curvature is None else linear.curvature.factors,
-            sparse=linear.sparse,
-            form=form,
-        )
+        return merged_linear(p.x, route(p), replace(p.linear.product(), multiplier=None, form=form))
 
     return forward
 

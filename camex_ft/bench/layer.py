@@ -2,7 +2,7 @@
 
     dense     y = x W^T                                         one weight W
     merged    s = router(mean of x), y = ExpertLinear(x, s)     the package's own path
-    plain     the same s and parameters through `merged_linear_plain`
+    plain     the same s and parameters through `merged_linear_reference`
 
 One call is a forward and a backward pass, to x and to all parameters; or, with `evaluate`, a forward pass alone.
 """
@@ -20,9 +20,11 @@ from torch.nn import functional as F
 from camex_ft.bench.record import Side, alternate, medians
 from camex_ft.bench.settings import LayerBench
 from camex_ft.estimate.measured import extra_memory, in_child
-from camex_ft.moe.layers.expert_linear import ExpertLinear, LayerSettings
+from camex_ft.moe.config import LayerSettings
+from camex_ft.moe.context import ForwardState
+from camex_ft.moe.layers.expert_linear import ExpertLinear
 from camex_ft.moe.merging.caching import ParameterCache
-from camex_ft.moe.merging.reference import merged_linear_plain
+from camex_ft.moe.merging.reference import merged_linear_reference
 from camex_ft.moe.routing.router import Router, masked_mean
 from camex_ft.utils.registry import PROTOCOLS
 
@@ -41,7 +43,7 @@ class LayerProblem:
         upstream: gradient of the output; [B, L, out].
         weight: of the dense side; [out, in].
         router, linear: of the merged and the plain side.
-        cache: of the merged side, in evaluation.
+        state: of the merged side's forward pass, with a cache for evaluation.
     """
 
     x: Tensor
@@ -49,7 +51,7 @@ class LayerProblem:
     weight: Tensor
     router: Router
     linear: ExpertLinear
-    cache: ParameterCache = field(default_factory=ParameterCache)
+    state: ForwardState = field(default_factory=lambda: ForwardState(parameter_cache=ParameterCache()))
 
     def leaves(self) -> list[Tensor]:
         """Return all tensors that get a gradient."""
@@ -106,22 +108,15 @@ def dense(p: LayerProblem) -> Tensor:
 
 def merged(p: LayerProblem) -> Tensor:
     """Return the output of the package's layer; [B, L, out]."""
-    output: Tensor = p.linear(p.x, route(p), cache=p.cache)
+    output: Tensor = p.linear(p.x, route(p), state=p.state)
     return output
 
 
 def plain(p: LayerProblem) -> Tensor:
     """Return the same by the reference implementation; [B, L, out]."""
     linear = p.linear
-    seed = int(torch.randint(2**62, ()).item()) if linear.rule.random and linear.training else 0
-    return merged_linear_plain(
-        p.x,
-        route(p).to(linear.experts.dtype),
-        linear.experts,
-        linear.base,
-        keep=linear.rule.keep(training=linear.training, seed=seed, device=p.x.device),
-        factors=None if linear.curvature is None else linear.curvature.factors,
-    )
+    seed = int(torch.randint(2**62, ()).item()) if linear.random and linear.training else 0
+    return merged_linear_reference(p.x, route(p).to(linear.experts.dtype), linear.product(seed=seed))
 
 
 def route(p: LayerProblem) -> Tensor:

@@ -149,14 +149,14 @@ def _tuning(config: Config) -> Iterator[Broken]:
 def not_low_rank(entry: Any) -> str:
     """Say why a protocol cannot have experts of low rank, and what can be had instead; "" where it can."""
     why = ""
-    if entry.advance is not None:
+    if entry.step is not None:
         why = "carries the base expert from layer to layer, and in lora every layer's own stays frozen"
-    elif entry.weigh is not None:
+    elif entry.function is not None:
         why = "weighs every entry of tau_i = B_i A_i, so that the whole matrix would have to be made"
     if not why:
         return ""
     entries = {name: registry.PROTOCOLS.get(name) for name in registry.PROTOCOLS.names()}
-    able = ", ".join(name for name, e in entries.items() if e.advance is None and e.weigh is None)
+    able = ", ".join(name for name, e in entries.items() if e.step is None and e.function is None)
     return f"protocol '{entry.name}' {why}: expected merging.protocol: one of {able}, or tuning.mode: experts"
 
 

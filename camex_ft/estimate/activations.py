@@ -53,12 +53,11 @@ from camex_ft.estimate.survey import (
     Precision,
     Survey,
 )
-from camex_ft.moe.curvature.base import BLOCK_ELEMENTS
-from camex_ft.moe.curvature.kronecker import nearest_factors
+from camex_ft.moe.curvature.kronecker import BLOCK_ELEMENTS, nearest_factors
 from camex_ft.moe.layers.expert_linear import ExpertLinear
 from camex_ft.moe.layers.ffn import ExpertFFN, MixtureFFN
 from camex_ft.moe.layers.low_rank_expert_linear import LowRankLinear
-from camex_ft.moe.merging.cost_model import cheaper
+from camex_ft.moe.merging.functional import cheaper
 from camex_ft.moe.merging.merge_weights import SLICES
 
 # Tensors of the inner size that activations save beside their output; others save their input.
@@ -216,7 +215,7 @@ def fed_forward(ffn: DenseFFN, precision: Precision, *, learns: bool = True) -> 
 
 def _of_parameters(layer: ExpertFFN) -> int:
     """Return the bytes that depend on parameters alone: propagated base experts, low-rank factors under curvature."""
-    numbers = sum(linear.experts[0].numel() for linear in linears_of(layer) if linear.carried)
+    numbers = sum(linear.experts[0].numel() for linear in linears_of(layer) if linear.propagated)
     for linear in layer.linears.values():
         if isinstance(linear, LowRankLinear) and linear.curvature is not None:
             numbers += CURVED * linear.count * rank_of(linear) * (linear.in_features + linear.out_features)
@@ -260,7 +259,7 @@ def _buffers(
     """Return the numbers in each buffer of one map."""
     shape = shape_of(linear, layer, groups, length)
     experts, out, width = linear.experts.shape
-    multiplier = linear.rule.keep(training=True, seed=0, device=linear.experts.device)
+    multiplier = linear.rule.multiplier
     pointwise = multiplier is not None and multiplier.pointwise
     whole = linear.curvature is not None or (multiplier is not None and not pointwise)
     device = "cuda" if precision.gpu else "cpu"

@@ -30,7 +30,7 @@ from camex_ft.estimate.memory import Engine, Memory, Stored, Where, memory
 from camex_ft.estimate.operations import TFLOPS, Operations, operations, step_operations
 from camex_ft.estimate.survey import Batch, Precision, Survey
 from camex_ft.moe.layers.ffn import ExpertFFN, MergedFFN
-from camex_ft.moe.layers.propagation import chains
+from camex_ft.moe.layers.propagation import propagation_paths
 from camex_ft.protocols import Protocol
 from camex_ft.run.steps import needs_tokenizer
 from camex_ft.tasks.base import Task
@@ -245,7 +245,7 @@ def under(settled: Config, name: str) -> Config:
 def chains_of(layers: dict[str, ExpertFFN]) -> tuple[str, ...]:
     """Return a line for each chain of dynamic merging: the layer that stores its base expert, and its length."""
     lines, stacks = [], set()
-    for chain in chains([layer for layer in layers.values() if isinstance(layer, MergedFFN)]):
+    for chain in propagation_paths([layer for layer in layers.values() if isinstance(layer, MergedFFN)]):
         stack = layers[chain[0]].stack
         why = ", a new one: its matrices have other shapes than those before" if stack in stacks else ""
         length = f"{len(chain)} layers" if len(chain) > 1 else "1 layer, which has none to propagate to,"

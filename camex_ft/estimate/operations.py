@@ -13,11 +13,11 @@ A forward pass in training takes, a token of the input,
 Products of matrices alone are counted, over all positions (padding, and what a causal mask hides, included): biases,
 norms, activations, softmax and look-ups are not, nor LoRA on attention and curvature of factors of low rank, which are
 small. The counts equal those of `torch.utils.flop_counter` (`tests/estimate/test_operations.py`). Whether a map is
-merged or mixed is decided as in a run (`moe.merging.cost_model`).
+merged or mixed is decided as in a run (`moe.merging.functional`).
 
 In a training step a matrix costs its multiply-adds once forward, once for the gradient of its input, once for its own
 where it is trained, and once more under gradient checkpointing. Merged maps and curvature cost what
-`moe.merging.cost_model` says, in units of its rate for products with tokens: those ratios were measured on a CPU.
+`moe.merging.functional` says, in units of its rate for products with tokens: those ratios were measured on a CPU.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from camex_ft.estimate.survey import Batch, GradientFlow, Precision, Survey
 from camex_ft.moe.layers.expert_linear import ExpertLinear
 from camex_ft.moe.layers.ffn import ExpertFFN, MergedFFN, MixtureFFN
 from camex_ft.moe.layers.low_rank_expert_linear import LowRankLinear
-from camex_ft.moe.merging.cost_model import RATES, Shape, cheaper, counts, predict
+from camex_ft.moe.merging.functional import RATES, Shape, cheaper, counts, predict
 
 TFLOPS = 10.0  # what a GPU is taken to sustain, in 10^12 operations a second
 PROBE, REPEATS = 1024, 5
@@ -114,7 +114,7 @@ def shares_vectors(linear: ExpertLinear, batch: Batch) -> bool:
     """Return whether transformed domain vectors are cached from micro-batch to micro-batch of a step."""
     if batch.steps == 1 or not linear.keep_vectors:
         return False
-    multiplier = linear.rule.keep(training=True, seed=0, device=linear.experts.device)
+    multiplier = linear.rule.multiplier
     return linear.curvature is not None or (multiplier is not None and not multiplier.pointwise)
 
 
@@ -161,8 +161,8 @@ def _of_low_rank(linear: LowRankLinear, layer: ExpertFFN, tokens: int, padded: i
 
 def _propagating(layer: ExpertFFN) -> int:
     """Return the passes over matrices that the next layer's base expert takes: N for a sum, N^2 for a Gram matrix."""
-    link = layer.link if isinstance(layer, MergedFFN) else None
-    if link is None or link.following is None:
+    propagation = layer.propagation if isinstance(layer, MergedFFN) else None
+    if propagation is None or propagation.following is None:
         return 0
     experts = layer.settings.experts
     return experts + (experts**2 if layer.settings.rule.bargains else 0)

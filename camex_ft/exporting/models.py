@@ -138,7 +138,7 @@ def merged_weights(layer: ExpertFFN, s: Tensor) -> dict[str, tuple[Tensor, Tenso
 @torch.no_grad()
 def merged_maps(layer: ExpertFFN, s: Tensor) -> dict[str, tuple[Tensor, Tensor | None]]:
     """Return E_hat [n, out, in] and b_hat [n, out] or None of a layer's maps, for n rows of routing weights [n, N]."""
-    bases = layer.carried() if isinstance(layer, MergedFFN) else {}
+    bases = layer.propagated_bases() if isinstance(layer, MergedFFN) else {}
     weights = s.to(layer.router.gate.device, torch.promote_types(layer.router.gate.dtype, torch.float32))
     return {name: linear.merged(weights, bases.get(name)) for name, linear in layer.linears.items()}
 
@@ -154,7 +154,7 @@ def check_foldable(protocol: Protocol) -> None:
 
     A multiplier that is drawn in training alone, like that of `dare`, is 1 in evaluation.
     """
-    weighs = protocol.weigh is not None and not protocol.random
+    weighs = protocol.multiplier is not None and not protocol.random
     if not (protocol.curvature or weighs):
         raise UserError(
             f"protocol '{protocol.name}' has no curvature and no mask in evaluation, so there is nothing to fold: the "
@@ -214,10 +214,10 @@ def _rank(layers: dict[str, ExpertFFN]) -> int:
 
 def _bases(layer: ExpertFFN) -> dict[str, tuple[Tensor, Tensor | None]]:
     """Return E_m [out, in] and b_m [out] or None of a layer's maps, its own or propagated."""
-    carried = layer.carried() if isinstance(layer, MergedFFN) else {}
+    carried = layer.propagated_bases() if isinstance(layer, MergedFFN) else {}
     found = {}
     for name, linear in layer.linears.items():
-        weight, bias = carried.get(name, linear.own)
+        weight, bias = carried.get(name, linear.stored_base)
         found[name] = (weight.base, None if bias is None else bias.base)
     return found
 

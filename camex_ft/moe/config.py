@@ -1,25 +1,23 @@
-"""The settings that a model's expert layers share, and what they need of a merging protocol."""
+"""Settings that a model's expert layers share, and the interface of a merging protocol."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from typing import Protocol
 
-import torch
 from torch import Tensor
 
 from camex_ft.moe.merging.base_expert import Step
-from camex_ft.moe.merging.domain_vectors import Keep
-from camex_ft.moe.routing.grouping import Grouping
-from camex_ft.moe.routing.router import RouterSettings
+from camex_ft.moe.merging.domain_vectors import Multiplier
+from camex_ft.moe.routing.router import Grouping, RouterSettings
 
 
 class Rule(Protocol):
     """Interface of a merging protocol to a layer."""
 
     @property
-    def random(self) -> bool:
-        """Return whether the multiplier is drawn anew for every training step."""
+    def multiplier(self) -> Multiplier | None:
+        """The multiplier of domain vectors, or None for one everywhere."""
 
     @property
     def statistic(self) -> bool:
@@ -27,18 +25,15 @@ class Rule(Protocol):
 
     @property
     def step(self) -> Step | None:
-        """The step of the propagated base expert from layer to layer; None where every layer stores its own."""
+        """The step of the base expert from layer to layer; None where every layer stores its own."""
 
     @property
     def bargains(self) -> bool:
-        """Return whether `step` solves for Nash weights."""
+        """Return whether `step` takes the `vectors`, and so may solve for Nash weights."""
 
     @property
     def needs_mean(self) -> bool:
-        """Return whether `step` takes the mean of the transformed domain vectors."""
-
-    def keep(self, *, training: bool, seed: int, device: torch.device) -> Keep | None:
-        """Return the multiplier of domain vectors as a function of tau."""
+        """Return whether `step` takes the `mean` of the transformed domain vectors."""
 
     def update(self, statistic: Tensor, gradient: Tensor) -> Tensor:
         """Return the statistic after an optimizer step, from the gradient of T."""
@@ -49,7 +44,7 @@ class LayerSettings:
     """Settings that all expert layers of a model share.
 
     Attributes:
-        rule: the merging protocol's multiplier.
+        rule: the merging protocol.
         experts, top_k: N and k.
         base: store a base expert E_m.
         rank: R of the curvature; 0 has none.
@@ -57,9 +52,9 @@ class LayerSettings:
         alpha: merging step size.
         noise: draw routing noise in training.
         balance: coefficient of the balance loss.
-        grouping: which tokens share routing weights.
-        router: how routing weights are made.
-        keep_vectors: keep transformed domain vectors while they stay the same.
+        grouping: of tokens that share routing weights.
+        router: settings of the router.
+        keep_vectors: cache transformed domain vectors while they stay the same.
     """
 
     rule: Rule

@@ -3,21 +3,22 @@
     @protocol("ties", summary=..., source=...)
     def ties(tau, *, density: float = 1.0): ...
 
-The function takes the domain vectors tau [N, ...] of one weight or bias and returns its *multiplier*, of the same
-shape, or None for one everywhere; `T = keep(tau) * M tau` follows. Parameters that it names `training` (bool),
+The function takes the domain vectors tau [N, ...] of one weight or bias and returns their multiplier, of the same
+shape, or None for one everywhere; `T = multiplier(tau) * M tau` follows. Parameters that it names `training` (bool),
 `generator` (`torch.Generator`) or `statistic` (a tensor as tau, see below) are passed in; every other keyword-only
 parameter is an option of the protocol, with its type (and bounds: ``Annotated[float, Gt(0)]``) and default, in YAML
 under ``merging.options``. A protocol with a base expert gets a curvature-aware twin, ``<name>-ca``, unless it is
 registered with ``twin=False``.
 
-A statistic is kept for every entry of the experts: it starts at 0 and is updated at every optimizer step by the
+A statistic has an entry for every entry of the experts: it starts at 0 and is updated at every optimizer step by the
 function `update`, (statistic, gradient of T, options that it names) -> statistic.
 
     @dynamic("ep-camex", summary=..., source=...)
-    def ep_camex(carried, *, mean, gamma: float = 1.0): ...
+    def ep_camex(base, *, mean, gamma: float = 1.0): ...
 
-registers dynamic merging: every layer merges with curvature, and the function makes the next layer's base expert of
-what is `Carried` to this one. `mean` (1/N sum_i M_i tau_i) and `vectors` (`Vectors`) are passed in where it names them.
+registers dynamic merging: every layer merges with curvature, and the function computes the next layer's base expert
+from this layer's `PropagatedBase`. `mean` (1/N sum_i M_i tau_i) and `vectors` (`LayerVectors`) are passed in where it
+names them.
 """
 
 from __future__ import annotations
@@ -25,44 +26,42 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, Literal, get_type_hints
 
-import torch
 from torch import Tensor
 
-from camex_ft.moe.merging.base_expert import Carried, Step, Vectors
-from camex_ft.moe.merging.domain_vectors import Keep
+from camex_ft.moe.merging.base_expert import Step
+from camex_ft.moe.merging.domain_vectors import Multiplier, MultiplierFunction
 from camex_ft.utils.registry import PROTOCOLS
 
-Weigh = Callable[..., "Tensor | None"]
 Update = Callable[..., Tensor]
 Form = Literal["dense", "outputs", "weights", "dynamic"]
 PASSED_IN = ("training", "generator", "statistic", "mean", "vectors")
-CURVED = "-ca"
+CURVATURE_AWARE = "-ca"
 MERGED = ("sequence", "segment", "token", "encoder")
 
 
 def never(**options: Any) -> bool:
-    """Of a multiplier that nothing is known of."""
+    """Return False: by default nothing is assumed of a multiplier."""
     return False
 
 
 @dataclass(frozen=True, kw_only=True)
 class Protocol:
-    """Merging protocol: how experts become one layer.
+    """Merging protocol.
 
     Attributes:
         name: as in YAML.
         summary: one line for ``camex-ft ls protocols``.
         source: paper and equation.
-        form: "dense" keeps the layer, "outputs" mixes the experts' outputs, "weights" merges their weights, "dynamic"
-            also carries the base expert from layer to layer.
+        form: "dense" leaves the layer as it is, "outputs" mixes the experts' outputs, "weights" merges their weights,
+            "dynamic" also propagates the base expert from layer to layer.
         base: a base expert E_m is stored, and domain vectors are merged onto it.
         curvature: domain vectors pass through a learned curvature M_i.
-        weigh: multiplier of domain vectors, or None where they are taken as they are.
+        function: multiplier of domain vectors, or None for one everywhere.
         update_statistic: of the statistic that the multiplier takes, or None.
-        advance: makes the next layer's base expert, or None.
+        step: computes the next layer's base expert, or None.
         pointwise: options -> whether an entry's multiplier depends on that entry of all experts alone.
         granularities: groups of tokens that may share routing weights.
         options: the protocol's own parameters: name to `inspect.Parameter`.
@@ -76,9 +75,9 @@ class Protocol:
     form: Form = "weights"
     base: bool = True
     curvature: bool = False
-    weigh: Weigh | None = None
+    function: MultiplierFunction | None = None
     update_statistic: Update | None = None
-    advance: Step | None = None
+    step: Step | None = None
     pointwise: Callable[..., bool] = never
     granularities: tuple[str, ...] = MERGED
     options: Mapping[str, inspect.Parameter] = field(default_factory=dict)
@@ -93,38 +92,38 @@ class Protocol:
         """Return the protocol itself, which nothing changes."""
         return self
 
+    @cached_property
+    def multiplier(self) -> Multiplier | None:
+        """The multiplier of domain vectors as a function of tau, or None for one everywhere."""
+        if self.function is None:
+            return None
+        names = inspect.signature(self.function).parameters
+        options = {name: parameter.default for name, parameter in self.options.items()} | dict(self.bound)
+        random = "generator" in names
+        pointwise = not random and self.pointwise(**options)
+        return Multiplier(
+            self.function, pointwise=pointwise, random=random, takes_training="training" in names
+        )
+
     @property
     def random(self) -> bool:
         """Return whether the multiplier is drawn anew for every training step."""
-        return self.weigh is not None and "generator" in inspect.signature(self.weigh).parameters
+        return self.multiplier is not None and self.multiplier.random
 
     @property
     def statistic(self) -> bool:
         """Return whether the multiplier depends on a running statistic of gradients."""
         return self.update_statistic is not None
 
-    @property
+    @cached_property
     def needs_mean(self) -> bool:
         """Return whether `step` takes the mean of the transformed domain vectors."""
-        return self.advance is not None and "mean" in inspect.signature(self.advance).parameters
+        return self.step is not None and "mean" in inspect.signature(self.step).parameters
 
-    @property
+    @cached_property
     def bargains(self) -> bool:
-        """Return whether `step` may solve for Nash weights."""
-        return self.advance is not None and "vectors" in inspect.signature(self.advance).parameters
-
-    @property
-    def step(self) -> Step | None:
-        """The step of the base expert to the next layer, (carried, mean=, vectors=) -> carried, or None."""
-        if self.advance is None:
-            return None
-        named, advance = inspect.signature(self.advance).parameters, self.advance
-
-        def step(carried: Carried, *, mean: Tensor | None, vectors: Vectors) -> Carried:
-            given: dict[str, Any] = {"mean": mean, "vectors": vectors}
-            return advance(carried, **{name: value for name, value in given.items() if name in named})
-
-        return step
+        """Return whether `step` takes the domain vectors, and so may solve for Nash weights."""
+        return self.step is not None and "vectors" in inspect.signature(self.step).parameters
 
     def update(self, statistic: Tensor, gradient: Tensor) -> Tensor:
         """Return the statistic after an optimizer step, from the gradient of T; both [N, ...]."""
@@ -134,40 +133,17 @@ class Protocol:
     def bind(self, options: Mapping[str, Any]) -> Protocol:
         """Return the protocol with these values of its options."""
         bound = {**self.bound, **options}
-        if self.advance is not None:
-            return replace(self, bound=bound, advance=partial(self.advance, **options))
-        if self.weigh is None:
+        if self.step is not None:
+            return replace(self, bound=bound, step=partial(self.step, **options))
+        if self.function is None:
             return self
         update = self.update_statistic
         return replace(
             self,
             bound=bound,
-            weigh=partial(self.weigh, **_named(self.weigh, options)),
+            function=partial(self.function, **_named(self.function, options)),
             update_statistic=update and partial(update, **_named(update, options)),
         )
-
-    def keep(self, *, training: bool, seed: int, device: torch.device) -> Keep | None:
-        """Return the multiplier as a function of tau alone, which gives the same result at every call.
-
-        Args:
-            training: passed to a function that names it.
-            seed: of the generator, for a function that names one.
-            device: where tau lies.
-        """
-        if self.weigh is None:
-            return None
-        names = inspect.signature(self.weigh).parameters
-        weigh = partial(self.weigh, training=training) if "training" in names else self.weigh
-        if not self.random:
-            values = {k: p.default for k, p in self.options.items()}
-            return Keep(weigh, self.pointwise(**{**values, **self.bound}))
-
-        def drawn(tau: Tensor) -> Tensor | None:
-            generator = torch.Generator(device=device)
-            generator.manual_seed(seed)
-            return weigh(tau, generator=generator)
-
-        return Keep(drawn)
 
 
 def protocol(
@@ -181,76 +157,76 @@ def protocol(
     granularities: tuple[str, ...] = MERGED,
     update: Update | None = None,
     twin: bool = True,
-) -> Callable[[Weigh], Weigh]:
-    """Register the decorated function as a protocol, and as ``<name>-ca`` where domain vectors exist to be curved.
+) -> Callable[[MultiplierFunction], MultiplierFunction]:
+    """Register the decorated function as a protocol, and as ``<name>-ca`` where it has domain vectors.
 
     Args:
         name, summary, source, form, base, granularities: as of `Protocol`.
-        pointwise: receives the protocol's options and says whether an entry's multiplier depends on that entry of all
-            experts alone: such multipliers are made slice by slice, which is faster.
+        pointwise: takes the protocol's options and returns whether an entry's multiplier depends on that entry of all
+            experts alone: such multipliers are computed slice by slice, which is faster.
         update: of the statistic that the function takes; its keyword-only parameters are options as well.
         twin: also register the curvature-aware twin.
     """
 
-    def register(weigh: Weigh) -> Weigh:
-        options = _options(weigh) | (_options(update) if update else {})
-        weighs = form == "weights" and base and get_type_hints(weigh).get("return") is not type(None)
-        plain = Protocol(
+    def register(function: MultiplierFunction) -> MultiplierFunction:
+        options = _options(function) | (_options(update) if update else {})
+        multiplies = form == "weights" and base and get_type_hints(function).get("return") is not type(None)
+        euclidean = Protocol(
             name=name,
             summary=summary,
             source=source,
             form=form,
             base=base and form == "weights",
-            weigh=weigh if weighs else None,
+            function=function if multiplies else None,
             update_statistic=update,
             pointwise=pointwise,
             granularities=granularities,
             options=options,
-            doc=inspect.getdoc(weigh) or "",
+            doc=inspect.getdoc(function) or "",
         )
-        PROTOCOLS.add(name, plain)
-        if plain.base and twin:
-            curved = replace(
-                plain,
-                name=name + CURVED,
+        PROTOCOLS.add(name, euclidean)
+        if euclidean.base and twin:
+            curvature_aware = replace(
+                euclidean,
+                name=name + CURVATURE_AWARE,
                 summary=f"{summary}, curvature-aware",
                 source=f"CAMEx (arXiv 2502.18821, section 3.2); {source}",
                 curvature=True,
             )
-            PROTOCOLS.add(curved.name, curved)
-        return weigh
+            PROTOCOLS.add(curvature_aware.name, curvature_aware)
+        return function
 
     return register
 
 
 def dynamic(name: str, *, summary: str, source: str) -> Callable[[Step], Step]:
-    """Register the decorated function, which makes the next layer's base expert, as a protocol of dynamic merging.
+    """Register the decorated function, which computes the next layer's base expert, as a dynamic merging protocol.
 
     There is no Euclidean one: without curvature, and with alpha = 1, the base expert cancels in
-    E_m + sum_i s_i (E_i - E_m), and carrying it would change nothing.
+    E_m + sum_i s_i (E_i - E_m), and propagating it would change nothing.
     """
 
-    def register(advance: Step) -> Step:
-        made = Protocol(
+    def register(step: Step) -> Step:
+        protocol = Protocol(
             name=name,
             summary=summary,
             source=source,
             form="dynamic",
             curvature=True,
-            advance=advance,
-            options=_options(advance),
-            doc=inspect.getdoc(advance) or "",
+            step=step,
+            options=_options(step),
+            doc=inspect.getdoc(step) or "",
         )
-        PROTOCOLS.add(name, made)
-        return advance
+        PROTOCOLS.add(name, protocol)
+        return step
 
     return register
 
 
 def _registered(name: str, bound: Mapping[str, Any]) -> Protocol:
     """Return a registered protocol with values of its options."""
-    found: Protocol = PROTOCOLS.get(name)
-    return found.bind(bound) if bound else found
+    protocol: Protocol = PROTOCOLS.get(name)
+    return protocol.bind(bound) if bound else protocol
 
 
 def _options(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:

@@ -19,7 +19,7 @@ from camex_ft.protocols import protocol
 def dare(
     tau: Tensor, *, training: bool, generator: torch.Generator, drop: Annotated[float, Ge(0), Lt(1)] = 0.1
 ) -> Tensor | None:
-    """keep_i ~ Bernoulli(1 - drop) / (1 - drop) in training, 1 in evaluation, entry by entry.
+    """multiplier_i ~ Bernoulli(1 - drop) / (1 - drop) in training, 1 in evaluation, entry by entry.
 
     Convention: one draw a forward pass and matrix, shared by all samples; the mean of E_hat is unchanged.
 
@@ -31,5 +31,5 @@ def dare(
     """
     if not training or drop == 0:
         return None
-    kept = torch.empty_like(tau).bernoulli_(1 - drop, generator=generator)
-    return kept.div_(1 - drop)
+    mask = torch.empty_like(tau).bernoulli_(1 - drop, generator=generator)
+    return mask.div_(1 - drop)

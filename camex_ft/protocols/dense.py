@@ -14,4 +14,4 @@ from camex_ft.protocols import protocol
     form="dense",
 )
 def dense(tau: Tensor) -> None:
-    """Keep every feed-forward layer: no experts, no router. The baseline that all others start from."""
+    """Leave every feed-forward layer as it is: no experts, no router. The baseline that all others start from."""

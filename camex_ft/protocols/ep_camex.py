@@ -1,4 +1,4 @@
-"""`ep-camex`: the base expert is carried from layer to layer, along the mean of the curved domain vectors."""
+"""`ep-camex`: the base expert is propagated along the mean of the transformed domain vectors."""
 
 from __future__ import annotations
 
@@ -7,24 +7,24 @@ from typing import Annotated
 from annotated_types import Ge
 from torch import Tensor
 
-from camex_ft.moe.merging.base_expert import Carried
+from camex_ft.moe.merging.base_expert import PropagatedBase
 from camex_ft.protocols import dynamic
 
 
 @dynamic(
     "ep-camex",
-    summary="dynamic merging: the base expert is carried along the mean of the curved domain vectors",
+    summary="dynamic merging: the base expert is propagated along the mean of the transformed domain vectors",
     source="CAMEx (arXiv 2502.18821, section 3.3)",
 )
-def ep_camex(carried: Carried, *, mean: Tensor, gamma: Annotated[float, Ge(0)] = 1.0) -> Carried:
+def ep_camex(base: PropagatedBase, *, mean: Tensor, gamma: Annotated[float, Ge(0)] = 1.0) -> PropagatedBase:
     """E_m of layer l + 1 = E_m^l + gamma/N * sum_i M_i tau_i^l, and every layer merges as `domain-ca` does.
 
     Convention: the first upcycled layer of a stack stores E_m, encoder and decoder apart. The sum is over all experts,
-    routed to or not, and over the whole domain vectors. Weights and biases are carried alike.
+    routed to or not, and over the whole domain vectors. Weights and biases are propagated alike.
 
     Args:
-        carried: E_m of this layer.
+        base: E_m of this layer.
         mean: 1/N sum_i M_i tau_i; as E_m.
         gamma: step size from layer to layer; 0 shares one base expert among the layers of a stack.
     """
-    return carried._replace(base=carried.base + gamma * mean)
+    return base._replace(base=base.base + gamma * mean)

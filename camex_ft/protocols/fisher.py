@@ -27,14 +27,15 @@ def running(statistic: Tensor, gradient: Tensor, *, decay: Annotated[float, Ge(0
 def fisher(
     tau: Tensor, *, statistic: Tensor | None = None, damping: Annotated[float, Gt(0)] = 0.1
 ) -> Tensor | None:
-    """F_i <- decay F_i + (1 - decay) g_i^2 at every optimizer step, with g_i the gradient of T_i = keep_i * tau_i;
-    keep_i = (F_i + damping * F) / ((1 + damping) * F) with F = 1/N sum_j F_j, entry by entry, and 1 where F is 0.
+    """F_i <- decay F_i + (1 - decay) g_i^2 at every optimizer step, with g_i the gradient of T_i = multiplier_i *
+    tau_i; multiplier_i = (F_i + damping * F) / ((1 + damping) * F) with F = 1/N sum_j F_j, entry by entry, and 1 where
+    F is 0.
 
     Convention: weights are relative, with mean 1 over the experts, and routing weights stand beside them; with one-hot
-    routing the result is E_m + keep_i * tau_i and not expert i. g is the gradient of the mean loss of a batch (the
-    empirical Fisher of batches), after clipping, and that of T: a large weight does not make itself larger. `damping`
-    keeps every weight above 0, so that an expert that top-k routing has not chosen yet can still learn. The F_i take as
-    much memory as the experts and are saved with them.
+    routing the result is E_m + multiplier_i * tau_i and not expert i. g is the gradient of the mean loss of a batch
+    (the empirical Fisher of batches), after clipping, and that of T: a large weight does not make itself larger.
+    `damping` makes every weight positive, so that an expert that top-k routing has not chosen yet can still learn. The
+    F_i take as much memory as the experts and are saved with them.
 
     Args:
         tau: domain vectors; [N, ...].
@@ -45,5 +46,5 @@ def fisher(
     if statistic is None:
         return None
     mean = statistic.mean(0)
-    keep = (statistic + damping * mean) / ((1 + damping) * mean)
-    return torch.where(mean > 0, keep, 1).to(tau.dtype)
+    multiplier = (statistic + damping * mean) / ((1 + damping) * mean)
+    return torch.where(mean > 0, multiplier, 1).to(tau.dtype)

@@ -1,4 +1,4 @@
-"""`namex-full`: the base expert is carried along a Nash bargain among the domain vectors of every layer."""
+"""`namex-full`: the base expert is propagated along a Nash bargain among the domain vectors of every layer."""
 
 from __future__ import annotations
 
@@ -6,23 +6,23 @@ from typing import Annotated
 
 from annotated_types import Ge, Lt
 
-from camex_ft.moe.merging.base_expert import Carried, Vectors, descend
+from camex_ft.moe.merging.base_expert import LayerVectors, PropagatedBase, descend
 from camex_ft.protocols import dynamic
 
 
 @dynamic(
     "namex-full",
-    summary="dynamic merging: the base expert is carried along a Nash bargain, solved at every layer",
+    summary="dynamic merging: the base expert is propagated along a Nash bargain, solved at every layer",
     source="NAMEx, arXiv 2510.16138; complex momentum: Lorraine et al. 2022 (arXiv 2102.08431)",
 )
 def namex_full(
-    carried: Carried,
+    base: PropagatedBase,
     *,
-    vectors: Vectors,
+    vectors: LayerVectors,
     gamma: Annotated[float, Ge(0)] = 1.0,
     momentum: Annotated[float, Ge(0), Lt(1)] = 0.0,
     angle: float = 0.0,
-) -> Carried:
+) -> PropagatedBase:
     """At every layer:  a solves G^T G a = 1/a with G = [tau_1 ... tau_N];  delta = sum_i a_i tau_i;
     mu <- beta mu + delta with beta = momentum * e^(i angle), mu = 0 before the first layer;
     E_m of the next layer = E_m + Re(gamma mu), and every layer merges as `domain-ca` does.
@@ -32,7 +32,7 @@ def namex_full(
     through it. An expert without a domain vector takes no part.
 
     Args:
-        carried: E_m and mu of this layer.
+        base: E_m and mu of this layer.
         vectors: the domain vectors of this layer.
         gamma: step size from layer to layer. The step itself has length sqrt(N), however long the domain vectors are.
         momentum: |beta|; 0 has no momentum.
@@ -40,4 +40,4 @@ def namex_full(
     """
     a = vectors.bargain()
     delta = vectors.sum(a)
-    return descend(carried, delta, gamma=gamma, momentum=momentum, angle=angle)
+    return descend(base, delta, gamma=gamma, momentum=momentum, angle=angle)

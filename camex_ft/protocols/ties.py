@@ -1,4 +1,4 @@
-"""`ties` and `ties-ca`: domain vectors keep the entries that agree with the elected sign."""
+"""`ties` and `ties-ca`: domain vectors masked to the entries that agree with the elected sign."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from camex_ft.protocols import protocol
     pointwise=lambda density: density == 1,
 )
 def ties(tau: Tensor, *, density: Annotated[float, Gt(0), Le(1)] = 1.0) -> Tensor:
-    """keep_i = [sign(tau_i) = sign(sum_j tau_j) or tau_i = 0], entry by entry; T_i = keep_i * tau_i.
+    """multiplier_i = [sign(tau_i) = sign(sum_j tau_j) or tau_i = 0], entry by entry; T_i = multiplier_i * tau_i.
 
     Convention: the sign is elected by the plain sum of the domain vectors, without routing weights, and on tau_i itself
-    also where curvature follows: T_i = keep_i * M_i tau_i. What is kept is neither divided by the number of agreeing
-    experts nor rescaled. An entry that is exactly 0 is kept, since an expert that top-k routing has not chosen yet
-    could never leave the base expert otherwise: a multiplier of 0 would stop its gradient for good.
+    also where curvature follows: T_i = multiplier_i * M_i tau_i. Entries that agree are neither divided by the number
+    of agreeing experts nor rescaled. An entry that is exactly 0 has multiplier 1: a multiplier of 0 would stop its
+    gradient for good, and an expert that top-k routing has not chosen yet could never leave the base expert.
 
     Args:
         tau: domain vectors; [N, ...].
         density: fraction of each expert's entries, largest magnitudes first, that takes part; 1 trims nothing. Trimmed
-            entries neither vote nor are kept.
+            entries neither vote nor count.
     """
     signs = tau.sign()
     if density == 1:

@@ -89,8 +89,8 @@ def curvature_statistics(model: nn.Module, *, condition: bool = False) -> dict[s
     found: dict[str, dict[str, list[float]]] = {}
     for name, layer in expert_layers(model).items():
         curvatures = [linear.curvature for linear in layer.linears.values()]
-        given = [c.factors for c in curvatures if isinstance(c, Curvature)]
-        factors = [type(f).of([whole(tensor).detach() for tensor in f]) for f in given]
+        given: list[Any] = [c.factors for c in curvatures if isinstance(c, Curvature)]
+        factors = [type(f)(*[whole(tensor).detach() for tensor in f]) for f in given]
         if not factors:
             continue
         found[name] = {"distance": torch.stack([distance_from_identity(f) for f in factors]).mean(0).tolist()}

@@ -28,7 +28,7 @@ from camex_ft.config.schema import LoraConfig
 from camex_ft.moe.context import RoutingContext
 from camex_ft.moe.layers.ffn import ExpertFFN, MergedFFN
 from camex_ft.moe.layers.low_rank_expert_linear import LowRankLinear
-from camex_ft.moe.layers.propagation import chains
+from camex_ft.moe.layers.propagation import propagation_paths
 from camex_ft.utils.errors import UserError, nearest
 
 
@@ -39,7 +39,9 @@ def expert_layers(model: nn.Module) -> dict[str, ExpertFFN]:
 
 def base_chains(model: nn.Module) -> list[list[str]]:
     """Return the names of the layers along which each base expert is carried, the one that stores it first."""
-    return chains([layer for layer in expert_layers(model).values() if isinstance(layer, MergedFFN)])
+    return propagation_paths(
+        [layer for layer in expert_layers(model).values() if isinstance(layer, MergedFFN)]
+    )
 
 
 def routing_context(model: nn.Module) -> RoutingContext | None:

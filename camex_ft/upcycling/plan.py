@@ -19,7 +19,7 @@ from camex_ft.backbones import generates
 from camex_ft.config import MergingConfig, RoutingConfig, TuningConfig, UpcycleConfig
 from camex_ft.config.rules import DROPPED, not_low_rank
 from camex_ft.config.schema import Section
-from camex_ft.moe.routing.grouping import Granularity
+from camex_ft.moe.routing.router import Granularity
 from camex_ft.protocols import Protocol
 from camex_ft.utils.errors import UserError
 from camex_ft.utils.registry import PROTOCOLS

@@ -10,14 +10,13 @@ from typing import TypeVar
 from torch import nn
 from transformers import PreTrainedModel
 
-from camex_ft.backbones import DenseFFN, calls, family_of, select_layers
+from camex_ft.backbones import DenseFFN, family_of, forward_state, select_layers
+from camex_ft.moe.config import LayerSettings
 from camex_ft.moe.context import RoutingContext
-from camex_ft.moe.layers.expert_linear import LayerSettings
 from camex_ft.moe.layers.ffn import ExpertFFN, MergedFFN, MixtureFFN
 from camex_ft.moe.layers.low_rank_expert_linear import LowRank
 from camex_ft.moe.layers.propagation import continues
-from camex_ft.moe.routing.grouping import Grouping
-from camex_ft.moe.routing.router import RouterSettings
+from camex_ft.moe.routing.router import Grouping, RouterSettings
 from camex_ft.protocols import Protocol
 from camex_ft.upcycling.freezing import add_lora
 from camex_ft.upcycling.plan import LORA, Plan, granularity_of
@@ -54,7 +53,7 @@ def _add_experts(model: PreTrainedModel, protocol: Protocol, plan: Plan) -> None
             f"merging: experts is {merging.experts} and top_k is {merging.k}: expected at least 2 experts and a top_k "
             "of at most as many"
         )
-    context = RoutingContext(partial(calls.read_pass, family), calls.write_state)
+    context = RoutingContext(partial(forward_state.read_call, family), forward_state.write_router_state)
     chosen = select_layers(family.ffns(model), plan.upcycle.layers)
     last: dict[str, MergedFFN] = {}  # of each stack
     for ffn in chosen:

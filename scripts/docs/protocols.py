@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 from camex_ft.config.document import type_words
 from camex_ft.config.problems import show
-from camex_ft.protocols import CURVED, Protocol
+from camex_ft.protocols import CURVATURE_AWARE, Protocol
 from camex_ft.utils.escaping import markdown_cell
 from camex_ft.utils.registry import PROTOCOLS
 
@@ -26,10 +26,10 @@ merging: {protocol: ties, options: {density: 0.5}}
 ```
 
 Notation (more in [the method](method.md)): `E_i` the experts' weights, `E_m` the base expert's, `tau_i = E_i - E_m` the
-domain vectors, `s_i` the routing weights, `alpha` the step size `merging.alpha`, `keep_i` the protocol's multiplier,
-`M_i` the learned curvature. A protocol with a base expert merges to
+domain vectors, `s_i` the routing weights, `alpha` the step size `merging.alpha`, `multiplier_i` the protocol's
+multiplier, `M_i` the learned curvature. A protocol with a base expert merges to
 
-    E_hat = E_m + alpha * sum_i s_i keep_i * M_i tau_i
+    E_hat = E_m + alpha * sum_i s_i multiplier_i * M_i tau_i
 
 A name that ends in `-ca` is the same protocol with curvature; the protocols whose form is "the base expert is carried"
 have it as well; for the others `M_i` is the identity. What a protocol does to a weight matrix it does to the bias as
@@ -48,14 +48,14 @@ ARGUMENTS = "Args:"
 def document() -> str:
     """Return the reference of all protocols in Markdown."""
     every: list[Protocol] = [PROTOCOLS.get(name) for name in PROTOCOLS.names()]
-    plain = [p for p in every if not p.name.endswith(CURVED)]
+    plain = [p for p in every if not p.name.endswith(CURVATURE_AWARE)]
     return HEAD + _overview(every) + "\n" + "\n".join(_section(p, _twin(p, every)) for p in plain)
 
 
 def _overview(every: list[Protocol]) -> str:
     rows = ["| protocol | what it does | form | base expert | curvature |", "|---|---|---|---|---|"]
     for p in every:
-        link = f"[`{p.name}`](#{_anchor(p.name.removesuffix(CURVED))})"
+        link = f"[`{p.name}`](#{_anchor(p.name.removesuffix(CURVATURE_AWARE))})"
         rows.append(
             f"| {link} | {markdown_cell(p.summary)} | {FORMS[p.form]} | {_yes(p.base)} | {_yes(p.curvature)} |"
         )
@@ -111,7 +111,7 @@ def parse(doc: str) -> tuple[str, dict[str, str]]:
 
 
 def _twin(protocol: Protocol, every: list[Protocol]) -> Protocol | None:
-    return next((p for p in every if p.curvature and p.name == protocol.name + CURVED), None)
+    return next((p for p in every if p.curvature and p.name == protocol.name + CURVATURE_AWARE), None)
 
 
 def _sentence(text: str) -> str:

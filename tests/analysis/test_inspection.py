@@ -12,7 +12,7 @@ from torch import Tensor
 
 from camex_ft.analysis import inspect, inspection, spectra
 from camex_ft.analysis.spectra import POINTS, ritz, spectrum
-from camex_ft.moe.curvature import KINDS, Curvature
+from camex_ft.moe.curvature import KINDS, Curvature, make_curvature
 from camex_ft.moe.layers.ffn import ExpertFFN
 from camex_ft.results.plots import is_stale, of_inspection
 from camex_ft.results.run_folder import RunFolder
@@ -29,7 +29,7 @@ def curvature(kind: str, rank: int) -> Curvature:
     """A curvature of two experts, away from the identity; float64."""
     torch.manual_seed(0)
     width, height = SHAPE[1], SHAPE[0]
-    made = Curvature(
+    made = make_curvature(
         out_features=height, in_features=width, experts=2, rank=rank, bias=False, kind=kind
     ).double()
     with torch.no_grad():
@@ -46,7 +46,7 @@ def singular_values(made: Curvature) -> np.ndarray:
     for i in range(2):
         units = torch.eye(size, dtype=torch.float64).view(size, *SHAPE)
         columns = [
-            made.factors.curve(unit.expand(2, -1, -1).contiguous(), None)[i].flatten() for unit in units
+            made.factors.transform(unit.expand(2, -1, -1).contiguous(), None)[i].flatten() for unit in units
         ]
         found.append(torch.linalg.svdvals(torch.stack(columns, dim=1)).numpy())
     return np.stack(found)
@@ -100,7 +100,7 @@ def test_estimated_spectra_are_near_the_true_ones():
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("rank", [1, 2])
 def test_the_identity_has_ones(kind, rank):
-    made = Curvature(out_features=12, in_features=20, experts=2, rank=rank, bias=False, kind=kind)
+    made = make_curvature(out_features=12, in_features=20, experts=2, rank=rank, bias=False, kind=kind)
     found = spectrum(made.factors, kind=kind, shape=SHAPE)
     np.testing.assert_allclose(found.values, 1, atol=1e-5)  # float32 factors
 
@@ -146,7 +146,7 @@ def test_similarity_of_domain_vectors(protocol):
 def test_similarity_with_a_base_expert_that_is_carried():
     model = shake(upcycled(Case("bert", "sequence-classification", "namex-full", "auto"))).eval()
     model(**inputs_of(model, "sequence-classification"))
-    carried = routing_context(model).last.carried
+    carried = routing_context(model).last.base_experts
     assert carried
     for name, bases in carried.items():
         layer = expert_layers(model)[name]

@@ -10,8 +10,8 @@ from typer.testing import CliRunner
 from camex_ft.bench.cost import Point, bench_cost, fit, grid, judge, row, table
 from camex_ft.bench.settings import CostBench, LayerBench
 from camex_ft.cli import app
-from camex_ft.moe.merging import cost_model as cost
-from camex_ft.moe.merging.cost_model import Part
+from camex_ft.moe.merging import functional as cost
+from camex_ft.moe.merging.functional import Part
 
 TRUE: dict[Part, dict[str, float]] = {
     "merge": {"token": 0.05, "slice": 1.5, "sum": 0.1, "vector": 3.0},

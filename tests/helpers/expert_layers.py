@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from camex_ft.moe.context import Pass, RoutingContext
-from camex_ft.moe.layers.expert_linear import LayerSettings
+from camex_ft.moe.config import LayerSettings
+from camex_ft.moe.context import ForwardState, RoutingContext
 from camex_ft.moe.layers.ffn import ExpertFFN, MergedFFN, MixtureFFN
-from camex_ft.moe.routing.grouping import Grouping
+from camex_ft.moe.merging import functional, reference
+from camex_ft.moe.merging.domain_vectors import MergedProduct, Multiplier
+from camex_ft.moe.routing.router import Grouping, Groups, TokenPositions, group
+from camex_ft.moe.routing.segments import segments
 from camex_ft.utils.registry import PROTOCOLS
 
 HIDDEN, INNER, EXPERTS = 6, 8, 3
 
 
-def read(context: RoutingContext, module: nn.Module, arguments: Mapping[str, Any]) -> Pass:
+def read(context: RoutingContext, module: nn.Module, arguments: Mapping[str, Any]) -> ForwardState:
     """Take the mask from the call's arguments, as a backbone's family does."""
-    return Pass(masks={"encoder": arguments.get("mask")}, cached=arguments.get("cached", 0))
+    return ForwardState(masks={"encoder": arguments.get("mask")}, cached=arguments.get("cached", 0))
 
 
 def settings(protocol: str = "domain", *, grouping: Grouping | None = None, **given: Any) -> LayerSettings:
@@ -95,3 +99,53 @@ def learn(made: nn.Module, curve: Callable[[Tensor], Tensor]) -> None:
         optimizer.step()
         losses.append(loss.item())
     assert losses[-1] < losses[0]
+
+
+# -- merged products from their parts
+
+
+def product(
+    experts: Tensor,
+    base: Tensor | None,
+    *,
+    multiplier: Callable[[Tensor], Tensor | None] | None = None,
+    **settings: Any,
+) -> MergedProduct:
+    """A merged product; a plain function is a multiplier that is not pointwise."""
+    if multiplier is not None and not isinstance(multiplier, Multiplier):
+        multiplier = Multiplier(multiplier)
+    return MergedProduct(experts, base, multiplier=multiplier, **settings)
+
+
+def merged_linear(
+    x: Tensor, weights: Tensor, experts: Tensor, base: Tensor | None, **settings: Any
+) -> Tensor:
+    """The fast path."""
+    return functional.merged_linear(x, weights, product(experts, base, **settings))
+
+
+def merged_linear_reference(
+    x: Tensor, weights: Tensor, experts: Tensor, base: Tensor | None, **settings: Any
+) -> Tensor:
+    """The reference implementation."""
+    return reference.merged_linear_reference(x, weights, product(experts, base, **settings))
+
+
+def multiplier_of(protocol: Any, *, training: bool, seed: int) -> Multiplier | None:
+    """The multiplier of a registered protocol as a layer calls it, or None."""
+    return protocol.multiplier and replace(protocol.multiplier, training=training, seed=seed)
+
+
+# -- groups
+
+
+def grouped(x: Tensor, positions: TokenPositions, router: Any, grouping: Grouping, *rest: Any) -> Groups:
+    """Hidden states in groups, as a layer groups them; `rest` is the router state and the encoder's output."""
+    if grouping.granularity == "segment":
+        return segments(x, positions, router, grouping, *rest[:1])
+    return group(x, positions, router, grouping, *rest)
+
+
+def restored(groups: Groups, y: Tensor) -> Tensor:
+    """Outputs of groups in the order of the tokens."""
+    return y if groups.restore is None else groups.restore(y)

@@ -5,8 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from camex_ft.moe.routing.grouping import Grouping
-from camex_ft.moe.routing.router import Router
+from camex_ft.moe.routing.router import Grouping, Router
 from tests.helpers.expert_layers import EXPERTS, HIDDEN
 
 EXACT = 1e-12  # float64, means of a dozen tokens

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from camex_ft.moe.layers.expert_linear import ExpertLinear, LayerSettings
+from camex_ft.moe.config import LayerSettings
+from camex_ft.moe.layers.expert_linear import ExpertLinear
 from camex_ft.moe.routing.router import topk_softmax
 from camex_ft.upcycling import expert_layers
 from camex_ft.utils.registry import PROTOCOLS

@@ -11,13 +11,14 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
+from camex_ft.moe.config import LayerSettings
 from camex_ft.moe.context import RoutingContext
-from camex_ft.moe.layers.expert_linear import ExpertLinear, LayerSettings
+from camex_ft.moe.layers.expert_linear import ExpertLinear
 from camex_ft.moe.layers.ffn import MixtureFFN
-from camex_ft.moe.routing.grouping import Flow, Grouping, Layout, group
-from camex_ft.moe.routing.losses import balance_of
-from camex_ft.moe.routing.router import Router
+from camex_ft.moe.routing.losses import sum_losses
+from camex_ft.moe.routing.router import Grouping, Router, TokenPositions
 from camex_ft.utils.registry import PROTOCOLS
+from tests.helpers.expert_layers import grouped, restored
 
 # float64 sums in another order differ by about 1e-14; the balance loss was summed in float32 (parts in 1e7 of 1e-3)
 EXACT, BALANCE = 1e-9, 1e-9
@@ -44,8 +45,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     metafunc.parametrize("file", files, ids=[f.stem for f in files])
 
 
-def full_pass(x: Tensor) -> Flow:
-    return Flow(Layout.of((x.shape[0], x.shape[1])))
+def full_pass(x: Tensor) -> TokenPositions:
+    return TokenPositions((x.shape[0], x.shape[1]))
 
 
 def read(file: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -97,9 +98,9 @@ def test_merged_map(file: Path) -> None:
     linear, router = linear_of(settings, parameters), router_of(settings, parameters["w_gate"])
     x = tensors["x"].clone().requires_grad_()
 
-    groups = group(x, full_pass(x), router, settings.grouping)
-    y = groups.restore(linear(groups.x, groups.weights))
-    balance = balance_of(groups.routing, top_k=settings.top_k, coef=settings.balance, mask=groups.mask).loss()
+    groups = grouped(x, full_pass(x), router, settings.grouping)
+    y = restored(groups, linear(groups.x, groups.weights))
+    balance = sum_losses(groups.routing, top_k=settings.top_k, coef=settings.balance, mask=groups.mask).loss()
     (y * tensors["grad_y"]).sum().backward()
 
     close(y, tensors["y"], EXACT)
@@ -132,12 +133,12 @@ def test_mixture(file: Path) -> None:
     layer.router = router_of(settings, tensors["param.w_gate"])
     x = tensors["x"].clone().requires_grad_()
 
-    groups = group(x, full_pass(x), layer.router, settings.grouping)
+    groups = grouped(x, full_pass(x), layer.router, settings.grouping)
     y = layer(x)
     (y * tensors["grad_y"]).sum().backward()
 
     close(y, tensors["y"], SINGLE)
-    balance = balance_of(groups.routing, top_k=settings.top_k, coef=settings.balance).loss()
+    balance = sum_losses(groups.routing, top_k=settings.top_k, coef=settings.balance).loss()
     close(balance.reshape(1).double(), tensors["balance_loss"].double(), SINGLE)
     close(x.grad, tensors["grad_x"], SINGLE)
     close(layer.router.gate.grad, tensors["grad.w_gate"], SINGLE)

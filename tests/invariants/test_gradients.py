@@ -10,17 +10,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from camex_ft.moe.curvature import nearest_factors
-from camex_ft.moe.curvature.kronecker import Factors
+from camex_ft.moe.curvature.kronecker import KroneckerFactors, nearest_factors
 from camex_ft.moe.merging import merge_weights as merge
-from camex_ft.moe.merging.functional import merged_linear
-from camex_ft.moe.merging.reference import merged_linear_plain
 from camex_ft.utils.registry import PROTOCOLS
+from tests.helpers.expert_layers import merged_linear, merged_linear_reference, multiplier_of
 
 # float64: sums of up to a few thousand products of numbers of about 1, in another order
 TOLERANCE = 1e-10
 MERGING = [n for n in PROTOCOLS.names() if PROTOCOLS.get(n).form == "weights"]
-NAMES = ("x", "weights", "experts", "base", *Factors._fields)
+NAMES = ("x", "weights", "experts", "base", *KroneckerFactors._fields)
 
 
 @st.composite
@@ -53,21 +51,21 @@ def tensors_of(protocol: str, shape: dict[str, int], *, by_token: bool) -> dict[
         made["base"] = leaf(out, width)
     if entry.curvature:
         sizes = (*nearest_factors(out), *nearest_factors(width))
-        for name, size in zip(Factors._fields, sizes, strict=True):
+        for name, size in zip(KroneckerFactors._fields, sizes, strict=True):
             made[name] = leaf(shape["rank"], n, size, size)
     return made
 
 
 def call(function: Any, protocol: str, tensors: dict[str, Tensor], *, training: bool = True) -> Tensor:
-    factors = Factors(*(tensors[n] for n in Factors._fields)) if "a1" in tensors else None
-    keep = PROTOCOLS.get(protocol).keep(training=training, seed=11, device=torch.device("cpu"))
+    factors = KroneckerFactors(*(tensors[n] for n in KroneckerFactors._fields)) if "a1" in tensors else None
+    keep = multiplier_of(PROTOCOLS.get(protocol), training=training, seed=11)
     return function(
         tensors["x"],
         tensors["weights"],
         tensors["experts"],
         tensors.get("base"),
         alpha=0.7,
-        keep=keep,
+        multiplier=keep,
         factors=factors,
     )
 
@@ -87,7 +85,7 @@ def test_fast_path_agrees_with_the_plain_formula(
     protocol: str, by_token: bool, shape: dict[str, int]
 ) -> None:
     tensors = tensors_of(protocol, shape, by_token=by_token)
-    fast, plain = (call(f, protocol, tensors) for f in (merged_linear, merged_linear_plain))
+    fast, plain = (call(f, protocol, tensors) for f in (merged_linear, merged_linear_reference))
     close(fast, plain, "y")
     upstream = torch.randn(fast.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     leaves = list(tensors.values())
@@ -102,7 +100,7 @@ def test_fast_path_agrees_with_the_plain_formula(
 def test_slices_change_nothing(protocol: str, out: int, slice_elements: int) -> None:
     shape = {"groups": 3, "tokens": 4, "experts": 3, "out": out, "width": 6, "rank": 2, "seed": 5}
     tensors = tensors_of(protocol, shape, by_token=False)
-    fast, plain = (call(f, protocol, tensors) for f in (merged_linear, merged_linear_plain))
+    fast, plain = (call(f, protocol, tensors) for f in (merged_linear, merged_linear_reference))
     close(fast, plain, "y")
     ours = torch.autograd.grad(fast.square().sum(), list(tensors.values()))
     theirs = torch.autograd.grad(plain.square().sum(), list(tensors.values()))

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from camex_ft.moe.context import Pass, RoutingContext
-from camex_ft.moe.routing.grouping import Grouping
+from camex_ft.moe.context import ForwardState, RoutingContext
+from camex_ft.moe.routing.router import Grouping
 from tests.helpers.expert_layers import EXPERTS, Model, layer_of, read, settings, tokens
 
 ONE, OTHER = torch.tensor([[1, 1, 0, 0], [1, 1, 1, 1]]), torch.tensor([[1, 1, 1, 0], [0, 1, 1, 0]])
@@ -48,7 +48,7 @@ def test_balance_losses_are_summed() -> None:
     total = found.layers["first"].balance + found.layers["second"].balance
     assert torch.equal(found.balance_loss(), total)
     assert total.requires_grad and not found.layers["first"].weights.requires_grad
-    assert Pass().balance_loss() is None
+    assert ForwardState().balance_loss() is None
 
 
 def test_two_models_interleaved_never_meet() -> None:
@@ -162,7 +162,7 @@ def test_the_encoder_leaves_its_pooled_output() -> None:
 
     encoder = Encoder()
     context.attach_encoder(encoder)
-    with context.open(Pass(masks={"encoder": ONE})) as current:
+    with context.open(ForwardState(masks={"encoder": ONE})) as current:
         encoder(X)
     expected = torch.stack([2 * X[0, :2].mean(0), 2 * X[1].mean(0)])
     torch.testing.assert_close(current.encoded, expected, rtol=EXACT, atol=EXACT)
@@ -234,6 +234,6 @@ def test_checkpointing_is_wrapped_once() -> None:
 
 def test_a_layer_without_a_pass_takes_every_token_as_real() -> None:
     layer = layer_of(settings()).eval()
-    with layer.context.open(Pass()):
+    with layer.context.open(ForwardState()):
         inside = layer(X)
     assert torch.equal(layer(X), inside)

@@ -13,10 +13,9 @@ from hypothesis.extra import numpy as arrays
 
 from camex_ft.moe.merging import domain_vectors as vectors
 from camex_ft.moe.merging import merge_weights as merge
-from camex_ft.moe.merging.functional import merged_linear
-from camex_ft.moe.merging.reference import merged_linear_plain
 from camex_ft.protocols.fisher import fisher, running
 from camex_ft.utils.registry import PROTOCOLS
+from tests.helpers.expert_layers import merged_linear, merged_linear_reference, multiplier_of
 
 CPU = torch.device("cpu")
 INFORMATION = arrays.arrays(
@@ -62,10 +61,10 @@ def test_every_row_finds_its_own_statistic(form: str, monkeypatch: pytest.Monkey
         return torch.randn(shape, generator=generator, dtype=torch.float64).requires_grad_()
 
     leaves = [leaf(3, 4, 6), leaf(3, 3), leaf(3, 40, 6), leaf(40, 6)]
-    keep = PROTOCOLS.get("fisher").bind({"damping": 0.2}).keep(training=True, seed=0, device=CPU)
+    keep = multiplier_of(PROTOCOLS.get("fisher").bind({"damping": 0.2}), training=True, seed=0)
     keep = replace(keep, statistic=torch.rand(3, 40, 6, generator=generator, dtype=torch.float64))
-    ours = merged_linear(*leaves, alpha=0.7, keep=keep, form=form)
-    theirs = merged_linear_plain(*leaves, alpha=0.7, keep=keep)
+    ours = merged_linear(*leaves, alpha=0.7, multiplier=keep, form=form)
+    theirs = merged_linear_reference(*leaves, alpha=0.7, multiplier=keep)
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-12)
     upstream = torch.randn(ours.shape, generator=generator, dtype=torch.float64)
     for mine, oracle in zip(

@@ -10,13 +10,12 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from torch import Tensor
 
-from camex_ft.moe.merging.functional import merged_linear
 from camex_ft.protocols.dare import dare
 from camex_ft.protocols.domain import domain
 from camex_ft.protocols.smear import smear
 from camex_ft.protocols.ties import ties
 from camex_ft.utils.registry import PROTOCOLS
-from tests.helpers.expert_layers import layer_of, settings, tokens
+from tests.helpers.expert_layers import layer_of, merged_linear, multiplier_of, settings, tokens
 
 TAU = torch.tensor(
     [[3.0, -1.0, 0.0, 2.0], [-1.0, -2.0, 5.0, -2.0], [1.0, 4.0, -1.0, 0.5]]
@@ -48,7 +47,7 @@ def test_forms(name: str, form: str, base: bool) -> None:
     found = PROTOCOLS.get(name)
     assert (found.form, found.base) == (form, base)
     if not base:
-        assert found.keep(training=True, seed=0, device=torch.device("cpu")) is None
+        assert multiplier_of(found, training=True, seed=0) is None
 
 
 @pytest.mark.parametrize("shift", [0.0, 1.0, -3.0])
@@ -153,18 +152,18 @@ def test_dare_keeps_the_mean() -> None:
 
 
 def test_dare_is_seeded() -> None:
-    keep = PROTOCOLS.get("dare").bind({"drop": 0.5}).keep
-    tau, cpu = torch.ones(3, 40), torch.device("cpu")
-    same = [keep(training=True, seed=3, device=cpu)(tau) for _ in range(2)]
+    dropping = PROTOCOLS.get("dare").bind({"drop": 0.5})
+    tau = torch.ones(3, 40)
+    same = [multiplier_of(dropping, training=True, seed=3)(tau) for _ in range(2)]
     assert torch.equal(*same)
-    assert not torch.equal(same[0], keep(training=True, seed=4, device=cpu)(tau))
-    drawn = keep(training=True, seed=3, device=cpu)
+    assert not torch.equal(same[0], multiplier_of(dropping, training=True, seed=4)(tau))
+    drawn = multiplier_of(dropping, training=True, seed=3)
     assert torch.equal(drawn(tau), drawn(tau))
 
 
 def test_dare_leaves_the_global_random_state_alone() -> None:
     before = torch.get_rng_state()
-    PROTOCOLS.get("dare").keep(training=True, seed=3, device=torch.device("cpu"))(TAU)
+    multiplier_of(PROTOCOLS.get("dare"), training=True, seed=3)(TAU)
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -179,7 +178,7 @@ def test_dare_drops_nothing_in_evaluation_or_at_zero(training: bool, drop: float
 @pytest.mark.parametrize("name", ["ties", "dare", "domain"])
 def test_the_multiplier_of_the_curved_twin_is_the_same(name: str) -> None:
     def multiplier(name: str) -> Tensor | None:
-        keep = PROTOCOLS.get(name).keep(training=True, seed=5, device=torch.device("cpu"))
+        keep = multiplier_of(PROTOCOLS.get(name), training=True, seed=5)
         return keep(TAU) if keep is not None else None
 
     plain, curved = multiplier(name), multiplier(f"{name}-ca")

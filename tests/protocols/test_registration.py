@@ -15,6 +15,7 @@ from camex_ft.config import Config, load_config
 from camex_ft.protocols import MERGED, protocol
 from camex_ft.utils.errors import UserError
 from camex_ft.utils.registry import PROTOCOLS
+from tests.helpers.expert_layers import multiplier_of
 
 CPU = torch.device("cpu")
 NINE = ("dare", "dare-ca", "dense", "domain", "domain-ca", "smear", "smoe", "ties", "ties-ca")
@@ -52,7 +53,7 @@ def test_a_curved_twin_differs_from_its_protocol_in_the_curvature(name: str) -> 
     twin = PROTOCOLS.get(name + "-ca")
     assert twin.curvature and not found.curvature
     assert twin.summary == f"{found.summary}, curvature-aware" and found.source in twin.source
-    same = ("form", "base", "weigh", "granularities", "options")
+    same = ("form", "base", "function", "granularities", "options")
     assert all(getattr(twin, each) == getattr(found, each) for each in same)
 
 
@@ -76,10 +77,10 @@ def test_options_come_from_the_signature(throwaway: None) -> None:
     assert found.random and PROTOCOLS.get("throwaway-ca").options == found.options
 
     bound = found.bind({"rounds": 3, "share": 0.5})
-    keep = bound.keep(training=True, seed=0, device=CPU)
+    keep = multiplier_of(bound, training=True, seed=0)
     assert torch.equal(keep(torch.zeros(2, 3)), torch.full((2, 3), 1.5))
-    assert not bound.keep(training=False, seed=0, device=CPU)(torch.zeros(2, 3)).any()
-    assert found.keep(training=True, seed=0, device=CPU)(torch.zeros(1)).item() == 0.5  # bind made a copy
+    assert not multiplier_of(bound, training=False, seed=0)(torch.zeros(2, 3)).any()
+    assert multiplier_of(found, training=True, seed=0)(torch.zeros(1)).item() == 0.5  # bind made a copy
 
 
 def test_a_registered_protocol_is_in_yaml_at_once(throwaway: None, tmp_path: Any) -> None:
@@ -112,7 +113,7 @@ def test_forms_without_domain_vectors_get_no_multiplier(throwaway: None) -> None
         raise AssertionError("never called")
 
     found = PROTOCOLS.get("throwaway")
-    assert found.weigh is None and not found.base and not found.random
+    assert found.function is None and not found.base and not found.random
     assert found.bind({}) is found
     assert "throwaway-ca" not in PROTOCOLS.names()
 
@@ -121,7 +122,7 @@ def test_forms_without_domain_vectors_get_no_multiplier(throwaway: None) -> None
 def test_a_name_is_registered_once(name: str) -> None:
     before = PROTOCOLS.get(name)
     with pytest.raises(ValueError, match=f"protocol '{name}' is registered twice"):
-        protocol(name, summary="again", source="none")(before.weigh)
+        protocol(name, summary="again", source="none")(before.function)
     assert PROTOCOLS.get(name) is before
 
 
@@ -132,13 +133,13 @@ def test_an_unknown_protocol_gets_the_nearest_name_and_the_list() -> None:
     assert all(name in str(error.value) for name in NINE)
 
 
-@pytest.mark.parametrize("name", [n for n in PROTOCOLS.names() if PROTOCOLS.get(n).weigh is not None])
+@pytest.mark.parametrize("name", [n for n in PROTOCOLS.names() if PROTOCOLS.get(n).function is not None])
 def test_functions_are_pure_and_documented(name: str) -> None:
     found = PROTOCOLS.get(name)
-    assert inspect.getdoc(found.weigh)
+    assert inspect.getdoc(found.function)
     tau = torch.randn(3, 4, 5, generator=torch.Generator().manual_seed(0))
     before = tau.clone()
-    keep = found.keep(training=True, seed=1, device=CPU)
+    keep = multiplier_of(found, training=True, seed=1)
     multiplier = keep(tau)
     assert torch.equal(tau, before)
     if multiplier is not None:

@@ -1,32 +1,27 @@
-"""Interface of a kind of curvature: tensors [R, N, ...] that map domain vectors, and their gradients back.
+"""Interface of a kind of curvature: tensors [R, N, ...] that transform domain vectors, and their gradients.
 
-A kind is one file with two named tuples, one for a matrix (`Factors`) and one for its bias (`BiasFactors`), and a row
-in `curvature.KINDS`. Their fields are the names of the parameters, and experts are on axis 1.
+A kind is one file with a `Curvature` module and two named tuples, one for a matrix (`Factors`) and one for its bias
+(`BiasFactors`), and a row in `curvature.KINDS`. The tuples' fields are the names of the module's parameters, and
+experts are on axis 1.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Protocol
+from collections.abc import Iterator, Sequence
+from typing import Any, ClassVar, Protocol
 
-from torch import Tensor
-
-# elements that are worked on together: experts of small maps, rows of a large one
-BLOCK_ELEMENTS = {"cpu": 9 << 15, "cuda": 1 << 28}
+import torch
+from torch import Tensor, nn
 
 Shapes = dict[str, tuple[int, ...]]
 
 
 class Factors(Protocol):
-    """The factors of one matrix's curvature, for all R terms and N experts: a named tuple of tensors [R, N, ...]."""
+    """Factors of one matrix's curvature for all R terms and N experts: a named tuple of tensors [R, N, ...]."""
 
     @classmethod
     def shapes(cls, *, out: int, width: int, experts: int, rank: int) -> Shapes:
         """Return the shape of each factor for maps [out, width]."""
-
-    @classmethod
-    def of(cls, tensors: Iterable[Tensor]) -> Factors:
-        """Return the factors again from their tensors, in order."""
 
     def __iter__(self) -> Iterator[Tensor]: ...
 
@@ -36,12 +31,12 @@ class Factors(Protocol):
 
     @property
     def cost(self) -> int:
-        """Multiply-adds of `curve` for each term and entry of a domain vector."""
+        """Multiply-adds of `transform` for each term and entry of a domain vector."""
 
     def reset(self) -> None:
         """Make M_i the identity, with terms that come to differ in training; in place."""
 
-    def curve(
+    def transform(
         self,
         experts: Tensor,
         base: Tensor | None,
@@ -54,11 +49,11 @@ class Factors(Protocol):
         Args:
             experts: [N, out, in].
             base: [out, in] or None.
-            active: experts to take; the result of the others is not set. None takes all.
+            active: experts to transform; the result of the others is not set. None transforms all.
             out: memory for the result.
         """
 
-    def curve_backward(
+    def transform_backward(
         self,
         grad: Tensor,
         experts: Tensor,
@@ -72,14 +67,14 @@ class Factors(Protocol):
         """Turn dT into dtau = M_i^T dT, in place, and return the gradients of the factors if they `learn`.
 
         Args:
-            grad: dT, contiguous; [N, out, in]. Experts that are not active are left as they are.
-            experts, base, active: as `curve` had them.
-            learn: whether the factors' gradients are wanted.
-            domain: whether dtau is wanted; dT stays otherwise.
-            out: memory for T, which is then made on the way; [N, out, in].
+            grad: dT, contiguous; [N, out, in]. Experts that are not active stay unchanged.
+            experts, base, active: as in `transform`.
+            learn: compute the factors' gradients.
+            domain: compute dtau; `grad` stays dT otherwise.
+            out: memory for T, which is then recomputed along the way; [N, out, in].
         """
 
-    def curve_pair(self, left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
+    def transform_pair(self, left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
         """Return B' and A' with M_i (B_i A_i) = B'_i A'_i, with a graph, and without a matrix [out, in].
 
         Args:
@@ -94,37 +89,78 @@ class Factors(Protocol):
         """Return ||M_i - I||_F / ||I||_F per expert, without a large matrix; [N], float64."""
 
     def condition(self) -> Tensor | None:
-        """Return the condition number of M_i per expert, [N] in float64, or None where it does not follow cheaply."""
+        """Return the condition number of M_i per expert, [N] in float64, or None if it does not follow cheaply."""
 
 
 class BiasFactors(Protocol):
-    """The factors of one bias's curvature: a named tuple of tensors [R, N, ...]."""
+    """Factors of one bias's curvature: a named tuple of tensors [R, N, ...]."""
 
     @classmethod
     def shapes(cls, *, out: int, experts: int, rank: int) -> Shapes:
         """Return the shape of each factor for biases [out]."""
 
-    @classmethod
-    def of(cls, tensors: Iterable[Tensor]) -> BiasFactors:
-        """Return the factors again from their tensors, in order."""
-
     def reset(self) -> None:
         """Make the map the identity, with terms that come to differ in training; in place."""
 
-    def curve(self, tau: Tensor) -> Tensor:
-        """Return the curved domain vectors of the bias, with a graph; [N, out]."""
+    def transform(self, tau: Tensor) -> Tensor:
+        """Return the transformed domain vectors of the bias, with a graph; [N, out]."""
 
 
-def chunks(experts: Tensor, active: Sequence[int] | None) -> Iterator[slice]:
-    """Yield chunks of neighbouring experts, of all or of the active ones."""
-    count = experts.shape[0]
-    size = max(1, min(count, block_elements(experts) // experts[0].numel()))
-    if active is None:
-        yield from (slice(start, min(start + size, count)) for start in range(0, count, size))
-    else:
-        yield from (slice(i, i + 1) for i in active)
+class Curvature(nn.Module):
+    """Curvature of one linear map's experts; the identity at initialisation for every kind and rank.
 
+    The parameters' names are the fields of the kind's factors; all have the experts on axis 1.
 
-def block_elements(tensor: Tensor) -> int:
-    """Return how many elements are worked on together on this device."""
-    return BLOCK_ELEMENTS.get(tensor.device.type, BLOCK_ELEMENTS["cuda"])
+    Args:
+        out_features, in_features: shape of the map.
+        experts: N.
+        rank: R, the number of terms.
+        bias: create factors for the bias as well.
+    """
+
+    kind: ClassVar[str]
+    weight_type: ClassVar[Any]  # a `Factors`
+    bias_type: ClassVar[Any]  # a `BiasFactors`
+
+    def __init__(self, *, out_features: int, in_features: int, experts: int, rank: int, bias: bool) -> None:
+        super().__init__()
+        if rank < 1:
+            raise ValueError(f"curvature rank is {rank}: expected at least 1")
+        weight = self.weight_type.shapes(out=out_features, width=in_features, experts=experts, rank=rank)
+        for name, shape in weight.items():
+            self.register_parameter(name, nn.Parameter(torch.empty(shape)))
+        bias_shapes = self.bias_type.shapes(out=out_features, experts=experts, rank=rank)
+        for name, shape in bias_shapes.items():
+            self.register_parameter(name, nn.Parameter(torch.empty(shape)) if bias else None)
+        self.names, self.bias_names = tuple(weight), tuple(bias_shapes) if bias else ()
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Make the map the identity, with terms that come to differ in training; nothing on the meta device."""
+        if self.get_parameter(self.names[0]).is_meta:
+            return
+        self.factors.reset()
+        if self.bias_factors is not None:
+            self.bias_factors.reset()
+
+    @property
+    def factors(self) -> Factors:
+        """The weight's factors."""
+        raise NotImplementedError
+
+    @property
+    def bias_factors(self) -> BiasFactors | None:
+        """The bias's factors, or None without a bias."""
+        if not self.bias_names:
+            return None
+        factors: BiasFactors = self.bias_type._make(getattr(self, name) for name in self.bias_names)
+        return factors
+
+    def transform_bias(self, tau: Tensor) -> Tensor:
+        """Return the transformed domain vectors of the bias; [N, out]."""
+        raise NotImplementedError
+
+    def extra_repr(self) -> str:
+        """Return the kind and the rank."""
+        return f"kind={self.kind}, rank={self.factors.rank}"

@@ -11,17 +11,18 @@ Backward, with G = dT * tau: du_r = G v_r, dv_r = G^T u_r, dtau = D * dT, for bl
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from camex_ft.moe.curvature.base import Shapes, block_elements, chunks
+from camex_ft.moe.curvature.base import Curvature, Shapes
+from camex_ft.moe.curvature.kronecker import BLOCK_ELEMENTS, chunks
 from camex_ft.moe.workspace import workspace
 
 
-class Factors(NamedTuple):
+class DiagonalFactors(NamedTuple):
     """The factors of one matrix's diagonal curvature (`base.Factors`).
 
     Attributes:
@@ -31,11 +32,6 @@ class Factors(NamedTuple):
 
     u: Tensor
     v: Tensor
-
-    @classmethod
-    def of(cls, tensors: Iterable[Tensor]) -> Factors:
-        """Return the factors again from their tensors, in order."""
-        return cls(*tensors)
 
     @classmethod
     def shapes(cls, *, out: int, width: int, experts: int, rank: int) -> Shapes:
@@ -49,7 +45,7 @@ class Factors(NamedTuple):
 
     @property
     def cost(self) -> int:
-        """One multiply-add to make D."""
+        """One multiply-add to compute D."""
         return 1
 
     def reset(self) -> None:
@@ -60,7 +56,7 @@ class Factors(NamedTuple):
         self.v.mul_(self.v.shape[-1] ** 0.5 / self.v.norm(dim=-1, keepdim=True))
         self.v[0].fill_(1)
 
-    def curve(
+    def transform(
         self,
         experts: Tensor,
         base: Tensor | None,
@@ -76,7 +72,7 @@ class Factors(NamedTuple):
             torch.mul(tau, diagonal, out=total[chunk, rows])
         return total
 
-    def curve_backward(
+    def transform_backward(
         self,
         grad: Tensor,
         experts: Tensor,
@@ -86,24 +82,24 @@ class Factors(NamedTuple):
         learn: bool,
         domain: bool = True,
         out: Tensor | None = None,
-    ) -> Factors | None:
+    ) -> DiagonalFactors | None:
         """Turn dT into dtau, in place, and return the gradients of the factors."""
-        made = Factors(torch.zeros_like(self.u), torch.zeros_like(self.v)) if learn else None
+        dfactors = DiagonalFactors(torch.zeros_like(self.u), torch.zeros_like(self.v)) if learn else None
         for chunk, rows in _blocks(experts, active):
-            given = grad[chunk, rows]
+            dvectors = grad[chunk, rows]
             tau = _tau(experts, base, chunk, rows) if learn or out is not None else None
             diagonal = self._diagonal(chunk, rows) if domain or out is not None else None
             if out is not None and tau is not None and diagonal is not None:
                 torch.mul(tau, diagonal, out=out[chunk, rows])
-            if made is not None and tau is not None:
-                product = torch.mul(tau, given, out=tau if base is not None else None)  # G [c, rows, in]
-                made.u[:, chunk, rows] = (product @ self.v[:, chunk].permute(1, 2, 0)).permute(2, 0, 1)
-                made.v[:, chunk] += (self.u[:, chunk, rows].transpose(0, 1) @ product).transpose(0, 1)
+            if dfactors is not None and tau is not None:
+                product = torch.mul(tau, dvectors, out=tau if base is not None else None)  # G [c, rows, in]
+                dfactors.u[:, chunk, rows] = (product @ self.v[:, chunk].permute(1, 2, 0)).permute(2, 0, 1)
+                dfactors.v[:, chunk] += (self.u[:, chunk, rows].transpose(0, 1) @ product).transpose(0, 1)
             if domain and diagonal is not None:
-                given.mul_(diagonal)
-        return made
+                dvectors.mul_(diagonal)
+        return dfactors
 
-    def curve_pair(self, left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
+    def transform_pair(self, left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
         """Return diag(u_r) B and A diag(v_r) for all R terms, side by side: of rank R r."""
         high = torch.einsum("tno,nok->notk", self.u, left).flatten(2)  # [N, out, R r]
         return high, torch.einsum("tni,nki->ntki", self.v, right).flatten(1, 2)  # [N, R r, in]
@@ -120,7 +116,7 @@ class Factors(NamedTuple):
         return (products.sum((0, 1)).clamp_min(0) / (u.shape[-1] * v.shape[-1])).sqrt()
 
     def condition(self) -> Tensor | None:
-        """Return max |D| / min |D|, of u and v apart; None for R > 1, where D has to be made."""
+        """Return max |D| / min |D|, of u and v apart; None for R > 1, where it needs D itself."""
         if self.rank > 1:
             return None
         u, v = self.u[0].double().abs(), self.v[0].double().abs()
@@ -129,21 +125,16 @@ class Factors(NamedTuple):
     def _diagonal(self, chunk: slice, rows: slice) -> Tensor:
         """Return rows of D for a chunk of experts; [c, rows, in]."""
         left, right = self.u[:, chunk, rows].permute(1, 2, 0), self.v[:, chunk].transpose(0, 1)
-        made = workspace("diagonal", (left.shape[0], left.shape[1], right.shape[-1]), self.u)
+        diagonal = workspace("diagonal", (left.shape[0], left.shape[1], right.shape[-1]), self.u)
         if self.rank == 1:
-            return torch.mul(left, right, out=made)
-        return torch.bmm(left, right, out=made)
+            return torch.mul(left, right, out=diagonal)
+        return torch.bmm(left, right, out=diagonal)
 
 
-class BiasFactors(NamedTuple):
+class DiagonalBiasFactors(NamedTuple):
     """The factor of one bias's diagonal curvature (`base.BiasFactors`); w [1, N, out]."""
 
     w: Tensor
-
-    @classmethod
-    def of(cls, tensors: Iterable[Tensor]) -> BiasFactors:
-        """Return the factors again from their tensors, in order."""
-        return cls(*tensors)
 
     @classmethod
     def shapes(cls, *, out: int, experts: int, rank: int) -> Shapes:
@@ -154,16 +145,35 @@ class BiasFactors(NamedTuple):
         """Make it ones."""
         self.w.fill_(1)
 
-    def curve(self, tau: Tensor) -> Tensor:
+    def transform(self, tau: Tensor) -> Tensor:
         """Return w_i * tau_i; [N, out]."""
         return self.w[0] * tau
+
+
+class DiagonalCurvature(Curvature):
+    """Diagonal curvature of one linear map's experts."""
+
+    kind, weight_type, bias_type = "diagonal", DiagonalFactors, DiagonalBiasFactors
+    u: Tensor
+    v: Tensor
+    w: Tensor
+
+    @property
+    def factors(self) -> DiagonalFactors:
+        """The weight's factors."""
+        return DiagonalFactors(self.u, self.v)
+
+    def transform_bias(self, tau: Tensor) -> Tensor:
+        """Return the transformed domain vectors of the bias; [N, out]."""
+        return DiagonalBiasFactors(self.w).transform(tau)
 
 
 def _blocks(experts: Tensor, active: Sequence[int] | None) -> Iterator[tuple[slice, slice]]:
     """Yield (experts, rows) such that a block of both stays in cache."""
     _, out, width = experts.shape
+    most = BLOCK_ELEMENTS.get(experts.device.type, BLOCK_ELEMENTS["cuda"])
     for chunk in chunks(experts, active):
-        height = max(1, block_elements(experts) // (width * (chunk.stop - chunk.start)))
+        height = max(1, most // (width * (chunk.stop - chunk.start)))
         for start in range(0, out, height):
             yield chunk, slice(start, min(start + height, out))
 

@@ -1,4 +1,4 @@
-"""Kronecker-factored curvature: one small factor for each of four axes, and what it costs is spent here.
+"""Kronecker-factored curvature: one small factor for each of four axes.
 
     M_i tau = sum_r (A1_ri (x) A2_ri) tau (C1_ri (x) C2_ri)^T            tau [out, in] viewed as [a1, a2, c1, c2]
 
@@ -22,14 +22,17 @@ accumulates the gradient of every factor, and writes dtau over dT.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from camex_ft.moe.curvature.base import Shapes, block_elements, chunks
-from camex_ft.moe.workspace import workspace
+from camex_ft.moe.curvature.base import Curvature, Shapes
+from camex_ft.moe.workspace import workspaces
+
+# elements that are worked on together: experts of small maps, rows of a large one
+BLOCK_ELEMENTS = {"cpu": 9 << 15, "cuda": 1 << 28}
 
 
 def nearest_factors(n: int) -> tuple[int, int]:
@@ -40,7 +43,7 @@ def nearest_factors(n: int) -> tuple[int, int]:
     return p, n // p
 
 
-class Factors(NamedTuple):
+class KroneckerFactors(NamedTuple):
     """The factors of one matrix's curvature, for all R terms and N experts (`base.Factors`).
 
     Attributes:
@@ -52,11 +55,6 @@ class Factors(NamedTuple):
     a2: Tensor
     c1: Tensor
     c2: Tensor
-
-    @classmethod
-    def of(cls, tensors: Iterable[Tensor]) -> Factors:
-        """Return the factors again from their tensors, in order."""
-        return cls(*tensors)
 
     @classmethod
     def shapes(cls, *, out: int, width: int, experts: int, rank: int) -> Shapes:
@@ -79,12 +77,11 @@ class Factors(NamedTuple):
         for name, factor in self._asdict().items():
             _start(factor, leads=name == "a1")
 
-    def terms(self, chunk: slice) -> Iterator[tuple[int, Factors]]:
-        """Yield (r, factors of term r for a chunk of experts, each [c, k, k])."""
-        for r in range(self.rank):
-            yield r, Factors(*(f[r, chunk] for f in self))
+    def term(self, r: int, chunk: slice) -> KroneckerFactors:
+        """Return the factors of term r for a chunk of experts, each [c, k, k]."""
+        return KroneckerFactors(*(f[r, chunk] for f in self))
 
-    def curve(
+    def transform(
         self,
         experts: Tensor,
         base: Tensor | None,
@@ -93,9 +90,19 @@ class Factors(NamedTuple):
         out: Tensor | None = None,
     ) -> Tensor:
         """Return M_i (E_i - E_m); [N, out, in]."""
-        return curve(experts, base, self, active, out=out)
+        total = torch.empty_like(experts) if out is None else out
+        for chunk in chunks(experts, active):
+            work = Work.of("v", experts[chunk], self)
+            for r in range(self.rank):
+                term = self.term(r, chunk)
+                for rows in work.blocks:
+                    if r == 0:
+                        arrange(experts[chunk], base, work.v0, rows)
+                    forward(term, work, rows)
+                along_rows(term.a2, work.v3.transpose(1, 2), natural(total[chunk], work), add=r > 0)
+        return total
 
-    def curve_backward(
+    def transform_backward(
         self,
         grad: Tensor,
         experts: Tensor,
@@ -105,11 +112,31 @@ class Factors(NamedTuple):
         learn: bool,
         domain: bool = True,
         out: Tensor | None = None,
-    ) -> Factors | None:
-        """Turn dT into dtau, in place, and return the gradients of the factors."""
-        return curve_backward(grad, experts, base, self, active, learn=learn, domain=domain, out=out)
+    ) -> KroneckerFactors | None:
+        """Turn dT into dtau = M_i^T dT, in place, and return the gradients of the factors."""
+        dfactors = KroneckerFactors(*(torch.zeros_like(f) for f in self)) if learn else None
+        for chunk in chunks(experts, active):
+            work, back = Work.of("v", experts[chunk], self), Work.of("g", experts[chunk], self)
+            dvectors = natural(grad[chunk], work)
+            for r in range(self.rank):
+                term = self.term(r, chunk)
+                backward = TermBackward(term, work, back, learn=learn, domain=domain, add=r > 0)
+                along_rows(term.a2.mT, dvectors, backward.g3)
+                for rows in work.blocks:
+                    if learn or out is not None:
+                        if r == 0:
+                            arrange(experts[chunk], base, work.v0, rows)
+                        forward(term, work, rows)
+                    backward.block(rows)
+                if out is not None:
+                    along_rows(term.a2, work.v3.transpose(1, 2), natural(out[chunk], work), add=r > 0)
+                if dfactors is not None:
+                    backward.factors(dvectors, dfactors.term(r, chunk))
+            if domain:
+                dvectors.copy_(back.v0.transpose(1, 2))
+        return dfactors
 
-    def curve_pair(self, left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
+    def transform_pair(self, left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
         """Return (A1_r (x) A2_r) B and A (C1_r (x) C2_r)^T for all R terms, side by side: of rank R r."""
         sides = [f.shape[-1] for f in self]
         high = left.unflatten(1, sides[:2])  # [N, a1, a2, r]
@@ -147,16 +174,11 @@ class Factors(NamedTuple):
         return condition
 
 
-class BiasFactors(NamedTuple):
+class KroneckerBiasFactors(NamedTuple):
     """The factors of one bias's curvature (`base.BiasFactors`); [R, N, a1, a1], [R, N, a2, a2]."""
 
     b1: Tensor
     b2: Tensor
-
-    @classmethod
-    def of(cls, tensors: Iterable[Tensor]) -> BiasFactors:
-        """Return the factors again from their tensors, in order."""
-        return cls(*tensors)
 
     @classmethod
     def shapes(cls, *, out: int, experts: int, rank: int) -> Shapes:
@@ -170,10 +192,31 @@ class BiasFactors(NamedTuple):
         _start(self.b1, leads=True)
         _start(self.b2, leads=False)
 
-    def curve(self, tau: Tensor) -> Tensor:
+    def transform(self, tau: Tensor) -> Tensor:
         """Return sum_r B1_ri tau_i B2_ri^T with tau_i viewed as [a1, a2]; [N, out]."""
         viewed = tau.reshape(tau.shape[0], self.b1.shape[-1], self.b2.shape[-1])  # [N, a1, a2]
         return (self.b1 @ viewed @ self.b2.mT).sum(0).reshape(tau.shape)
+
+
+class KroneckerCurvature(Curvature):
+    """Kronecker-factored curvature of one linear map's experts."""
+
+    kind, weight_type, bias_type = "kronecker", KroneckerFactors, KroneckerBiasFactors
+    a1: Tensor
+    a2: Tensor
+    c1: Tensor
+    c2: Tensor
+    b1: Tensor
+    b2: Tensor
+
+    @property
+    def factors(self) -> KroneckerFactors:
+        """The weight's factors."""
+        return KroneckerFactors(self.a1, self.a2, self.c1, self.c2)
+
+    def transform_bias(self, tau: Tensor) -> Tensor:
+        """Return the transformed domain vectors of the bias; [N, out]."""
+        return KroneckerBiasFactors(self.b1, self.b2).transform(tau)
 
 
 def _start(factor: Tensor, *, leads: bool) -> None:
@@ -182,75 +225,14 @@ def _start(factor: Tensor, *, leads: bool) -> None:
         nn.init.zeros_(block) if leads else nn.init.orthogonal_(block)
 
 
-def curve(
-    experts: Tensor,
-    base: Tensor | None,
-    factors: Factors,
-    active: Sequence[int] | None = None,
-    *,
-    out: Tensor | None = None,
-) -> Tensor:
-    """Return M_i (E_i - E_m), or M_i E_i without a base; [N, out, in]. No gradient.
-
-    Args:
-        experts: [N, out, in].
-        base: [out, in] or None.
-        factors: of the curvature.
-        active: experts to take; the result of the others is not set. None takes all.
-        out: memory for the result.
-    """
-    total = torch.empty_like(experts) if out is None else out
-    for chunk in chunks(experts, active):
-        work = Work.of("v", experts[chunk], factors)
-        for r, term in factors.terms(chunk):
-            for rows in work.blocks:
-                if r == 0:
-                    arrange(experts[chunk], base, work.v0, rows)
-                forward(term, work, rows)
-            along_rows(term.a2, work.v3.transpose(1, 2), natural(total[chunk], work), add=r > 0)
-    return total
-
-
-def curve_backward(
-    grad: Tensor,
-    experts: Tensor,
-    base: Tensor | None,
-    factors: Factors,
-    active: Sequence[int] | None = None,
-    *,
-    learn: bool,
-    domain: bool = True,
-    out: Tensor | None = None,
-) -> Factors | None:
-    """Turn dT into dtau = M_i^T dT, in place, and return the gradients of the factors if they `learn`.
-
-    Args:
-        grad: dT, contiguous; [N, out, in]. Experts that are not active are left as they are.
-        experts, base, factors, active: as `curve` had them.
-        learn: whether the factors' gradients are wanted.
-        domain: whether dtau is wanted; dT stays otherwise.
-        out: memory for T, which is then made on the way, with one more product; [N, out, in].
-    """
-    made = Factors(*(torch.zeros_like(f) for f in factors)) if learn else None
-    for chunk in chunks(experts, active):
-        work, back = Work.of("v", experts[chunk], factors), Work.of("g", experts[chunk], factors)
-        given = natural(grad[chunk], work)
-        for r, term in factors.terms(chunk):
-            turn = Turn(term, work, back, learn=learn, domain=domain, add=r > 0)
-            along_rows(term.a2.mT, given, turn.g3)
-            for rows in work.blocks:
-                if learn or out is not None:
-                    if r == 0:
-                        arrange(experts[chunk], base, work.v0, rows)
-                    forward(term, work, rows)
-                turn.block(rows)
-            if out is not None:
-                along_rows(term.a2, work.v3.transpose(1, 2), natural(out[chunk], work), add=r > 0)
-            if made is not None:
-                turn.factors(given, Factors(*(f[r, chunk] for f in made)))
-        if domain:
-            given.copy_(back.v0.transpose(1, 2))
-    return made
+def chunks(experts: Tensor, active: Sequence[int] | None) -> list[slice]:
+    """Return chunks of neighbouring experts that fit in a block, of all experts or of the active ones."""
+    if active is not None:
+        return [slice(i, i + 1) for i in active]
+    count = experts.shape[0]
+    most = BLOCK_ELEMENTS.get(experts.device.type, BLOCK_ELEMENTS["cuda"])
+    size = max(1, min(count, most // experts[0].numel()))
+    return [slice(start, min(start + size, count)) for start in range(0, count, size)]
 
 
 class Work(NamedTuple):
@@ -269,15 +251,14 @@ class Work(NamedTuple):
     blocks: list[slice]
 
     @staticmethod
-    def of(name: str, chunk: Tensor, factors: Factors) -> Work:
+    def of(name: str, chunk: Tensor, factors: KroneckerFactors) -> Work:
         """Return buffers for a chunk of experts; [c, out, in]."""
         p, q = factors.a1.shape[-1], factors.a2.shape[-1]
         c, width = chunk.shape[0], chunk.shape[-1]
-        height = max(1, min(q, block_elements(chunk) // (c * p * width)))
+        most = BLOCK_ELEMENTS.get(chunk.device.type, BLOCK_ELEMENTS["cuda"])
+        height = max(1, min(q, most // (c * p * width)))
         whole, block = (c, q, p, width), (c, height, p, width)
-        v0, v1, v2, v3 = (
-            workspace(f"{name}{i}", shape, chunk) for i, shape in enumerate((whole, block, block, whole))
-        )
+        v0, v1, v2, v3 = workspaces(name, (whole, block, block, whole), chunk)
         return Work(v0, v1, v2, v3, [slice(start, min(start + height, q)) for start in range(0, q, height)])
 
     def block(self, rows: slice) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -286,16 +267,16 @@ class Work(NamedTuple):
         return self.v0[:, rows], self.v1[:, :height], self.v2[:, :height], self.v3[:, rows]
 
 
-class Turn:
-    """The way back through one term for one chunk of experts.
+class TermBackward:
+    """Backward pass of one term for one chunk of experts.
 
     Attributes:
         g3: A2^T dT; [c, a1, a2, in].
-        a1, c1, c2: products whose sums are the gradients of factors; [c, b, k, k].
+        a1, a2, c1, c2: products whose sums are the gradients of factors; [c, b, k, k].
     """
 
     def __init__(
-        self, term: Factors, work: Work, back: Work, *, learn: bool, domain: bool, add: bool
+        self, term: KroneckerFactors, work: Work, back: Work, *, learn: bool, domain: bool, add: bool
     ) -> None:
         c, q, p, width = work.v0.shape
         self.term, self.work, self.back = term, work, back
@@ -303,12 +284,11 @@ class Turn:
         self.g3 = back.v3.view(c, p, q, width)
         if learn:
             u, v = term.c1.shape[-1], term.c2.shape[-1]
-            self.a1 = workspace("da1", (c, q, p, p), work.v0)
-            self.c1 = workspace("dc1", (c, q * p, u, u), work.v0)
-            self.c2 = workspace("dc2", (c, len(work.blocks), v, v), work.v0)
+            shapes = (c, q, p, p), (c, p, q, q), (c, q * p, u, u), (c, len(work.blocks), v, v)
+            self.a1, self.a2, self.c1, self.c2 = workspaces("d", shapes, work.v0)
 
     def block(self, rows: slice) -> None:
-        """Take one block back to v0: set or add to dtau in ``back.v0``, and keep the factors' products."""
+        """Compute dtau of one block, set or added to ``back.v0``, and the products for the factors' gradients."""
         c, _, p, _ = self.work.v0.shape
         u, v = self.term.c1.shape[-1], self.term.c2.shape[-1]
         v0, v1, v2, _ = self.work.block(rows)
@@ -324,12 +304,10 @@ class Turn:
             index = self.work.blocks.index(rows)
             _outer(g1.view(c, 1, -1, v).mT, v0.view(c, 1, -1, v).mT, self.c2[:, index : index + 1])
 
-    def factors(self, grad: Tensor, out: Factors) -> None:
-        """Write the gradients of the factors, each [c, k, k], from dT [c, a1, a2, in] and what the blocks kept."""
-        c, q, p, _ = self.work.v0.shape
-        a2 = workspace("da2", (c, p, q, q), grad)
-        _outer(grad, self.work.v3.transpose(1, 2), a2)
-        for products, total in zip((self.a1, a2, self.c1, self.c2), out, strict=True):
+    def factors(self, grad: Tensor, out: KroneckerFactors) -> None:
+        """Write the gradients of the factors, each [c, k, k], from dT [c, a1, a2, in] and the blocks' products."""
+        _outer(grad, self.work.v3.transpose(1, 2), self.a2)
+        for products, total in zip((self.a1, self.a2, self.c1, self.c2), out, strict=True):
             torch.sum(products, dim=1, out=total)
 
 
@@ -349,8 +327,8 @@ def natural(matrix: Tensor, work: Work) -> Tensor:
     return matrix.view(c, p, q, width)
 
 
-def forward(term: Factors, work: Work, rows: slice) -> None:
-    """Make a block of v1, v2 and v3 from v0."""
+def forward(term: KroneckerFactors, work: Work, rows: slice) -> None:
+    """Compute a block of v1, v2 and v3 from v0."""
     v0, v1, v2, v3 = work.block(rows)
     c, u, v = v0.shape[0], term.c1.shape[-1], term.c2.shape[-1]
     _last(v0, term.c2.mT, v1)

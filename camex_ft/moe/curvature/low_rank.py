@@ -18,17 +18,18 @@ For chunks of experts; the code holds U^T, V^T, P^T and Q^T, as they are stored.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from camex_ft.moe.curvature.base import Shapes, chunks
+from camex_ft.moe.curvature.base import Curvature, Shapes
+from camex_ft.moe.curvature.kronecker import chunks
 from camex_ft.moe.workspace import workspace
 
 
-class Factors(NamedTuple):
+class LowRankFactors(NamedTuple):
     """The factors of one matrix's low-rank curvature (`base.Factors`).
 
     Attributes:
@@ -40,11 +41,6 @@ class Factors(NamedTuple):
     v: Tensor
     p: Tensor
     q: Tensor
-
-    @classmethod
-    def of(cls, tensors: Iterable[Tensor]) -> Factors:
-        """Return the factors again from their tensors, in order."""
-        return cls(*tensors)
 
     @classmethod
     def shapes(cls, *, out: int, width: int, experts: int, rank: int) -> Shapes:
@@ -67,7 +63,7 @@ class Factors(NamedTuple):
         _start(self.u, self.v)
         _start(self.p, self.q)
 
-    def curve(
+    def transform(
         self,
         experts: Tensor,
         base: Tensor | None,
@@ -78,17 +74,17 @@ class Factors(NamedTuple):
         """Return (I + U V^T) (E_i - E_m) (I + P Q^T)^T; [N, out, in]."""
         total = torch.empty_like(experts) if out is None else out
         for chunk in chunks(experts, active):
-            made = total[chunk]
+            vectors = total[chunk]
             if base is None:
-                made.copy_(experts[chunk])
+                vectors.copy_(experts[chunk])
             else:
-                torch.sub(experts[chunk], base, out=made)
+                torch.sub(experts[chunk], base, out=vectors)
             u, v, p, q = self._of(chunk)
-            _, w, z = _inner(made, v, p, q)
-            made.baddbmm_(w, p).baddbmm_(u.mT, z)
+            _, w, z = _inner(vectors, v, p, q)
+            vectors.baddbmm_(w, p).baddbmm_(u.mT, z)
         return total
 
-    def curve_backward(
+    def transform_backward(
         self,
         grad: Tensor,
         experts: Tensor,
@@ -98,37 +94,37 @@ class Factors(NamedTuple):
         learn: bool,
         domain: bool = True,
         out: Tensor | None = None,
-    ) -> Factors | None:
+    ) -> LowRankFactors | None:
         """Turn dT into dtau, in place, and return the gradients of the factors."""
-        made = Factors(*(torch.zeros_like(f) for f in self)) if learn else None
+        dfactors = LowRankFactors(*(torch.zeros_like(f) for f in self)) if learn else None
         for chunk in chunks(experts, active):
             u, v, p, q = self._of(chunk)
-            given = grad[chunk]
-            dz = u @ given  # [c, R, in]
+            dvectors = grad[chunk]
+            dz = u @ dvectors  # [c, R, in]
             inner = dz @ p.mT  # [c, R, R]
-            dw = torch.baddbmm(v.mT @ inner, given, p.mT)  # [c, out, R]
-            if made is not None or out is not None:
+            dw = torch.baddbmm(v.mT @ inner, dvectors, p.mT)  # [c, out, R]
+            if dfactors is not None or out is not None:
                 tau = _tau(experts[chunk], base)
                 mapped, w, z = _inner(tau, v, p, q)
-                if made is not None:
-                    du, dv, dp, dq = made._of(chunk)
-                    du.copy_(z @ given.mT)
+                if dfactors is not None:
+                    du, dv, dp, dq = dfactors._of(chunk)
+                    du.copy_(z @ dvectors.mT)
                     dv.copy_(torch.baddbmm(inner @ w.mT, dz, tau.mT))
-                    dp.copy_(torch.baddbmm(mapped.mT @ dz, w.mT, given))
+                    dp.copy_(torch.baddbmm(mapped.mT @ dz, w.mT, dvectors))
                     dq.copy_(dw.mT @ tau)
                 if out is not None:
                     out[chunk] = tau
                     out[chunk].baddbmm_(w, p).baddbmm_(u.mT, z)
             if domain:
-                given.baddbmm_(v.mT, dz).baddbmm_(dw, q)
-        return made
+                dvectors.baddbmm_(v.mT, dz).baddbmm_(dw, q)
+        return dfactors
 
-    def curve_pair(self, left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
+    def transform_pair(self, left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
         """Return B + U (V^T B) and A + (A Q) P^T, of the rank that B and A have."""
         inner = torch.einsum("tno,nok->ntk", self.v, left)
         outer = torch.einsum("nki,tni->nkt", right, self.q)
-        made = left + torch.einsum("tno,ntk->nok", self.u, inner)
-        return made, right + torch.einsum("nkt,tni->nki", outer, self.p)
+        high = left + torch.einsum("tno,ntk->nok", self.u, inner)
+        return high, right + torch.einsum("nkt,tni->nki", outer, self.p)
 
     def distance(self) -> Tensor:
         """Return ||M_i - I||_F / ||I||_F per expert; [N], float64.
@@ -145,21 +141,16 @@ class Factors(NamedTuple):
         """Return the product of the condition numbers of I + U V^T and I + P Q^T."""
         return _condition(self.u, self.v) * _condition(self.p, self.q)
 
-    def _of(self, chunk: slice) -> Factors:
+    def _of(self, chunk: slice) -> LowRankFactors:
         """Return the factors of a chunk of experts, each [c, R, out or in]."""
-        return Factors(*(f[:, chunk].transpose(0, 1) for f in self))
+        return LowRankFactors(*(f[:, chunk].transpose(0, 1) for f in self))
 
 
-class BiasFactors(NamedTuple):
+class LowRankBiasFactors(NamedTuple):
     """The factors of one bias's low-rank curvature (`base.BiasFactors`); [R, N, out]."""
 
     s: Tensor
     t: Tensor
-
-    @classmethod
-    def of(cls, tensors: Iterable[Tensor]) -> BiasFactors:
-        """Return the factors again from their tensors, in order."""
-        return cls(*tensors)
 
     @classmethod
     def shapes(cls, *, out: int, experts: int, rank: int) -> Shapes:
@@ -170,9 +161,30 @@ class BiasFactors(NamedTuple):
         """S: 0. T: orthonormal columns."""
         _start(self.s, self.t)
 
-    def curve(self, tau: Tensor) -> Tensor:
+    def transform(self, tau: Tensor) -> Tensor:
         """Return (I + S_i T_i^T) tau_i; [N, out]."""
         return tau + ((self.t * tau).sum(-1, keepdim=True) * self.s).sum(0)
+
+
+class LowRankCurvature(Curvature):
+    """Low-rank curvature of one linear map's experts."""
+
+    kind, weight_type, bias_type = "low-rank", LowRankFactors, LowRankBiasFactors
+    u: Tensor
+    v: Tensor
+    p: Tensor
+    q: Tensor
+    s: Tensor
+    t: Tensor
+
+    @property
+    def factors(self) -> LowRankFactors:
+        """The weight's factors."""
+        return LowRankFactors(self.u, self.v, self.p, self.q)
+
+    def transform_bias(self, tau: Tensor) -> Tensor:
+        """Return the transformed domain vectors of the bias; [N, out]."""
+        return LowRankBiasFactors(self.s, self.t).transform(tau)
 
 
 def _start(left: Tensor, right: Tensor) -> None:

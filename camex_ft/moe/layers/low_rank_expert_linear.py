@@ -2,8 +2,8 @@
 
     E_hat x = E_m x + alpha * sum_i s_i M_i tau_i x       M_i (B_i A_i) = B'_i A'_i, of [out, r'] and [r', in]
 
-The curvature acts on the factors (`Factors.curve_pair`): r' = r for the kind low-rank, R r for the other two. With all
-experts' factors side by side, two products follow, and neither tau nor E_hat is ever made:
+The curvature acts on the factors (`Factors.transform_pair`): r' = r for the kind low-rank, R r for the other two. With
+all experts' factors side by side, two products follow, and neither tau nor E_hat is ever made:
 
     h = x A'^T [G, L, N r']        y = x E_m^T + (alpha c (s h)) B'^T
 
@@ -22,9 +22,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from camex_ft.moe.config import LayerSettings
+from camex_ft.moe.context import ForwardState
 from camex_ft.moe.layers.expert_linear import ExpertMap
-from camex_ft.moe.merging.base_expert import Bases
-from camex_ft.moe.merging.caching import Micro, ParameterCache
+from camex_ft.moe.merging.base_expert import BaseExperts
+from camex_ft.moe.merging.caching import ParameterCache
 
 Pair = tuple[Tensor, Tensor]
 
@@ -43,7 +44,7 @@ class LowRankLinear(ExpertMap):
 
     Parameters: `expert_out` B [N, out, r], `expert_in` A [N, r, in], `expert_bias` [N, out] and `curvature`, in float32
     whatever the base is; `base` [out, in] and, where the protocol has a base expert, `base_bias` [out], which are not
-    trained. The base is kept too where the protocol has none of its own: experts are then E_i = base + tau_i.
+    trained. Where the protocol has no base expert, there is the base too: experts are then E_i = base + tau_i.
 
     Args:
         weight: of the dense layer, the base, which shares its memory; [out, in].
@@ -61,16 +62,15 @@ class LowRankLinear(ExpertMap):
         self.low_rank = low_rank
         n, r, (out, width) = settings.experts, low_rank.rank, weight.shape
         wide = torch.promote_types(weight.dtype, torch.float32)
-        self.base = nn.Parameter(
-            weight.detach().contiguous(), False
-        )  # the dense layer's own memory, if it can be
+        # the dense layer's own memory, if it is contiguous
+        self.base = nn.Parameter(weight.detach().contiguous(), False)
         self.expert_out = nn.Parameter(weight.new_zeros(n, out, r, dtype=wide))
         self.expert_in = nn.Parameter(weight.new_empty(n, r, width, dtype=wide))
         self.expert_bias = None if bias is None else nn.Parameter(bias.detach().to(wide).repeat(n, 1))
-        kept = bias is not None and settings.base
-        self.base_bias = nn.Parameter(bias.detach().clone(), False) if kept and bias is not None else None
+        stored = bias is not None and settings.base
+        self.base_bias = nn.Parameter(bias.detach().clone(), False) if stored and bias is not None else None
         self.bias_statistic = None
-        self.curvature = self._curved(settings, self.expert_out, bias=bias is not None)
+        self.curvature = self._make_curvature(settings, self.expert_out, bias=bias is not None)
         self.dropout = nn.Dropout(low_rank.dropout)
         # weights that sum to less than 1 scale the base with them, where no base stands by itself
         scaled = settings.router.normalise == "before" and settings.top_k < n
@@ -90,21 +90,21 @@ class LowRankLinear(ExpertMap):
         self,
         x: Tensor,
         weights: Tensor,
-        micro: Micro | None = None,
-        bases: Bases | None = None,
+        bases: BaseExperts | None = None,
         *,
+        state: ForwardState | None = None,
         seed: int | None = None,
-        cache: ParameterCache | None = None,
     ) -> Tensor:
         """Return x E_hat^T + b_hat, in autocast's dtype or the base's; [G, L, out].
 
         Args:
             x: [G, L, in].
             weights: routing weights; [G, N] or [G, L, N].
-            micro, bases, seed, cache: as of `ExpertLinear.forward`; nothing is shared between calls that learn, nothing
-                carried, nothing drawn.
+            bases, state, seed: as of `ExpertLinear.forward`; only the cache of parameters' results is used.
         """
-        left, right = self.factors(cache)  # B' [N, out, r'], A' [N, r', in]
+        left, right = self.factors(
+            None if state is None else state.parameter_cache
+        )  # B' [N, out, r'], A' [N, r', in]
         with torch.autocast(device_type=x.device.type, enabled=False):
             left = left.permute(1, 0, 2).flatten(1)  # [out, N r']
         x = x.to(self._dtype(x))
@@ -132,9 +132,9 @@ class LowRankLinear(ExpertMap):
         if self.curvature is None:
             return self.expert_out, self.expert_in
         if cache is None or self.training or self.sharded or torch.is_grad_enabled():
-            return self._curve()
-        made_of = (self.expert_out, self.expert_in, *self.curvature.factors)
-        return cache.get(self, made_of, self._curve)
+            return self._transform()
+        sources = (self.expert_out, self.expert_in, *self.curvature.factors)
+        return cache.get(self, sources, self._transform)
 
     @torch.no_grad()
     def vectors(self) -> Tensor:
@@ -151,7 +151,7 @@ class LowRankLinear(ExpertMap):
 
     @torch.no_grad()
     def merged(
-        self, weights: Tensor, bases: Bases | None = None, cache: ParameterCache | None = None
+        self, weights: Tensor, bases: BaseExperts | None = None, cache: ParameterCache | None = None
     ) -> tuple[Tensor, Tensor | None]:
         """Return E_hat [n, out, in] and b_hat [n, out] or None for routing weights [n, N], without a graph."""
         with torch.autocast(device_type=weights.device.type, enabled=False):
@@ -161,18 +161,18 @@ class LowRankLinear(ExpertMap):
             base = self.base.to(left.dtype)
             if self.shares_base:
                 base = base * weights.to(left.dtype).sum(-1)[:, None, None]
-            made = base + scaled @ right.flatten(0, 1)
+            merged = base + scaled @ right.flatten(0, 1)
         bias = self.merged_bias(weights)
-        return made, None if bias is None else bias.flatten(1)
+        return merged, None if bias is None else bias.flatten(1)
 
     def extra_repr(self) -> str:
         """Return the sizes."""
         return f"out={self.out_features}, in={self.in_features}, rank={self.low_rank.rank}"
 
-    def _curve(self) -> Pair:
+    def _transform(self) -> Pair:
         assert self.curvature is not None
         with torch.autocast(device_type=self.expert_out.device.type, enabled=False):
-            return self.curvature.factors.curve_pair(self.expert_out, self.expert_in)
+            return self.curvature.factors.transform_pair(self.expert_out, self.expert_in)
 
     def _dtype(self, x: Tensor) -> torch.dtype:
         """Return the dtype of products with x: autocast's, else the base's."""

@@ -1,11 +1,11 @@
-"""Dynamic merging: a stack's layers with experts form a chain, and the base expert is carried along it.
+"""Base experts in dynamic merging, where they are propagated from layer to layer of a stack.
 
     E_m of layer 1        a parameter
     E_m of layer l + 1    = step(E_m of layer l, domain vectors of layer l)        the protocol's step
 
-Only the first layer of a chain stores a base expert. What is carried does not depend on the input, but it is made in
-every forward pass, layer by layer, so that gradients flow back through it; in a scope in which parameters are declared
-unchanged it is cached. A layer whose matrices have other shapes than those of the layer before it starts a new chain.
+Only the first layer stores a base expert. A propagated one does not depend on the input, but it is computed in every
+forward pass, layer by layer, so that gradients flow back through it; in a scope in which parameters are declared
+unchanged it is cached. A layer whose matrices have other shapes than those of the layer before it stores one again.
 Source: CAMEx (arXiv 2502.18821, section 3.3); NAMEx (arXiv 2510.16138).
 """
 
@@ -19,17 +19,17 @@ import torch
 from torch import Tensor
 
 from camex_ft.moe.merging.domain_vectors import slices
-from camex_ft.moe.merging.reference import traced
+from camex_ft.moe.merging.functional import traced
 from camex_ft.moe.workspace import workspace
 
 
-class Carried(NamedTuple):
+class PropagatedBase(NamedTuple):
     """Propagated base expert of one weight or bias, with its momentum.
 
     Attributes:
         base: E_m; [...], as one expert's weight [out, in] or bias [out].
         momentum: mu, real or complex, or None before it is needed; as `base`.
-        shares: a_i |tau_i| of the first layer of the chain, where the protocol uses them again; [N], or None.
+        shares: a_i |tau_i| of the first layer, where the protocol reuses them; [N], or None.
     """
 
     base: Tensor
@@ -37,15 +37,15 @@ class Carried(NamedTuple):
     shares: Tensor | None = None
 
 
-class Bases(NamedTuple):
-    """Propagated base experts of one map.
+class BaseExperts(NamedTuple):
+    """Base expert of one map, stored or propagated.
 
     Attributes:
-        weight, bias: base experts; None where the protocol has none, or the map no bias.
+        weight, bias: None where the protocol has no base expert, or the map no bias.
     """
 
-    weight: Carried | None
-    bias: Carried | None
+    weight: PropagatedBase | None
+    bias: PropagatedBase | None
 
 
 class Means(NamedTuple):
@@ -55,7 +55,7 @@ class Means(NamedTuple):
     bias: Tensor | None
 
 
-class Vectors:
+class LayerVectors:
     """The domain vectors of one weight or bias, as a protocol's step may use them.
 
     An expert's domain vector as a whole is that of all its matrices and biases in the layer.
@@ -63,8 +63,8 @@ class Vectors:
     Args:
         experts: E_i; [N, ...].
         base: E_m of the layer; [...].
-        gram: makes the Gram matrix of the layer's whole domain vectors; [N, N].
-        bargain: makes Nash weights from it; [N]; see `nash`.
+        gram: computes the Gram matrix of the layer's whole domain vectors; [N, N].
+        bargain: computes Nash weights from it; [N]; see `nash`.
     """
 
     def __init__(
@@ -80,48 +80,50 @@ class Vectors:
         """Return sum_i a_i tau_i for weights a [N], which have no gradient; [...]."""
         if traced():
             return torch.einsum("n,n...->...", a.to(self.experts.dtype), self.experts - self.base)
-        made: Tensor = WeightedSum.apply(self.experts, self.base, a)
-        return made
+        total: Tensor = WeightedSum.apply(self.experts, self.base, a)
+        return total
 
 
-# Carried, and by name what the protocol asks for -> Carried of the next layer
-Step = Callable[..., Carried]
+# PropagatedBase and, by name, `mean` or `vectors`, as the protocol takes them -> PropagatedBase of the next layer
+Step = Callable[..., PropagatedBase]
 
 
-def descend(carried: Carried, delta: Tensor, *, gamma: float, momentum: float, angle: float) -> Carried:
+def descend(
+    base: PropagatedBase, delta: Tensor, *, gamma: float, momentum: float, angle: float
+) -> PropagatedBase:
     """Take a step with momentum: mu <- beta mu + delta;  E_m <- E_m + Re(gamma mu);  beta = momentum e^(i angle).
 
     Args:
-        carried: E_m, and mu or None for 0.
+        base: E_m, and mu or None for 0.
         delta: as E_m.
         gamma: size of the step, a real number.
         momentum, angle: of beta, the angle in radians. With angle 0 all is real; -angle gives the same E_m as angle,
             since mu is then the complex conjugate.
     """
     if momentum == 0:
-        return carried._replace(base=carried.base + gamma * delta)
+        return base._replace(base=base.base + gamma * delta)
     mu = delta if angle == 0 else delta.to(torch.promote_types(delta.dtype, torch.complex64))
-    if carried.momentum is not None:
+    if base.momentum is not None:
         beta = cmath.rect(momentum, angle)
-        mu = (momentum if angle == 0 else beta) * carried.momentum + mu
+        mu = (momentum if angle == 0 else beta) * base.momentum + mu
     moved = mu.real if mu.is_complex() else mu
-    return carried._replace(base=carried.base + (gamma * moved).to(delta.dtype), momentum=mu)
+    return base._replace(base=base.base + (gamma * moved).to(delta.dtype), momentum=mu)
 
 
 class WeightedSum(torch.autograd.Function):
-    """sum_i a_i (E_i - E_m); what is saved for the backward pass is a alone."""
+    """sum_i a_i (E_i - E_m); only a is saved for the backward pass."""
 
     @staticmethod
     def forward(ctx: Any, experts: Tensor, base: Tensor, a: Tensor) -> Tensor:
         a = a.to(experts.device, torch.promote_types(experts.dtype, torch.float32))
         ctx.save_for_backward(a)
         ctx.dtype = experts.dtype
-        made = torch.zeros_like(base, dtype=a.dtype)
-        # tau first: a is as large as tau is small, and a_i E_i would round what is left of it away
+        total = torch.zeros_like(base, dtype=a.dtype)
+        # tau first: a is as large as tau is small, and rounding of a_i E_i would lose it
         for rows in slices(_matrices(experts)):
             tau = _tau(experts, base, rows)
-            made.view(-1, base.shape[-1])[rows] += torch.einsum("n,n...->...", a, tau.to(a.dtype))
-        return made.to(experts.dtype)
+            total.view(-1, base.shape[-1])[rows] += torch.einsum("n,n...->...", a, tau.to(a.dtype))
+        return total.to(experts.dtype)
 
     @staticmethod
     @torch.autograd.function.once_differentiable

@@ -1,18 +1,19 @@
 """Caches of results that depend on parameters alone, and of merged experts while tokens are generated.
 
 `ParameterCache`: forward passes without gradients within a scope in which parameters are declared unchanged, such as
-an evaluation or one call of `generate` (`RoutingContext.cached`). Outside of a scope every pass makes them again, since
-an edit through ``parameter.data`` leaves no trace.
-`Step`: the micro-batches of an optimizer step. Transformed domain vectors T are made once; their gradients with respect
-to T are summed, and the backward pass of the last one takes the sum back through multiplier and curvature, which are
-linear.
+an evaluation or one call of `generate` (`RoutingContext.cached`). Outside of a scope every pass recomputes the results,
+since an edit through ``parameter.data`` leaves no trace.
+`OptimizerStep`: the micro-batches of an optimizer step. Transformed domain vectors T are computed once; the gradients
+of T are summed, and the backward pass of the last micro-batch takes the sum back through multiplier and curvature,
+which are linear.
 `CachedExperts`: merged experts of a segment, used for each of its tokens. Rows with the same routing weights, such as
-beams of one prompt or prompts in their first segment, share one. Those that differ lie one behind the other,
-[D, out, in], so that one batched product serves all rows.
+beams of one prompt or prompts in their first segment, share one. Different ones are stacked, [D, out, in], so that one
+batched product serves all rows.
 """
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -22,26 +23,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from camex_ft.moe.merging.domain_vectors import Recipe, transform
+from camex_ft.moe.merging.domain_vectors import CachedVectors, MergedProduct
 
 Result = TypeVar("Result")
-
-
-@dataclass(eq=False)
-class Shared:
-    """Transformed domain vectors that several calls use, and the gradient that they have gathered.
-
-    Attributes:
-        vectors: T; [N, out, in].
-        seed: of the protocol's multiplier.
-        grad: dT summed over the calls that went backward, or None.
-        closed: the sum was taken back to experts, base and curvature.
-    """
-
-    vectors: Tensor
-    seed: int = 0
-    grad: Tensor | None = None
-    closed: bool = False
 
 
 class Snapshot:
@@ -54,24 +38,19 @@ class Snapshot:
     def __init__(self, tensors: Iterable[Tensor]) -> None:
         self._tensors = tuple(tensors)
         self._memory = [t.detach() for t in self._tensors]
-        self._state = self._now()
+        self._versions = self._now()
 
-    def of(self, tensors: Iterable[Tensor]) -> bool:
+    def matches(self, tensors: Sequence[Tensor]) -> bool:
         """Return whether these are the same tensors, unchanged."""
-        given = tuple(tensors)
-        same = len(given) == len(self._tensors) and all(map(_is, given, self._tensors))
+        same = len(tensors) == len(self._tensors) and all(map(operator.is_, tensors, self._tensors))
         return same and self.unchanged()
 
     def unchanged(self) -> bool:
         """Return whether no change was counted since."""
-        return self._now() == self._state
+        return self._now() == self._versions
 
     def _now(self) -> list[tuple[int, int, torch.dtype]]:
         return [(t.data_ptr(), 0 if t.is_inference() else t._version, t.dtype) for t in self._tensors]
-
-
-def _is(one: object, other: object) -> bool:
-    return one is other
 
 
 class ParameterCache:
@@ -81,31 +60,30 @@ class ParameterCache:
         self._entries: dict[object, tuple[Snapshot, Any]] = {}
         self._moments: dict[nn.Module, tuple[Snapshot, object]] = {}
 
-    def get(self, owner: object, tensors: Iterable[Tensor], make: Callable[[], Result]) -> Result:
-        """Return the owner's result, which is made of the tensors; made anew where one of them changed."""
-        given = tuple(tensors)
+    def get(self, owner: object, tensors: Sequence[Tensor], compute: Callable[[], Result]) -> Result:
+        """Return the owner's result, computed from the tensors; computed anew where one of them changed."""
         entry = self._entries.get(owner)
-        if entry is None or not entry[0].of(given):
-            entry = self._entries[owner] = Snapshot(given), make()
+        if entry is None or not entry[0].matches(tensors):
+            entry = self._entries[owner] = Snapshot(tensors), compute()
         result: Result = entry[1]
         return result
 
-    def share(self, owner: object, recipe: Recipe) -> Shared:
-        """Return T of a map in evaluation."""
-        return self.get(owner, recipe.tensors(), lambda: Shared(transform(recipe)))
+    def vectors(self, owner: object, product: MergedProduct) -> CachedVectors:
+        """Return the cached T of a map in evaluation."""
+        return self.get(owner, product.tensors, lambda: CachedVectors(product.transform()))
 
     def moment(self, module: nn.Module) -> object:
-        """Return an object that stands for the values of a module's parameters now.
+        """Return an object that stands for the present values of a module's parameters.
 
         A change drops everything: other modules' results may depend on these parameters.
         """
-        found = self._moments.get(module)
-        if found is not None and not found[0].unchanged():
+        entry = self._moments.get(module)
+        if entry is not None and not entry[0].unchanged():
             self.clear()
-            found = None
-        if found is None:
-            found = self._moments[module] = Snapshot(module.parameters()), object()
-        return found[1]
+            entry = None
+        if entry is None:
+            entry = self._moments[module] = Snapshot(module.parameters()), object()
+        return entry[1]
 
     def clear(self) -> None:
         """Drop all results."""
@@ -114,33 +92,35 @@ class ParameterCache:
 
 
 @dataclass(eq=False)
-class Step:
-    """The micro-batches of one optimizer step, and the domain vectors that their calls share, by map."""
+class OptimizerStep:
+    """The micro-batches of one optimizer step, and the domain vectors that they share, by map."""
 
-    shared: dict[object, tuple[Snapshot, Shared]] = field(default_factory=dict)
+    cached: dict[object, tuple[Snapshot, CachedVectors]] = field(default_factory=dict)
 
-    def share(self, owner: object, recipe: Recipe, seed: int, tensors: Iterable[Tensor]) -> Shared:
-        """Return T of a map; the first micro-batch's recipe, and the seed of its multiplier, count for all.
+    def vectors(
+        self, owner: object, product: MergedProduct, seed: int, tensors: Sequence[Tensor]
+    ) -> CachedVectors:
+        """Return the cached T of a map; the first micro-batch's product, and the seed of its multiplier, count for all.
 
         Args:
             owner: the map.
-            recipe: what T is made of.
+            product: of the map.
             seed: of the multiplier.
-            tensors: those of the recipe that have to stay the same. A base expert that is carried is another tensor in
-                every micro-batch, of the same values.
+            tensors: those of the product that must stay the same. A propagated base expert is another tensor in every
+                micro-batch, of the same values.
 
         Raises:
             RuntimeError: a parameter changed since the step's first micro-batch.
         """
-        found = self.shared.get(owner)
-        if found is None:
+        entry = self.cached.get(owner)
+        if entry is None:
             with torch.no_grad():
-                found = self.shared[owner] = Snapshot(tensors), Shared(transform(recipe), seed)
-        elif not found[0].of(tensors):
+                entry = self.cached[owner] = Snapshot(tensors), CachedVectors(product.transform(), seed)
+        elif not entry[0].matches(tensors):
             raise RuntimeError(
                 "experts, base or curvature changed between the micro-batches of one optimizer step"
             )
-        return found[1]
+        return entry[1]
 
     def release(self) -> None:
         """Free the domain vectors.
@@ -157,33 +137,33 @@ class Step:
 
     def give_up(self) -> int:
         """Free the domain vectors, and return how many maps have gradients that were not taken further."""
-        every = [shared for _, shared in self.shared.values()]
-        lost = sum(shared.grad is not None and not shared.closed for shared in every)
-        for shared in every:
-            shared.vectors, shared.grad = shared.vectors.new_empty(0), None
-        self.shared.clear()
+        entries = [cached for _, cached in self.cached.values()]
+        lost = sum(cached.grad is not None and not cached.closed for cached in entries)
+        for cached in entries:
+            cached.vectors, cached.grad = cached.vectors.new_empty(0), None
+        self.cached.clear()
         return lost
 
 
-class Micro(NamedTuple):
+class MicroBatch(NamedTuple):
     """One micro-batch of an optimizer step: the step, and whether it is the last."""
 
-    step: Step
+    step: OptimizerStep
     last: bool
 
 
 class Accumulation:
-    """The optimizer step that is under way."""
+    """The current optimizer step."""
 
     def __init__(self) -> None:
-        self._step: Step | None = None
-        self.now: Micro | None = None
+        self._step: OptimizerStep | None = None
+        self.now: MicroBatch | None = None
 
     @contextmanager
     def micro_batch(self, *, last: bool) -> Iterator[None]:
         """Run one micro-batch, forward and backward; after the last, or one that failed, the step is over."""
-        self._step = self._step or Step()
-        self.now = Micro(self._step, last)
+        self._step = self._step or OptimizerStep()
+        self.now = MicroBatch(self._step, last)
         done = False
         try:
             yield
@@ -198,7 +178,7 @@ class Accumulation:
                     step.give_up()
 
     def give_up(self) -> None:
-        """End the step, wherever it is."""
+        """End the step early."""
         if self._step is not None:
             self._step.give_up()
         self._step = self.now = None
@@ -206,9 +186,8 @@ class Accumulation:
 
 Key = tuple[float, ...]
 Map = tuple[Tensor, Tensor | None]
-Make = Callable[
-    [Tensor], dict[str, Map]
-]  # s [n, N] -> name of a map -> (E_hat [n, out, in], b_hat [n, out] or None)
+# s [n, N] -> name of a map -> (E_hat [n, out, in], b_hat [n, out] or None)
+Merge = Callable[[Tensor], dict[str, Map]]
 
 
 @dataclass(frozen=True)
@@ -216,11 +195,11 @@ class CachedExperts:
     """Merged experts for D different rows of routing weights.
 
     Attributes:
-        rows: which of the D serves each row; None where that is to be found out again.
+        rows: which of the D serves each row; None where routing weights may have changed.
         keys: the routing weights of each; [D].
         maps: name of a map -> (E_hat [D, out, in], b_hat [D, out] or None); empty where there are none.
         dtype: of the maps.
-        moment: stands for the values of the parameters that they were made of (`ParameterCache.moment`).
+        moment: stands for the values of the parameters that they depend on (`ParameterCache.moment`).
     """
 
     rows: tuple[int, ...] | None
@@ -270,7 +249,7 @@ def _products(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 def merge_cached(
     weights: Tensor,
     before: CachedExperts | None,
-    make: Make,
+    merge: Merge,
     *,
     most: int,
     dtype: torch.dtype,
@@ -280,27 +259,29 @@ def merge_cached(
 
     Args:
         weights: s; [B, N].
-        before: what was kept until now, which is used again.
-        make: merges experts.
-        most: where more rows than these differ, none is made and `maps` is empty: the memory would grow with the batch.
+        before: the experts cached until now, which are reused.
+        merge: merges experts.
+        most: where more rows than these differ, none is merged and `maps` is empty: the memory would grow with the
+            batch.
         dtype: of the maps.
-        moment: stands for the values of the parameters that `make` uses.
+        moment: stands for the values of the parameters that `merge` uses.
     """
     rows = [tuple(row) for row in weights.tolist()]
     keys = tuple(dict.fromkeys(rows))
+    known: list[Key] = []
+    if len(keys) <= most:
+        if before is not None and before.maps and before.dtype == dtype and before.moment is moment:
+            known = [key for key in before.keys if key in keys]
+        new = [key for key in keys if key not in known]
+        keys = (*known, *new)
+        maps = merge(weights[[rows.index(key) for key in new]]) if new else {}
+        if known and before is not None:
+            chosen = torch.tensor([before.keys.index(key) for key in known], device=weights.device)
+            maps = {name: _stack(pair, maps.get(name), chosen) for name, pair in before.maps.items()}
+    else:
+        maps = {}
     place = {key: i for i, key in enumerate(keys)}
-    if len(keys) > most:
-        return CachedExperts(tuple(place[row] for row in rows), keys, {}, dtype, moment)
-    usable = before is not None and before.maps and before.dtype == dtype and before.moment is moment
-    known = [key for key in before.keys if key in place] if usable and before is not None else []
-    new = [key for key in keys if key not in known]
-    keys = (*known, *new)
-    place = {key: i for i, key in enumerate(keys)}
-    made = make(weights[[rows.index(key) for key in new]]) if new else {}
-    if known and before is not None:
-        chosen = torch.tensor([before.keys.index(key) for key in known], device=weights.device)
-        made = {name: _stack(pair, made.get(name), chosen) for name, pair in before.maps.items()}
-    return CachedExperts(tuple(place[row] for row in rows), keys, made, dtype, moment)
+    return CachedExperts(tuple(place[row] for row in rows), keys, maps, dtype, moment)
 
 
 def _stack(old: Map, new: Map | None, chosen: Tensor) -> Map:

@@ -1,4 +1,4 @@
-"""The merged map by merging weights: slices of `out` rows of E_hat are made, used and dropped.
+"""The merged product by merging weights: slices of `out` rows of E_hat are computed, used and dropped.
 
     E_hat_g = E_m + alpha * sum_i s_gi T_i        one matrix product over N       [G, out, in]
     y_g     = x_g E_hat_g^T                                                       [G, L, out]
@@ -9,23 +9,19 @@ Backward from dy, with H_g = dy_g^T x_g [out, in], slice by slice:
 
 Saved for it: x, s and the parameters. Cost: 2 G N out in for each of E_hat, ds and dT beside the products with x, and
 G out in of memory traffic whatever L is. A slice is [g, rows, in] for g neighbouring groups, and stays in cache from
-where it is made to where it is used for the last time.
+its first to its last use.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from camex_ft.moe.merging.domain_vectors import DomainVectors, DomainVectorsGradient, select
 from camex_ft.moe.workspace import workspace
-
-# rows -> T of those rows and the merged experts; [N, rows, in]
-Part = Callable[[slice], Tensor]
-# rows, dT of those rows [N, rows, in]; called once for each slice of rows
-Take = Callable[[slice, Tensor], None]
 
 # (tokens of a group at least, groups, elements) of a slice, measured in docs/cost.md: on a CPU few tokens want a slice
 # that stays close to the cores, 3 MB in float32, many want taller products; a GPU wants few large ones
@@ -85,25 +81,23 @@ def merge_into(out: Tensor, weights: Tensor, base: Tensor | None, part: Tensor, 
     return out
 
 
-def merge_forward(
-    x: Tensor, weights: Tensor, base: Tensor | None, part: Part, out: int, alpha: float
-) -> Tensor:
+def merge_forward(x: Tensor, weights: Tensor, vectors: DomainVectors) -> Tensor:
     """Return y_g = x_g E_hat_g^T; [G, L, out] in x's dtype.
 
     Args:
         x: [G, L, in].
         weights: s, in the experts' dtype; [G, N].
-        base: [out, in] or None.
-        part: rows -> T of those rows.
-        out: width of the result.
-        alpha: merging step size.
+        vectors: domain vectors of the product, computed.
     """
+    product = vectors.product
+    out, base = product.experts.shape[1], product.base
+    s = select(weights, product.active, dim=1)
     y = x.new_empty(*x.shape[:2], out)
-    cut = Slices(x, out, weights)
+    cut = Slices(x, out, s)
     for rows in cut.rows():
-        vectors, base_rows = part(rows), None if base is None else base[rows]
+        part, base_rows = vectors.rows(rows, vectors.multiplier(rows)), None if base is None else base[rows]
         for groups in cut.blocks():
-            merged = merge_into(cut.buffer(rows, groups), weights[groups], base_rows, vectors, alpha)
+            merged = merge_into(cut.buffer(rows, groups), s[groups], base_rows, part, product.alpha)
             y[groups, :, rows] = torch.bmm(x[groups], merged.to(x.dtype).mT)
     return y
 
@@ -112,45 +106,51 @@ def merge_backward(
     dy: Tensor,
     x: Tensor,
     weights: Tensor,
-    base: Tensor | None,
-    part: Part,
-    alpha: float,
+    vectors: DomainVectors,
     into: Gradients,
-    take: Take | None,
+    dvectors: DomainVectorsGradient | None,
 ) -> None:
-    """Add the gradients of `merge_forward` to `into`, where the base's is set; `take` receives those of T."""
-    cut = Slices(x, dy.shape[-1], weights)
-    left = _left(weights, alpha, base=into.base is not None, vectors=take is not None)
+    """Add the gradients of `merge_forward` to `into`, where the base's is set, and those of T to `dvectors`."""
+    product = vectors.product
+    alpha, base, active = product.alpha, product.base, product.active
+    s = select(weights, active, dim=1)
+    ds = None if into.weights is None else torch.zeros_like(s)
+    cut = Slices(x, dy.shape[-1], s)
+    left = _left(s, alpha, base=into.base is not None, vectors=dvectors is not None)
     for rows in cut.rows():
-        vectors = part(rows) if into.x is not None or into.weights is not None else None
+        needed = into.x is not None or ds is not None
+        multiplier = vectors.multiplier(rows) if needed or dvectors is not None else None
+        part = vectors.rows(rows, multiplier) if needed else None
         base_rows = None if base is None else base[rows]
         products = None
         for groups in cut.blocks():
             dy_part, buffer = dy[groups, :, rows], cut.buffer(rows, groups)
-            if into.x is not None and vectors is not None:
-                merged = merge_into(buffer, weights[groups], base_rows, vectors, alpha)
+            if into.x is not None and part is not None:
+                merged = merge_into(buffer, s[groups], base_rows, part, alpha)
                 into.x[groups].baddbmm_(dy_part, merged.to(x.dtype))
-            if into.weights is None and left is None:
+            if ds is None and left is None:
                 continue
             h = _outer(dy_part, x[groups], buffer)  # H_g [g, rows * in]
-            if into.weights is not None and vectors is not None:
-                into.weights[groups].addmm_(h, vectors.flatten(1).mT, alpha=alpha)
+            if ds is not None and part is not None:
+                ds[groups].addmm_(h, part.flatten(1).mT, alpha=alpha)
             if left is not None:
                 products = _add_product(products, left[:, groups], h)  # [N + 1, rows * in]
         if products is not None:
-            made = products.view(len(products), -1, x.shape[-1])
+            sums = products.view(len(products), -1, x.shape[-1])
             if into.base is not None:
-                into.base[rows] = made[-1]
-            if take is not None:
-                take(rows, made[: weights.shape[1]])
+                into.base[rows] = sums[-1]
+            if dvectors is not None:
+                dvectors.add_rows(rows, sums[: s.shape[1]], multiplier)
+    if into.weights is not None and ds is not None:
+        into.weights[:, slice(None) if active is None else active] = ds
 
 
 def _left(weights: Tensor, alpha: float, *, base: bool, vectors: bool) -> Tensor | None:
-    """Return what turns H [G, ...] into dT and, in a last row, into sum_g H_g; [N + 1, G], either may lack."""
-    made = [weights.mT * alpha] if vectors else []
+    """Return the left factor that turns H [G, ...] into dT and, in a last row, sum_g H_g; [N + 1, G], or less."""
+    rows = [weights.mT * alpha] if vectors else []
     if base:
-        made.append(weights.new_ones(1, len(weights)))
-    return torch.cat(made) if made else None
+        rows.append(weights.new_ones(1, len(weights)))
+    return torch.cat(rows) if rows else None
 
 
 def _outer(dy: Tensor, x: Tensor, out: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The merged map by mixing products: nothing is merged, which is cheaper where a group has few tokens.
+"""The merged product by mixing outputs: nothing is merged, which is cheaper where a group has few tokens.
 
     y_g = x_g E_m^T + alpha * sum_i (s_gi x_g) T_i^T
 
@@ -6,154 +6,148 @@
     dE_m = sum_g dy_g^T x_g                              dT_i  = alpha * sum_g (s_gi dy_g)^T x_g
 
 Exact, as merging is. On a CPU experts take turns, and a group that does not use an expert (a zero of sparse weights) is
-left out of its products: k + 1 dense maps. Elsewhere, where to find such groups would make the device wait, all experts
-are one product over (expert, in): N + 1 dense maps. Sums over experts are kept in the wider of the two dtypes.
+left out of its products: k + 1 dense maps. On other devices, where finding such groups would make the device wait, all
+experts are one product over (expert, in): N + 1 dense maps. Sums over experts have the wider of the two dtypes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import NamedTuple, Protocol
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
+from camex_ft.moe.merging.domain_vectors import DomainVectors, DomainVectorsGradient
 from camex_ft.moe.merging.merge_weights import Gradients
+from camex_ft.moe.workspace import workspace
 
 
-class Receiver(Protocol):
-    """Receives the gradient of T."""
+def mix_forward(x: Tensor, weights: Tensor, vectors: DomainVectors) -> Tensor:
+    """Return y; [G, L, out] in x's dtype.
 
-    def product(self, i: int, left: Tensor, right: Tensor) -> None:
-        """Take dT_i = left right; [out, m], [m, in]."""
-
-    def all(self, grad: Tensor) -> None:
-        """Take dT; [N, out, in]."""
-
-
-class Mix(NamedTuple):
-    """One mixed product.
-
-    Attributes:
+    Args:
         x: [G, L, in].
         weights: s, in the experts' dtype; [G, N].
-        base: [out, in] or None.
-        vector: i -> T_i [out, in]; all of them -> T [N, out, in].
-        out: width of the result.
-        alpha: merging step size.
-        sparse: zeros of the weights take no part.
+        vectors: domain vectors of the product, computed.
     """
-
-    x: Tensor
-    weights: Tensor
-    base: Tensor | None
-    vector: Callable[[int | slice], Tensor]
-    out: int
-    alpha: float
-    sparse: bool
-
-    @property
-    def wide(self) -> torch.dtype:
-        """Dtype of sums over experts."""
-        return torch.promote_types(self.x.dtype, self.weights.dtype)
-
-    @property
-    def scale(self) -> Tensor:
-        """alpha * s in x's dtype; [G, 1, N]."""
-        return (self.alpha * self.weights).to(self.x.dtype).unsqueeze(1)
-
-    @property
-    def at_once(self) -> bool:
-        """Return whether all experts are one product."""
-        return self.x.device.type != "cpu"
-
-    def users(self) -> Iterator[tuple[int, Tensor | None]]:
-        """Yield (i, the groups that use expert i; None where all do); experts without any are left out."""
-        for i in range(self.weights.shape[1]):
-            groups = self.weights[:, i].nonzero().squeeze(1) if self.sparse else None
-            if groups is None or len(groups) == len(self.weights):
-                yield i, None
-            elif len(groups):
-                yield i, groups
-
-    def stacked(self) -> Tensor:
-        """Return [T_1 ... T_N] in x's dtype; [out, N * in]."""
-        return self.vector(slice(None)).transpose(0, 1).flatten(1).to(self.x.dtype)
-
-
-def mix_forward(mix: Mix) -> Tensor:
-    """Return y; [G, L, out] in x's dtype."""
-    x, (groups, length, _) = mix.x, mix.x.shape
-    if mix.base is None:
-        y = x.new_zeros(groups, length, mix.out, dtype=mix.wide)
+    product, (groups, length, _) = vectors.product, x.shape
+    out, base, wide = product.experts.shape[1], product.base, _wide(x, weights)
+    if base is None:
+        y = x.new_zeros(groups, length, out, dtype=wide)
     else:
-        y = (x @ mix.base.to(x.dtype).mT).to(mix.wide)
-    if mix.at_once:
-        scaled = (x.unsqueeze(2) * mix.scale.unsqueeze(-1)).flatten(2)  # [G, L, N * in]
-        return y.add_(scaled @ mix.stacked().mT).to(x.dtype)
-    for i, used in mix.users():
-        scaled = (_of(x, used) * _of(mix.scale[..., i : i + 1], used)).flatten(0, 1)  # [g * L, in]
-        vector = mix.vector(i).to(x.dtype)
-        if used is None and y.dtype == x.dtype:
-            y.view(-1, mix.out).addmm_(scaled, vector.mT)
+        y = (x @ base.to(x.dtype).mT).to(wide)
+    scale = _scale(x, weights, product.alpha)
+    if at_once(x):
+        scaled = (x.unsqueeze(2) * scale.unsqueeze(-1)).flatten(2)  # [G, L, N * in]
+        return y.add_(scaled @ _stacked(vectors, x.dtype).mT).to(x.dtype)
+    for i, users in _users(weights, sparse=product.sparse):
+        scaled = (_of(x, users) * _of(scale[..., i : i + 1], users)).flatten(0, 1)  # [g * L, in]
+        vector = _vector(vectors, i).to(x.dtype)
+        if users is None and y.dtype == x.dtype:
+            y.view(-1, out).addmm_(scaled, vector.mT)
         else:
-            _add(y, used, (scaled @ vector.mT).view(-1, length, mix.out))
+            _add(y, users, (scaled @ vector.mT).view(-1, length, out))
     return y.to(x.dtype)
 
 
-def mix_backward(dy: Tensor, mix: Mix, into: Gradients, take: Receiver | None) -> None:
-    """Add the gradients of `mix_forward` to `into`, where the base's is set; `take` receives those of T."""
-    x = mix.x
-    dx = None if into.x is None else into.x.to(mix.wide)
-    if dx is not None and mix.base is not None:
-        dx += dy @ mix.base.to(x.dtype)
+def mix_backward(
+    dy: Tensor,
+    x: Tensor,
+    weights: Tensor,
+    vectors: DomainVectors,
+    into: Gradients,
+    dvectors: DomainVectorsGradient | None,
+) -> None:
+    """Add the gradients of `mix_forward` to `into`, where the base's is set, and those of T to `dvectors`."""
+    product, scale = vectors.product, _scale(x, weights, vectors.product.alpha)
+    dx = None if into.x is None else into.x.to(_wide(x, weights))
+    if dx is not None and product.base is not None:
+        dx += dy @ product.base.to(x.dtype)
     if into.base is not None:
         into.base.copy_(dy.flatten(0, 1).mT @ x.flatten(0, 1))
-    if mix.at_once:
-        _backward_at_once(dy, mix, dx, into.weights, take)
+    inputs = dx is not None or into.weights is not None
+    if at_once(x):
+        if inputs:
+            back = (dy @ _stacked(vectors, x.dtype)).unflatten(
+                2, (weights.shape[1], -1)
+            )  # dy T_i [G, L, N, in]
+            if into.weights is not None:
+                inner = torch.linalg.vecdot(back, x.unsqueeze(2)).sum(1, dtype=into.weights.dtype)  # [G, N]
+                into.weights.add_(inner, alpha=product.alpha)
+            if dx is not None:
+                dx += (scale.unsqueeze(2) @ back).squeeze(2)  # [G, 1, 1, N] [G, L, N, in]
+        if dvectors is not None:
+            scaled = (x.unsqueeze(2) * scale.unsqueeze(-1)).flatten(2).flatten(0, 1)  # [G * L, N * in]
+            grad = (dy.flatten(0, 1).mT @ scaled).unflatten(1, (weights.shape[1], -1)).transpose(0, 1)
+            dvectors.grad.add_(grad) if dvectors.shared else dvectors.grad.copy_(grad)
     else:
-        for i, used in mix.users():
-            _backward_one(dy, mix, i, used, dx, into.weights, take)
+        for i, users in _users(weights, sparse=product.sparse):
+            dy_i, x_i, scale_i = _of(dy, users), _of(x, users), _of(scale[..., i : i + 1], users)
+            if inputs:
+                back = dy_i @ _vector(vectors, i).to(x.dtype)  # dy T_i [g, L, in]
+                if into.weights is not None:
+                    inner = torch.linalg.vecdot(back, x_i).sum(
+                        1, keepdim=True, dtype=into.weights.dtype
+                    )  # [g, 1]
+                    _add(into.weights[:, i : i + 1], users, product.alpha * inner)
+                if dx is not None:
+                    _add(dx, users, back.mul_(scale_i))
+            if dvectors is not None:
+                left, right = dy_i.flatten(0, 1).mT, (x_i * scale_i).flatten(0, 1)
+                _add_product(dvectors.grad[i], left, right, add=dvectors.shared)
     if into.x is not None and dx is not None and dx is not into.x:
         into.x.copy_(dx)
 
 
-def _backward_one(
-    dy: Tensor,
-    mix: Mix,
-    i: int,
-    used: Tensor | None,
-    dx: Tensor | None,
-    dweights: Tensor | None,
-    take: Receiver | None,
-) -> None:
-    dy, x, scale = _of(dy, used), _of(mix.x, used), _of(mix.scale[..., i : i + 1], used)
-    if dx is not None or dweights is not None:
-        back = dy @ mix.vector(i).to(x.dtype)  # dy T_i [g, L, in]
-        if dweights is not None:
-            inner = torch.linalg.vecdot(back, x).sum(1, keepdim=True, dtype=dweights.dtype)  # [g, 1]
-            _add(dweights[:, i : i + 1], used, mix.alpha * inner)
-        if dx is not None:
-            _add(dx, used, back.mul_(scale))
-    if take is not None:
-        take.product(i, dy.flatten(0, 1).mT, (x * scale).flatten(0, 1))
+def at_once(x: Tensor) -> bool:
+    """Return whether all experts are one product."""
+    return x.device.type != "cpu"
 
 
-def _backward_at_once(
-    dy: Tensor, mix: Mix, dx: Tensor | None, dweights: Tensor | None, take: Receiver | None
-) -> None:
-    x, experts = mix.x, mix.weights.shape[1]
-    if dx is not None or dweights is not None:
-        back = (dy @ mix.stacked()).unflatten(2, (experts, -1))  # dy T_i [G, L, N, in]
-        if dweights is not None:
-            inner = torch.linalg.vecdot(back, x.unsqueeze(2)).sum(1, dtype=dweights.dtype)  # [G, N]
-            dweights.add_(inner, alpha=mix.alpha)
-        if dx is not None:
-            dx += (mix.scale.unsqueeze(2) @ back).squeeze(2)  # [G, 1, 1, N] [G, L, N, in]
-    if take is not None:
-        scaled = (x.unsqueeze(2) * mix.scale.unsqueeze(-1)).flatten(2).flatten(0, 1)  # [G * L, N * in]
-        made = (dy.flatten(0, 1).mT @ scaled).unflatten(1, (experts, -1))  # [out, N, in]
-        take.all(made.transpose(0, 1))
+def _wide(x: Tensor, weights: Tensor) -> torch.dtype:
+    """Return the dtype of sums over experts."""
+    return torch.promote_types(x.dtype, weights.dtype)
+
+
+def _scale(x: Tensor, weights: Tensor, alpha: float) -> Tensor:
+    """Return alpha * s in x's dtype; [G, 1, N]."""
+    return (alpha * weights).to(x.dtype).unsqueeze(1)
+
+
+def _users(weights: Tensor, *, sparse: bool) -> Iterator[tuple[int, Tensor | None]]:
+    """Yield (i, the groups that use expert i; None where all do); experts without any are left out."""
+    for i in range(weights.shape[1]):
+        groups = weights[:, i].nonzero().squeeze(1) if sparse else None
+        if groups is None or len(groups) == len(weights):
+            yield i, None
+        elif len(groups):
+            yield i, groups
+
+
+def _vector(vectors: DomainVectors, i: int | slice) -> Tensor:
+    """Return T_i [out, in], or all of T."""
+    if vectors.whole is not None:
+        return vectors.whole[i]
+    experts, base = vectors.product.experts[i], vectors.product.base
+    if base is None:
+        return experts
+    return torch.sub(experts, base, out=workspace("vector", tuple(experts.shape), experts))
+
+
+def _stacked(vectors: DomainVectors, dtype: torch.dtype) -> Tensor:
+    """Return [T_1 ... T_N]; [out, N * in]."""
+    return _vector(vectors, slice(None)).transpose(0, 1).flatten(1).to(dtype)
+
+
+def _add_product(total: Tensor, left: Tensor, right: Tensor, *, add: bool) -> None:
+    """Set or add dT_i = left right; [out, m], [m, in]."""
+    if left.dtype != total.dtype:
+        product = left @ right
+        total.copy_(total + product if add else product)
+    elif add:
+        total.addmm_(left, right)
+    else:
+        torch.mm(left, right, out=total)
 
 
 def _of(tensor: Tensor, groups: Tensor | None) -> Tensor:

@@ -54,13 +54,13 @@ def load(routing: Routing, *, top_k: int) -> Tensor:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Balance:
+class LossSums:
     """Sums that one layer's losses are computed from.
 
     Attributes:
         importance, load: sums over the groups that count; [N], with their graphs.
         squares: sum over the same of logsumexp(logits)^2; a scalar.
-        groups: how many they are; a scalar.
+        groups: their number; a scalar.
         coef, z_coef: weights of balance loss and z-loss.
     """
 
@@ -73,19 +73,19 @@ class Balance:
 
     def loss(self) -> Tensor:
         """Return balance loss + z-loss, a scalar."""
-        made = self.importance.new_zeros(())
+        loss = self.importance.new_zeros(())
         if self.coef:
-            made = made + self.coef * (cv_squared(self.importance) + cv_squared(self.load))
+            loss = loss + self.coef * (cv_squared(self.importance) + cv_squared(self.load))
         if self.z_coef:
-            made = made + self.z_coef * self.squares / self.groups.clamp_min(1)
-        return made
+            loss = loss + self.z_coef * self.squares / self.groups.clamp_min(1)
+        return loss
 
     def flat(self) -> Tensor:
         """Return all sums as one vector; [2 N + 2]."""
         return torch.cat([self.importance, self.load, self.squares.view(1), self.groups.view(1)])
 
-    def of(self, flat: Tensor) -> Balance:
-        """Return the same with sums from a vector as `flat` makes it."""
+    def of(self, flat: Tensor) -> LossSums:
+        """Return the same with sums from a vector in the form of `flat`."""
         n = len(self.importance)
         importance, load, squares, groups = flat.split([n, n, 1, 1])
         return replace(
@@ -93,10 +93,10 @@ class Balance:
         )
 
 
-def balance_of(
+def sum_losses(
     routing: Routing, *, top_k: int, coef: float, z_coef: float = 0.0, mask: Tensor | None = None
-) -> Balance:
-    """Return what a layer's losses are made of.
+) -> LossSums:
+    """Return the sums that a layer's losses are computed from.
 
     Args:
         routing: of one layer; [..., N].
@@ -110,7 +110,7 @@ def balance_of(
     if mask is not None:
         padding = (mask == 0).unsqueeze(-1)
         weights, loads = weights.masked_fill(padding, 0), loads.masked_fill(padding, 0)
-    return Balance(
+    return LossSums(
         importance=weights.reshape(-1, experts).sum(0),
         load=loads.reshape(-1, experts).sum(0),
         squares=_squares(routing, mask) if z_coef else weights.new_zeros(()),
@@ -123,7 +123,7 @@ def balance_of(
 def _squares(routing: Routing, mask: Tensor | None) -> Tensor:
     if mask is None:
         return routing.logits.logsumexp(dim=-1).square().sum()
-    keep = mask != 0
+    real = mask != 0
     # filled before, not after: a gradient of 0 through the NaN that padding may hold is NaN
-    logits = routing.logits.masked_fill(~keep.unsqueeze(-1), 0)
-    return torch.where(keep, logits.logsumexp(dim=-1).square(), 0).sum()
+    logits = routing.logits.masked_fill(~real.unsqueeze(-1), 0)
+    return torch.where(real, logits.logsumexp(dim=-1).square(), 0).sum()

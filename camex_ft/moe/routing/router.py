@@ -1,4 +1,4 @@
-"""Routing: which experts serve an input, and with what weights.
+"""Routing: the experts that serve a group of tokens, and their weights.
 
     logits  = pooled(x) W_g                              linear                                         [G, N]
             = cos(pooled(x), W_g,i) / t                  cosine, with a learned temperature t
@@ -6,21 +6,34 @@
     s       = softmax(logits / T) over the k largest logits, 0 elsewhere           normalise: after     [G, N]
             = softmax(logits / T) over all, 0 but for the k largest                normalise: before
 
-A row of routing weights serves one *group* of tokens: a sequence, a segment of a sequence, or a token. With
-`expert-choice` it is the experts that choose among a sequence's tokens (`choose`).
+A row of routing weights serves one group of tokens, by granularity:
+
+    sequence   one group a sequence, routed by the mean of its own tokens; sees the whole sequence
+    segment    one group for T tokens, routed by the mean of the segment before: strictly causal (`segments`)
+    token      one group a token, routed by itself: causal
+    encoder    for decoder layers: one group a sequence, routed by the encoder's pooled output: causal, knows the input
+
+Groups are [G, L', in] with routing weights [G, N], or [G, L', N] for tokens. Padding never counts: not in a mean, not
+in the borders of segments, not in the balance loss. With `expert-choice` the experts choose among a sequence's tokens
+(`choose`).
 Sources: noisy top-k gating of Shazeer et al. 2017 (arXiv 1701.06538, section 2.1), as CAMEx uses it; cosine routing of
-Chi et al. 2022 (arXiv 2204.09179); expert choice of Zhou et al. 2022 (arXiv 2202.09368).
+Chi et al. 2022 (arXiv 2204.09179); expert choice of Zhou et al. 2022 (arXiv 2202.09368); groups by sequence of CAMEx
+(arXiv 2502.18821, section 4 and its published code).
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from camex_ft.moe.routing.router_state import LayerRouterState
 
 NOISE_FLOOR = 1e-2
 # learned temperature of the cosine router: where it starts, and the least it can be
@@ -29,6 +42,8 @@ TINY = 1e-12  # shorter vectors have no direction
 
 RouterKind = Literal["linear", "cosine", "expert-choice"]
 Normalise = Literal["after", "before"]
+Granularity = Literal["sequence", "segment", "token", "encoder"]
+FirstSegment = Literal["prior", "self"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +51,7 @@ class RouterSettings:
     """Settings of a router, beside N and k.
 
     Attributes:
-        kind: what logits are, and who chooses.
+        kind: of the logits; with "expert-choice" the experts choose tokens.
         temperature: T, which divides the logits within the softmax; above 0.
         normalise: softmax "after" the k largest were chosen, over them, or "before", over all.
         z_loss: coefficient of the z-loss.
@@ -48,8 +63,22 @@ class RouterSettings:
     z_loss: float = 0.0
 
 
+@dataclass(frozen=True)
+class Grouping:
+    """Grouping of tokens: granularity, segment length T in tokens, and the routing of the first segment."""
+
+    granularity: Granularity = "sequence"
+    segment: int = 256
+    first_segment: FirstSegment = "prior"
+
+    @property
+    def needs_prior(self) -> bool:
+        """Return whether the router must learn a prior."""
+        return self.granularity == "segment" and self.first_segment == "prior"
+
+
 class Routing(NamedTuple):
-    """Routing weights and what the balance loss needs to know of how they came about.
+    """Routing weights, and the values of their computation that the balance loss needs.
 
     Attributes:
         weights: s, >= 0, each row sums to 1 over its k experts, or to less if it is normalised before; [..., N].
@@ -70,14 +99,14 @@ def topk_softmax(
     """Return softmax(logits / T) over the `top_k` largest of the last axis and exact zeros elsewhere.
 
     Shape and dtype are those of the logits.
-    With `normalise` "before", the softmax is over all entries, and what is left of a row sums to less than 1.
+    With `normalise` "before", the softmax is over all entries, and the rest of a row sums to less than 1.
     """
     scaled = _scale(logits, temperature)
     if top_k >= logits.shape[-1]:
         return scaled.softmax(dim=-1)
     values, indices = scaled.topk(top_k, dim=-1)
-    kept = values.softmax(dim=-1) if normalise == "after" else scaled.softmax(dim=-1).gather(-1, indices)
-    return torch.zeros_like(logits).scatter(-1, indices, kept)
+    largest = values.softmax(dim=-1) if normalise == "after" else scaled.softmax(dim=-1).gather(-1, indices)
+    return torch.zeros_like(logits).scatter(-1, indices, largest)
 
 
 def choose(
@@ -204,6 +233,11 @@ class Router(nn.Module):
             pooled = pooled.to(dtype)
             return self._route(self._logits(pooled), pooled, mask)
 
+    def route_mean(self, x: Tensor, mask: Tensor | None) -> Routing:
+        """Route the mean of the tokens that count; [..., L, in], [..., L] or None -> [..., N]."""
+        routing: Routing = self(masked_mean(x, mask))
+        return routing
+
     def route_prior(self, groups: int) -> Routing:
         """Routing of `groups` first segments: the learned prior, the same for each; no noise."""
         if self.prior is None:
@@ -227,13 +261,128 @@ class Router(nn.Module):
         return Routing(self._weights(noisy, mask), logits, noisy, scale)
 
     def _weights(self, logits: Tensor, mask: Tensor | None) -> Tensor:
-        given, k = self.settings, self.top_k
-        if given.kind == "expert-choice":
-            return choose(logits, mask, top_k=k, temperature=given.temperature, normalise=given.normalise)
-        return topk_softmax(logits, top_k=k, temperature=given.temperature, normalise=given.normalise)
+        settings, k, t = self.settings, self.top_k, self.settings.temperature
+        if settings.kind == "expert-choice":
+            return choose(logits, mask, top_k=k, temperature=t, normalise=settings.normalise)
+        return topk_softmax(logits, top_k=k, temperature=t, normalise=settings.normalise)
 
 
 def _directions(x: Tensor, *, dim: int) -> Tensor:
     """Return vectors of length 1. One of length 0 stays 0, with a finite gradient: its length is taken for 1."""
     length = torch.linalg.vector_norm(x, dim=dim, keepdim=True)
     return x / torch.where(length > TINY, length, 1)
+
+
+@dataclass(frozen=True)
+class TokenPositions:
+    """Positions of a forward pass's tokens among the real tokens of their rows; the same for all layers of a stack.
+
+    Attributes:
+        shape: B, L.
+        mask: 1 for real tokens; [B, L]; None where all are.
+        before: real tokens of each row in the key-value cache; empty without one.
+        after: the same after this forward pass; empty where no later one goes on from it.
+        documents: packed documents, numbered within each row; [B, L]; None without packing.
+    """
+
+    shape: tuple[int, int]
+    mask: Tensor | None = None
+    before: tuple[int, ...] = ()
+    after: tuple[int, ...] = ()
+    documents: Tensor | None = None
+
+    @classmethod
+    def of(
+        cls,
+        shape: tuple[int, int],
+        mask: Tensor | None = None,
+        *,
+        before: tuple[int, ...] = (),
+        resumable: bool = False,
+        documents: Tensor | None = None,
+    ) -> TokenPositions:
+        """Return the positions in a forward pass over [B, L] tokens.
+
+        Args:
+            shape: B, L.
+            mask: 1 for real tokens; [B, L]; None where all are.
+            before: real tokens of each row in the key-value cache; empty without one.
+            resumable: a later forward pass may go on from this one.
+            documents: packed documents, numbered within each row; [B, L].
+        """
+        after: tuple[int, ...] = ()
+        if resumable:
+            batch, length = shape
+            added = [length] * batch if mask is None else (mask != 0).sum(1).tolist()
+            mask = None if min(added) == length else mask
+            after = tuple(c + n for c, n in zip(before or [0] * batch, added, strict=True))
+        return cls(shape, mask, before, after, documents)
+
+    @cached_property
+    def order(self) -> Tensor | None:
+        """Positions with the real tokens of a row first; [B, L]; None where they are."""
+        return None if self.mask is None else (self.mask == 0).to(torch.int8).argsort(dim=1, stable=True)
+
+    @cached_property
+    def real(self) -> Tensor | None:
+        """Number of real tokens; [B]; None where all are."""
+        return None if self.mask is None else (self.mask != 0).sum(1)
+
+
+class Groups(NamedTuple):
+    """Tokens in groups, each with its routing.
+
+    Attributes:
+        x: [G, L', in].
+        weights: s; [G, N] or [G, L', N].
+        routing: every routing that was computed, for the balance loss and the record; [B, N], [B, S, N] or [B, L, N];
+            None where a cache goes on and none was.
+        mask: 1 for those that hold a token; as routing without N; None where all do.
+        restore: [G, L', out] -> [B, L, out]; None where they are the same.
+        state: the layer's router state beside a key-value cache, after these tokens.
+        served: the router state before them, where each row is one group that it serves.
+    """
+
+    x: Tensor
+    weights: Tensor
+    routing: Routing | None
+    mask: Tensor | None
+    restore: Callable[[Tensor], Tensor] | None = None
+    state: LayerRouterState | None = None
+    served: LayerRouterState | None = None
+
+
+def group(
+    x: Tensor,
+    positions: TokenPositions,
+    router: Router,
+    grouping: Grouping,
+    state: LayerRouterState | None = None,
+    encoded: Tensor | None = None,
+) -> Groups:
+    """Group and route hidden states by sequence, token or encoder.
+
+    Args:
+        x: hidden states; [B, L, in].
+        positions: of the tokens.
+        router: of the layer.
+        grouping: its granularity.
+        state: the layer's router state, where a key-value cache goes on.
+        encoded: the encoder's pooled output, for granularity "encoder"; [B, in].
+
+    Raises:
+        RuntimeError: routing by the encoder without its output.
+    """
+    if grouping.granularity == "token":
+        routing = router(x, positions.mask)  # [B, L, N]
+        return Groups(x, routing.weights, routing, positions.mask)
+    if grouping.granularity == "sequence":
+        routing = router.route_mean(x, positions.mask)  # [B, N]
+        return Groups(x, routing.weights, routing, None)
+    if state is not None:
+        return Groups(x, state.weights[:, 0], None, None, None, state, state)
+    if encoded is None:
+        raise RuntimeError("routing by the encoder: this forward pass has no encoder output")
+    routing = router(encoded)  # [B, N]
+    after = LayerRouterState(routing.weights.unsqueeze(1)) if positions.after else None
+    return Groups(x, routing.weights, routing, None, None, after)

@@ -14,12 +14,11 @@ from torch.utils._pytree import tree_leaves
 
 from camex_ft.config.schema import CurvatureConfig
 from camex_ft.moe import workspace as scratches
-from camex_ft.moe.curvature import KINDS, Curvature, condition_number, distance_from_identity
-from camex_ft.moe.curvature import base as blocks
+from camex_ft.moe.curvature import KINDS, Curvature, condition_number, distance_from_identity, make_curvature
+from camex_ft.moe.curvature import kronecker as blocks
 from camex_ft.moe.curvature.base import Factors
-from camex_ft.moe.merging.functional import merged_linear
-from camex_ft.moe.merging.reference import curve_plain, merged_linear_plain
-from tests.helpers.expert_layers import learn
+from camex_ft.moe.merging.reference import curvature_reference
+from tests.helpers.expert_layers import learn, merged_linear, merged_linear_reference
 
 EXACT = 1e-11  # float64, sums of about 100 products of numbers of about 1, up to four in a row
 EXPERTS = 3
@@ -33,7 +32,7 @@ def curvature(
     kind: str, out: int, width: int, rank: int, *, shaken: float = 0.0, bias: bool = True
 ) -> Curvature:
     torch.manual_seed(0)
-    made = Curvature(
+    made = make_curvature(
         out_features=out, in_features=width, experts=EXPERTS, rank=rank, bias=bias, kind=kind
     ).double()
     with torch.no_grad():
@@ -45,7 +44,7 @@ def curvature(
 def matrices(factors: Factors, out: int, width: int) -> Tensor:
     """M_i as matrices on vec(tau); [N, out * in, out * in]."""
     basis = torch.eye(out * width).double().view(-1, 1, out, width).expand(-1, EXPERTS, -1, -1)
-    return torch.stack([curve_plain(tau, factors).flatten(1) for tau in basis], dim=-1).detach()
+    return torch.stack([curvature_reference(tau, factors).flatten(1) for tau in basis], dim=-1).detach()
 
 
 class Case:
@@ -58,7 +57,7 @@ class Case:
         self.grad = torch.randn(EXPERTS, out, width).double()
         with torch.enable_grad():
             tau = self.experts if self.base is None else self.experts - self.base
-            self.expected = curve_plain(tau, self.factors)
+            self.expected = curvature_reference(tau, self.factors)
         leaves = [self.experts, *self.factors]
         self.dtau, *self.dfactors = torch.autograd.grad(self.expected, leaves, self.grad)
 
@@ -89,8 +88,8 @@ def test_agrees_with_the_plain_formula(
     grad, made = case.grad.clone(), torch.empty_like(case.grad)
     with pytest.MonkeyPatch.context() as patch, torch.no_grad():
         patch.setitem(blocks.BLOCK_ELEMENTS, "cpu", block)
-        close(case.factors.curve(case.experts, case.base), case.expected)
-        dfactors = case.factors.curve_backward(grad, case.experts, case.base, learn=True, out=made)
+        close(case.factors.transform(case.experts, case.base), case.expected)
+        dfactors = case.factors.transform_backward(grad, case.experts, case.base, learn=True, out=made)
     close(made, case.expected)
     close(grad, case.dtau)
     assert type(dfactors) is type(case.factors)
@@ -105,10 +104,10 @@ def test_agrees_with_the_plain_formula(
 def test_only_what_is_wanted_is_made(kind: str) -> None:
     case = Case(kind, 6, 8, 2, base=True)
     grad = case.grad.clone()
-    assert case.factors.curve_backward(grad, case.experts, case.base, learn=False) is None
+    assert case.factors.transform_backward(grad, case.experts, case.base, learn=False) is None
     close(grad, case.dtau)
     grad = case.grad.clone()
-    dfactors = case.factors.curve_backward(grad, case.experts, case.base, learn=True, domain=False)
+    dfactors = case.factors.transform_backward(grad, case.experts, case.base, learn=True, domain=False)
     assert torch.equal(grad, case.grad) and dfactors is not None
     for found, expected in zip(dfactors, case.dfactors, strict=True):
         close(found, expected)
@@ -118,11 +117,11 @@ def test_only_what_is_wanted_is_made(kind: str) -> None:
 @torch.no_grad()
 def test_experts_that_are_not_active_are_left_alone(kind: str) -> None:
     case = Case(kind, 6, 8, 2, base=True)
-    found = case.factors.curve(case.experts, case.base, [0, 2], out=torch.full_like(case.grad, 7))
+    found = case.factors.transform(case.experts, case.base, [0, 2], out=torch.full_like(case.grad, 7))
     close(found[[0, 2]], case.expected[[0, 2]])
     assert (found[1] == 7).all()
     grad = case.grad.clone()
-    dfactors = case.factors.curve_backward(grad, case.experts, case.base, [0, 2], learn=True)
+    dfactors = case.factors.transform_backward(grad, case.experts, case.base, [0, 2], learn=True)
     close(grad[[0, 2]], case.dtau[[0, 2]])
     assert torch.equal(grad[1], case.grad[1]) and dfactors is not None
     for made, expected in zip(dfactors, case.dfactors, strict=True):
@@ -137,7 +136,7 @@ def test_the_merged_map_takes_any_kind(kind: str, form: str) -> None:
     x, s = torch.randn(4, 5, 8).double(), torch.rand(4, EXPERTS).double()
     leaves = [case.experts, *case.factors]
     y = merged_linear(x, s, case.experts, case.base, factors=case.factors, form=form)
-    plain = merged_linear_plain(x, s, case.experts, case.base, factors=case.factors)
+    plain = merged_linear_reference(x, s, case.experts, case.base, factors=case.factors)
     close(y, plain)
     for found, expected in zip(
         torch.autograd.grad(y.square().sum(), leaves),
@@ -153,12 +152,12 @@ def test_bfloat16_is_close(kind: str) -> None:
     factors = curvature(kind, 6, 8, 2, shaken=0.1).bfloat16().factors
     experts = torch.randn(EXPERTS, 6, 8).bfloat16()
     grad = torch.randn(EXPERTS, 6, 8).bfloat16()
-    wide = KINDS[kind].weight.of(f.double() for f in factors)
-    found, expected = factors.curve(experts, None), wide.curve(experts.double(), None)
+    wide = KINDS[kind].weight_type(*(f.double() for f in factors))
+    found, expected = factors.transform(experts, None), wide.transform(experts.double(), None)
     torch.testing.assert_close(found.double(), expected, rtol=0.05, atol=0.05)  # a few roundings of 2^-8
     given = grad.double()
-    wide.curve_backward(given, experts.double(), None, learn=False)
-    made = factors.curve_backward(grad, experts, None, learn=True)
+    wide.transform_backward(given, experts.double(), None, learn=False)
+    made = factors.transform_backward(grad, experts, None, learn=True)
     torch.testing.assert_close(grad.double(), given, rtol=0.05, atol=0.05)
     assert all(d.dtype == torch.bfloat16 for d in made)
 
@@ -186,8 +185,8 @@ def test_nothing_larger_than_one_expert_is_made(kind: str, monkeypatch: pytest.M
     case = Case(kind, 12, 10, 1, base=True)
     out = torch.empty_like(case.grad)
     with Largest() as seen:
-        case.factors.curve(case.experts, case.base, out=out)
-        case.factors.curve_backward(case.grad, case.experts, case.base, learn=True, out=out)
+        case.factors.transform(case.experts, case.base, out=out)
+        case.factors.transform_backward(case.grad, case.experts, case.base, learn=True, out=out)
     assert case.factors.rank * EXPERTS * 8 <= seen.size <= case.base.nbytes
 
 
@@ -200,8 +199,8 @@ def test_every_rank_starts_as_the_identity(kind: str, out: int, width: int, rank
     made = curvature(kind, out, width, rank)
     tau, bias = torch.randn(EXPERTS, out, width).double(), torch.randn(EXPERTS, out).double()
     with torch.no_grad():
-        assert torch.equal(made.factors.curve(tau, None), tau)  # further terms add exact zeros
-    assert torch.equal(made.forward_bias(bias), bias)
+        assert torch.equal(made.factors.transform(tau, None), tau)  # further terms add exact zeros
+    assert torch.equal(made.transform_bias(bias), bias)
     assert torch.equal(distance_from_identity(made.factors), torch.zeros(EXPERTS).double())
 
 
@@ -210,7 +209,7 @@ def test_every_rank_starts_as_the_identity(kind: str, out: int, width: int, rank
 def test_terms_come_to_differ(kind: str, rank: int) -> None:
     """Terms that start equal stay equal: after a few steps every factor's R terms are linearly independent."""
     made = curvature(kind, 6, 8, rank)
-    learn(made, lambda tau: curve_plain(tau, made.factors))
+    learn(made, lambda tau: curvature_reference(tau, made.factors))
     for name, factor in zip(made.names, made.factors, strict=True):
         for i in range(EXPERTS):
             terms = factor[:, i].detach().flatten(1)
@@ -225,7 +224,7 @@ def test_the_bias_has_a_map_of_its_own(kind: str) -> None:
     assert set(own) == {*made.names, *made.bias_names} and not set(made.names) & set(made.bias_names)
     assert all(p.shape[1] == EXPERTS for p in own.values())  # experts are on axis 1
     tau = torch.randn(EXPERTS, 6).double()
-    one, two = made.forward_bias(tau), made.forward_bias(2 * tau)
+    one, two = made.transform_bias(tau), made.transform_bias(2 * tau)
     close(two, 2 * one)
     gradients = torch.autograd.grad(one.square().sum(), [own[name] for name in made.bias_names])
     assert all(g.flatten(2).any(-1).all() for g in gradients)

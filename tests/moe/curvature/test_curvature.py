@@ -14,10 +14,10 @@ from camex_ft.moe.curvature import (
     Curvature,
     condition_number,
     distance_from_identity,
-    nearest_factors,
+    make_curvature,
 )
-from camex_ft.moe.curvature.kronecker import Factors
-from camex_ft.moe.merging.reference import curve_plain
+from camex_ft.moe.curvature.kronecker import KroneckerFactors, nearest_factors
+from camex_ft.moe.merging.reference import curvature_reference
 from tests.helpers.expert_layers import learn
 
 EXPERTS = 3
@@ -29,14 +29,14 @@ EXACT = 1e-12  # float64, sums of about 100 products of numbers of about 1
 
 def curvature(out: int, width: int, rank: int, *, shaken: float = 0.0) -> Curvature:
     torch.manual_seed(0)
-    made = Curvature(out_features=out, in_features=width, experts=EXPERTS, rank=rank, bias=True).double()
+    made = make_curvature(out_features=out, in_features=width, experts=EXPERTS, rank=rank, bias=True).double()
     with torch.no_grad():
         for parameter in made.parameters():
             parameter.add_(shaken * torch.randn_like(parameter))
     return made
 
 
-def matrix(factors: Factors, expert: int) -> Tensor:
+def matrix(factors: KroneckerFactors, expert: int) -> Tensor:
     """M_i as a matrix on vec(tau), rows first: sum_r A1 (x) A2 (x) C1 (x) C2."""
     total = torch.zeros(())
     for a1, a2, c1, c2 in zip(*(f[:, expert] for f in factors), strict=True):
@@ -61,8 +61,8 @@ def test_nearest_factors_of_known_sizes(n: int, pair: tuple[int, int]) -> None:
 def test_every_rank_starts_as_the_identity(out: int, width: int, rank: int) -> None:
     made = curvature(out, width, rank)
     tau, bias = torch.randn(EXPERTS, out, width).double(), torch.randn(EXPERTS, out).double()
-    assert torch.equal(curve_plain(tau, made.factors), tau)  # further terms add exact zeros
-    assert torch.equal(made.forward_bias(bias), bias)
+    assert torch.equal(curvature_reference(tau, made.factors), tau)  # further terms add exact zeros
+    assert torch.equal(made.transform_bias(bias), bias)
     assert torch.equal(distance_from_identity(made.factors), torch.zeros(EXPERTS).double())
 
 
@@ -71,7 +71,7 @@ def test_every_rank_starts_as_the_identity(out: int, width: int, rank: int) -> N
 def test_plain_curvature_is_the_kronecker_product(out: int, width: int, rank: int) -> None:
     factors = curvature(out, width, rank, shaken=0.5).factors
     tau = torch.randn(EXPERTS, out, width).double()
-    curved = curve_plain(tau, factors)
+    curved = curvature_reference(tau, factors)
     for i in range(EXPERTS):
         expected = (matrix(factors, i) @ tau[i].flatten()).view(out, width)
         torch.testing.assert_close(curved[i], expected, rtol=EXACT, atol=EXACT)
@@ -81,7 +81,7 @@ def test_plain_curvature_is_the_kronecker_product(out: int, width: int, rank: in
 def test_bias_is_curved_by_its_own_factors(rank: int) -> None:
     made = curvature(6, 8, rank, shaken=0.5)
     tau = torch.randn(EXPERTS, 6).double()
-    curved = made.forward_bias(tau)
+    curved = made.transform_bias(tau)
     for i in range(EXPERTS):
         total = sum(torch.kron(made.b1[r, i], made.b2[r, i]) for r in range(rank))
         torch.testing.assert_close(curved[i], total @ tau[i], rtol=EXACT, atol=EXACT)
@@ -91,11 +91,14 @@ def test_bias_is_curved_by_its_own_factors(rank: int) -> None:
 def test_terms_come_to_differ(rank: int) -> None:
     """Terms that start equal stay equal: from the identity, a few steps must lead to a map of full rank R."""
     made = curvature(6, 8, rank)
-    learn(made, lambda tau: curve_plain(tau, made.factors))
+    learn(made, lambda tau: curvature_reference(tau, made.factors))
     for i in range(EXPERTS):
         # the terms' A (x) C as vectors: linearly independent, none of them negligible
         terms = torch.stack(
-            [matrix(Factors(*(f[r : r + 1] for f in made.factors)), i).flatten() for r in range(rank)]
+            [
+                matrix(KroneckerFactors(*(f[r : r + 1] for f in made.factors)), i).flatten()
+                for r in range(rank)
+            ]
         ).detach()
         singular = torch.linalg.svdvals(terms)
         assert singular[-1] > 1e-3 * singular[0]
@@ -113,7 +116,7 @@ def test_terms_at_the_start(rank: int) -> None:
         eye = torch.eye(factor.shape[-1]).double().expand_as(blocks)
         # drawn in float32
         torch.testing.assert_close(blocks @ blocks.mT, eye, rtol=0, atol=1e-5)
-    curve_plain(torch.randn(EXPERTS, 6, 8).double(), made.factors).square().sum().backward()
+    curvature_reference(torch.randn(EXPERTS, 6, 8).double(), made.factors).square().sum().backward()
     assert (made.a1.grad[1:].flatten(1).norm(dim=1) > 0).all()
     if rank > 2:
         assert not torch.equal(made.c1[1], made.c1[2])

@@ -8,10 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from camex_ft.moe.curvature import base as blocks
-from camex_ft.moe.curvature.base import chunks
-from camex_ft.moe.curvature.kronecker import Factors, curve, curve_backward
-from camex_ft.moe.merging.reference import curve_plain
+from camex_ft.moe.curvature import kronecker as blocks
+from camex_ft.moe.curvature.kronecker import KroneckerFactors, chunks
+from camex_ft.moe.merging.reference import curvature_reference
 
 EXACT = 1e-12  # float64, sums of about 100 products of numbers of about 1
 SIZES = st.integers(1, 4)
@@ -26,11 +25,11 @@ class Case:
         out, width = sizes[0] * sizes[1], sizes[2] * sizes[3]
         self.experts = draw(experts, out, width).requires_grad_()
         self.base = draw(out, width) if base else None
-        self.factors = Factors(*(draw(rank, experts, k, k).requires_grad_() for k in sizes))
+        self.factors = KroneckerFactors(*(draw(rank, experts, k, k).requires_grad_() for k in sizes))
         self.grad = draw(experts, out, width)
         with torch.enable_grad():
             tau = self.experts if self.base is None else self.experts - self.base
-            self.expected = curve_plain(tau, self.factors)
+            self.expected = curvature_reference(tau, self.factors)
         leaves = [self.experts, *self.factors]
         self.dtau, *self.dfactors = torch.autograd.grad(self.expected, leaves, self.grad)
 
@@ -52,9 +51,9 @@ def test_agrees_with_the_plain_formula(
     case = Case(sizes, experts=experts, rank=rank, base=base)
     with pytest.MonkeyPatch.context() as patch, torch.no_grad():
         patch.setitem(blocks.BLOCK_ELEMENTS, "cpu", chunk)
-        close(curve(case.experts, case.base, case.factors), case.expected)
+        close(case.factors.transform(case.experts, case.base), case.expected)
         grad = case.grad.clone()
-        dfactors = curve_backward(grad, case.experts, case.base, case.factors, learn=True)
+        dfactors = case.factors.transform_backward(grad, case.experts, case.base, learn=True)
     close(grad, case.dtau)
     assert dfactors is not None
     for found, expected in zip(dfactors, case.dfactors, strict=True):
@@ -65,10 +64,10 @@ def test_agrees_with_the_plain_formula(
 def test_only_what_is_wanted_is_made() -> None:
     case = Case((2, 3, 2, 2), experts=3, rank=2, base=True)
     grad = case.grad.clone()
-    assert curve_backward(grad, case.experts, case.base, case.factors, learn=False) is None
+    assert case.factors.transform_backward(grad, case.experts, case.base, learn=False) is None
     close(grad, case.dtau)
     grad = case.grad.clone()
-    dfactors = curve_backward(grad, case.experts, case.base, case.factors, learn=True, domain=False)
+    dfactors = case.factors.transform_backward(grad, case.experts, case.base, learn=True, domain=False)
     assert torch.equal(grad, case.grad) and dfactors is not None
     close(dfactors.c2, case.dfactors[3])
 
@@ -76,10 +75,10 @@ def test_only_what_is_wanted_is_made() -> None:
 @torch.no_grad()
 def test_experts_that_are_not_active_are_left_alone() -> None:
     case = Case((2, 3, 2, 2), experts=3, rank=2, base=True)
-    found = curve(case.experts, case.base, case.factors, active=[0, 2])
+    found = case.factors.transform(case.experts, case.base, active=[0, 2])
     close(found[[0, 2]], case.expected[[0, 2]])
     grad = case.grad.clone()
-    dfactors = curve_backward(grad, case.experts, case.base, case.factors, active=[0, 2], learn=True)
+    dfactors = case.factors.transform_backward(grad, case.experts, case.base, active=[0, 2], learn=True)
     close(grad[[0, 2]], case.dtau[[0, 2]])
     assert torch.equal(grad[1], case.grad[1]) and dfactors is not None
     assert not dfactors.a1[:, 1].any()

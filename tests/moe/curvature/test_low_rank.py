@@ -5,18 +5,18 @@ from __future__ import annotations
 import pytest
 import torch
 
-from camex_ft.moe.curvature.low_rank import BiasFactors, Factors
+from camex_ft.moe.curvature.low_rank import LowRankBiasFactors, LowRankFactors
 
 EXACT = 1e-12  # float64, a few products of numbers of about 1
 N, OUT, IN, RANK = 3, 12, 10, 2
 
 
-def made(rank: int = RANK, *, shaken: float = 0.5) -> Factors:
+def made(rank: int = RANK, *, shaken: float = 0.5) -> LowRankFactors:
     torch.manual_seed(0)
-    shapes = Factors.shapes(out=OUT, width=IN, experts=N, rank=rank)
-    factors = Factors(*(torch.empty(shape, dtype=torch.float64) for shape in shapes.values()))
+    shapes = LowRankFactors.shapes(out=OUT, width=IN, experts=N, rank=rank)
+    factors = LowRankFactors(*(torch.empty(shape, dtype=torch.float64) for shape in shapes.values()))
     factors.reset()
-    return Factors(*(f + shaken * torch.randn_like(f) for f in factors))
+    return LowRankFactors(*(f + shaken * torch.randn_like(f) for f in factors))
 
 
 @torch.no_grad()
@@ -27,8 +27,8 @@ def test_a_matrix_on_either_side() -> None:
         left = torch.eye(OUT) + factors.u[:, i].T @ factors.v[:, i]
         right = torch.eye(IN) + factors.p[:, i].T @ factors.q[:, i]
         expected = left @ (experts[i] - base) @ right.T
-        torch.testing.assert_close(factors.curve(experts, base)[i], expected, rtol=EXACT, atol=EXACT)
-        own = BiasFactors(factors.u, factors.v).curve(experts[:, :, 0])
+        torch.testing.assert_close(factors.transform(experts, base)[i], expected, rtol=EXACT, atol=EXACT)
+        own = LowRankBiasFactors(factors.u, factors.v).transform(experts[:, :, 0])
         torch.testing.assert_close(own[i], left @ experts[i, :, 0], rtol=EXACT, atol=EXACT)
 
 

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from camex_ft.moe.context import Pass, RoutingContext
+from camex_ft.moe.context import ForwardState, RoutingContext
 from camex_ft.moe.layers.ffn import MergedFFN
-from camex_ft.moe.routing.grouping import Grouping
+from camex_ft.moe.merging.domain_vectors import Multiplier
+from camex_ft.moe.routing.router import Grouping
 from tests.helpers.expert_layers import EXPERTS, HIDDEN, INNER, layer_of, maps, settings, tokens
 
 EXACT = 1e-12  # float64, sums of at most a dozen terms
@@ -128,17 +129,27 @@ def test_outer_dropout_is_behind_down(protocol: str) -> None:
 # -- what is drawn at random
 
 
-@dataclass(frozen=True)
-class Recording:
-    """A rule that notes with what it was asked for its multiplier."""
+@dataclass(frozen=True, eq=False)
+class RecordingMultiplier(Multiplier):
+    """A multiplier of one that notes the mode and the seed that a layer binds to it."""
 
-    random: bool = True
-    statistic = bargains = needs_mean = False
-    step = None
     calls: list[tuple[bool, int]] = field(default_factory=list)
 
-    def keep(self, *, training: bool, seed: int, device: torch.device) -> None:
-        self.calls.append((training, seed))
+    def __post_init__(self) -> None:
+        self.calls.append((self.training, self.seed))
+
+
+class Recording:
+    """A rule whose multiplier notes how it is bound."""
+
+    statistic = bargains = needs_mean = False
+    step = None
+
+    def __init__(self, random: bool) -> None:
+        self.random = random
+        self.multiplier = RecordingMultiplier(lambda tau, **_: None, random=random)
+        self.calls = self.multiplier.calls
+        self.calls.clear()
 
 
 def recorded(*, random: bool = True) -> tuple[MergedFFN, Recording]:
@@ -184,7 +195,9 @@ def test_recomputation_draws_the_same() -> None:
 def test_dare_drops_other_entries_of_each_map() -> None:
     layer = layer_of(settings("dare"), gated=True).train()
     tau = torch.ones(EXPERTS, INNER, HIDDEN).double()
-    up, gate = (linear._keep(linear._seed(None)) for linear in (layer.up, layer.gate))
+    up, gate = (
+        linear._product(linear.stored_base, None, None)[0].multiplier for linear in (layer.up, layer.gate)
+    )
     assert torch.equal(up(tau), up(tau))  # in the backward pass it is asked again
     assert not torch.equal(up(tau), gate(tau))
 
@@ -192,15 +205,17 @@ def test_dare_drops_other_entries_of_each_map() -> None:
 def test_a_seeded_pass_draws_the_same_in_every_process_and_other_entries_of_each_map() -> None:
     """The state of the process's own generator has no part in it."""
     layer, rule = recorded()
-    with layer.context.open(Pass(seed=5)) as current:
+    with layer.context.open(ForwardState(seed=5)) as current:
         layer.train()(tokens(1, 2))
     torch.manual_seed(99)
-    with layer.context.open(Pass(seed=5)):
+    with layer.context.open(ForwardState(seed=5)):
         layer.train()(tokens(1, 2))
     half = len(rule.calls) // 2
     assert half == 6 and rule.calls[:half] == rule.calls[half:]
     assert len({seed for _, seed in rule.calls}) == 6  # maps, weight and bias
-    assert current.seed_of("up") != Pass(seed=6).seed_of("up") and Pass().seed_of("up") is None
+    assert (
+        current.seed_of("up") != ForwardState(seed=6).seed_of("up") and ForwardState().seed_of("up") is None
+    )
 
 
 # -- what the layer says and refuses
@@ -231,7 +246,7 @@ def test_experts_start_as_the_dense_layer() -> None:
         nn.GELU(),
         name="layer",
         stack="encoder",
-        context=RoutingContext(lambda context, module, arguments: Pass()),
+        context=RoutingContext(lambda context, module, arguments: ForwardState()),
         settings=settings("ties-ca", noise=True),
     )
     for name, (weight, bias) in dense.items():
@@ -245,7 +260,7 @@ def test_experts_start_as_the_dense_layer() -> None:
 
 def test_routing_is_left_in_the_pass() -> None:
     layer, mask = layer_of(settings("domain", balance=0.5)), torch.tensor([[1, 1, 0], [0, 0, 0]])
-    with layer.context.open(Pass(masks={"encoder": mask})) as current:
+    with layer.context.open(ForwardState(masks={"encoder": mask})) as current:
         layer(tokens(2, 3))
     left = current.layers["layer"]
     assert left.weights.shape == (2, EXPERTS) and not left.weights.requires_grad
@@ -256,7 +271,7 @@ def test_a_mask_longer_than_the_tokens_counts_from_the_end() -> None:
     """With a key-value cache the mask covers the tokens that went before too."""
     layer = layer_of(settings("domain", grouping=TOKEN))
     mask = torch.tensor([[0, 1, 1, 0, 1]])
-    with layer.context.open(Pass(masks={"encoder": mask}, cached=3)) as current:
+    with layer.context.open(ForwardState(masks={"encoder": mask}, cached=3)) as current:
         layer(tokens(1, 2))
     assert current.layers["layer"].mask.tolist() == [[0, 1]]
 
@@ -264,7 +279,7 @@ def test_a_mask_longer_than_the_tokens_counts_from_the_end() -> None:
 def test_a_mask_shorter_than_the_tokens_is_refused() -> None:
     layer = layer_of(settings("domain"))
     with (
-        layer.context.open(Pass(masks={"encoder": torch.ones(1, 2)})),
+        layer.context.open(ForwardState(masks={"encoder": torch.ones(1, 2)})),
         pytest.raises(ValueError, match="mask of the encoder has 2 positions for 3 tokens"),
     ):
         layer(tokens(1, 3))
@@ -275,5 +290,5 @@ def test_a_cache_is_refused_where_earlier_tokens_are_needed(granularity: str) ->
     """Routing by sequence never works with a cache, routing by segment only with what this model remembers."""
     layer = layer_of(settings("domain", grouping=Grouping(granularity)))
     layer.stack = "decoder"
-    with layer.context.open(Pass(cached=4)), pytest.raises(RuntimeError, match="use_cache=False"):
+    with layer.context.open(ForwardState(cached=4)), pytest.raises(RuntimeError, match="use_cache=False"):
         layer(tokens(1, 1))

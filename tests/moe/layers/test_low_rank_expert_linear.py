@@ -13,16 +13,15 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
 from camex_ft.moe.context import RoutingContext
-from camex_ft.moe.curvature import KINDS, Curvature
+from camex_ft.moe.curvature import KINDS, make_curvature
 from camex_ft.moe.layers.expert_linear import ExpertLinear
 from camex_ft.moe.layers.ffn import ExpertFFN, MergedFFN, MixtureFFN
 from camex_ft.moe.layers.low_rank_expert_linear import LowRank, LowRankLinear
 from camex_ft.moe.merging.caching import ParameterCache
-from camex_ft.moe.merging.reference import curve_plain, merged_linear_plain
-from camex_ft.moe.routing.grouping import Grouping
-from camex_ft.moe.routing.router import RouterSettings
+from camex_ft.moe.merging.reference import curvature_reference
+from camex_ft.moe.routing.router import Grouping, RouterSettings
 from camex_ft.upcycling.expert_init import add_noise
-from tests.helpers.expert_layers import HIDDEN, INNER, maps, read, settings, tokens
+from tests.helpers.expert_layers import HIDDEN, INNER, maps, merged_linear_reference, read, settings, tokens
 
 G, L, N, OUT, IN = 4, 3, 3, 6, 8
 EXACT = 1e-11  # float64, sums of about 100 products of numbers of about 1
@@ -91,15 +90,15 @@ def test_curved_factors_multiply_to_the_curved_matrix(
     kind: str, out: int, width: int, terms: int, rank: int
 ) -> None:
     torch.manual_seed(0)
-    curvature = Curvature(
+    curvature = make_curvature(
         out_features=out, in_features=width, experts=2, rank=terms, bias=False, kind=kind
     ).double()
     shaken(curvature)
     left, right = draw(2, out, rank), draw(2, rank, width, seed=1)
-    high, wide = curvature.factors.curve_pair(left, right)
+    high, wide = curvature.factors.transform_pair(left, right)
     assert high.shape[2] == wide.shape[1] == (rank if kind == "low-rank" else terms * rank)
     torch.testing.assert_close(
-        high @ wide, curve_plain(left @ right, curvature.factors), rtol=EXACT, atol=EXACT
+        high @ wide, curvature_reference(left @ right, curvature.factors), rtol=EXACT, atol=EXACT
     )
 
 
@@ -147,7 +146,7 @@ def test_low_rank_is_the_plain_formula(kind: str, token: bool) -> None:
     low = linear(curvature=kind, bias=False, alpha=0.7)
     x, s = draw(G, L, IN, seed=2), routed(token)
     experts = low.base + 1.5 * low.expert_out @ low.expert_in
-    expected = merged_linear_plain(x, s, experts, low.base, alpha=0.7, factors=low.curvature.factors)
+    expected = merged_linear_reference(x, s, experts, low.base, alpha=0.7, factors=low.curvature.factors)
     torch.testing.assert_close(low(x, s), expected, rtol=EXACT, atol=EXACT)
 
 
@@ -202,7 +201,7 @@ def test_smear_is_domain_on_a_frozen_base() -> None:
 def test_smear_scales_with_weights_that_sum_to_less_than_one(token: bool) -> None:
     low = linear(protocol="smear", top_k=2, router=BEFORE, bias=False)
     s, x = 0.6 * routed(token), draw(G, L, IN, seed=2)
-    expected = merged_linear_plain(x, s, low.base + low.vectors(), None)
+    expected = merged_linear_reference(x, s, low.base + low.vectors(), None)
     torch.testing.assert_close(low(x, s), expected, rtol=EXACT, atol=EXACT)
     if not token:
         torch.testing.assert_close(low.merged(s)[0], torch.einsum("gn,noi->goi", s, low.base + low.vectors()))

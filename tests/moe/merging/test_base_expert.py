@@ -14,15 +14,24 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from camex_ft.moe.context import Pass, RoutingContext
+from camex_ft.moe.context import ForwardState, RoutingContext
 from camex_ft.moe.layers.ffn import MergedFFN
-from camex_ft.moe.layers.propagation import chains
-from camex_ft.moe.merging.base_expert import Carried, Vectors, descend, gram_matrix
-from camex_ft.moe.merging.functional import merged_linear, merged_linear_and_mean
+from camex_ft.moe.layers.propagation import propagation_paths
+from camex_ft.moe.merging.base_expert import BaseExperts, LayerVectors, PropagatedBase, descend, gram_matrix
+from camex_ft.moe.merging.functional import merged_linear_and_mean
 from camex_ft.moe.merging.nash import nash_weights
-from camex_ft.moe.merging.reference import merged_linear_plain, vectors_plain
+from camex_ft.moe.merging.reference import transform_reference
 from camex_ft.utils.registry import PROTOCOLS
-from tests.helpers.expert_layers import EXPERTS, layer_of, read, settings, tokens
+from tests.helpers.expert_layers import (
+    EXPERTS,
+    layer_of,
+    merged_linear,
+    merged_linear_reference,
+    product,
+    read,
+    settings,
+    tokens,
+)
 
 # float64: sums of at most a few hundred products of numbers of about 1, in another order, over three layers
 TOLERANCE = 1e-11
@@ -79,9 +88,9 @@ def curved(layer: MergedFFN, name: str, kind: str, base: Tensor) -> Tensor:
     """Return M_i tau_i of one tensor, written out plainly."""
     linear = layer.linears[name]
     if kind == "weight":
-        return vectors_plain(linear.experts, base, None, linear.curvature and linear.curvature.factors)
+        return transform_reference(linear.product(BaseExperts(PropagatedBase(base), None)))
     tau = linear.expert_bias - base
-    return tau if linear.curvature is None else linear.curvature.forward_bias(tau)
+    return tau if linear.curvature is None else linear.curvature.transform_bias(tau)
 
 
 def bases_plain(
@@ -124,7 +133,7 @@ def plain(stack: Stack, protocol: str, options: dict[str, float], x: Tensor) -> 
 
         def mapped(name: str, x: Tensor, layer=layer, base=base, s=s) -> Tensor:
             linear = layer.linears[name]
-            y = merged_linear_plain(
+            y = merged_linear_reference(
                 x,
                 s,
                 linear.experts,
@@ -188,11 +197,11 @@ def test_a_scope_caches_bases_and_notices_changes(protocol: str, options: dict[s
     with torch.no_grad(), stack.context.cached():
         first, cache = stack(x), stack.context.parameter_cache
         close(first, plain(stack, protocol, options, x))
-        kept = cache._entries[stack.layers[2].link][1]
-        assert torch.equal(stack(x), first) and cache._entries[stack.layers[2].link][1] is kept
+        kept = cache._entries[stack.layers[2].propagation][1]
+        assert torch.equal(stack(x), first) and cache._entries[stack.layers[2].propagation][1] is kept
         stack.layers[0].down.experts.mul_(1.1)  # far up the chain
         close(stack(x), plain(stack, protocol, options, x))
-        assert cache._entries[stack.layers[2].link][1] is not kept
+        assert cache._entries[stack.layers[2].propagation][1] is not kept
         stack.layers[0].down.expert_bias.mul_(1.5)  # a bias alone
         close(stack(x), plain(stack, protocol, options, x))
         alone = stack.layers[2](x)  # outside a pass
@@ -201,7 +210,7 @@ def test_a_scope_caches_bases_and_notices_changes(protocol: str, options: dict[s
         close(stack(x), plain(stack, protocol, options, x))
         stack.layers[0].up.experts.data.div_(1.1)
     fresh = copy.deepcopy(stack).train().eval()
-    assert fresh.layers[1].link.previous.layer is fresh.layers[0]
+    assert fresh.layers[1].propagation.previous.layer is fresh.layers[0]
     close(fresh.layers[2](x), alone)  # with gradients, and from the parameters of the layers before it
 
 
@@ -249,8 +258,8 @@ def test_what_is_carried_goes_to_the_device_of_the_next_layer(
 ) -> None:
     stack = Stack(protocol, options)
     stack.layers[1].to("meta")
-    first, current = stack.layers[0].link, Pass()
-    for bases in first.made(first.bases(current), current).values():
+    first, current = stack.layers[0].propagation, ForwardState()
+    for bases in first.following_bases(first.bases(current), current).values():
         for carried in (bases.weight, bases.bias):
             assert {part.device.type for part in carried if part is not None} == {"meta"}
 
@@ -258,8 +267,8 @@ def test_what_is_carried_goes_to_the_device_of_the_next_layer(
 def test_a_chain_survives_copies_and_files() -> None:
     stack = Stack("ep-camex", {})
     for made in (copy.deepcopy(stack), pickle.loads(pickle.dumps(stack))):
-        assert chains(list(made.layers)) == [["layer0", "layer1", "layer2"]]
-        assert made.layers[1].link.layer is made.layers[1]
+        assert propagation_paths(list(made.layers)) == [["layer0", "layer1", "layer2"]]
+        assert made.layers[1].propagation.layer is made.layers[1]
         close(made(tokens(2, 5)), stack(tokens(2, 5)))
 
 
@@ -273,9 +282,9 @@ def test_the_mean_is_that_of_the_domain_vectors(form: Any, base: bool) -> None:
     x, s = tokens(2, 5).requires_grad_(), torch.full((2, EXPERTS), 1 / EXPERTS, dtype=torch.float64)
     given = {"factors": layer.curvature.factors if base else None, "form": form}
     e_m = layer.base if base else None
-    y, mean = merged_linear_and_mean(x, s, layer.experts, e_m, **given)
+    y, mean = merged_linear_and_mean(x, s, product(layer.experts, e_m, **given))
     close(y, merged_linear(x, s, layer.experts, e_m, **given))
-    expected = vectors_plain(layer.experts, e_m, None, given["factors"]).mean(0)
+    expected = transform_reference(product(layer.experts, e_m, **given)).mean(0)
     close(mean, expected)
     (mine,) = torch.autograd.grad(mean.square().sum(), layer.experts)  # y is not used
     (oracle,) = torch.autograd.grad(expected.square().sum(), layer.experts)
@@ -287,7 +296,7 @@ def test_weighted_sums_are_not_rounded_by_autocast(shape: tuple[int, ...]) -> No
     generator = torch.Generator().manual_seed(0)
     experts, base = (torch.randn(s, generator=generator).requires_grad_() for s in (shape, shape[1:]))
     a, upstream = torch.rand(shape[0], generator=generator), torch.randn(shape[1:], generator=generator)
-    made = Vectors(experts, base, lambda: a, lambda: a).sum(a)
+    made = LayerVectors(experts, base, lambda: a, lambda: a).sum(a)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         mine = torch.autograd.grad(made, (experts, base), upstream)
     expected = torch.einsum("n,n...->...", a, experts - base)
@@ -311,7 +320,7 @@ def test_gram_matrix(shape: tuple[int, ...]) -> None:
 def test_momentum_is_a_sum_of_turned_steps(angle: float) -> None:
     """After steps d_0 .. d_n: E_m + gamma * sum over t and j <= t of momentum^(t-j) cos((t-j) angle) d_j."""
     steps = torch.randn(5, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    carried = mirrored = Carried(torch.zeros(3, dtype=torch.float64))
+    carried = mirrored = PropagatedBase(torch.zeros(3, dtype=torch.float64))
     for delta in steps:
         carried = descend(carried, delta, gamma=0.5, momentum=0.9, angle=angle)
         mirrored = descend(mirrored, delta, gamma=0.5, momentum=0.9, angle=-angle)

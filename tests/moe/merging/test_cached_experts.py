@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from camex_ft.moe.context import Pass
+from camex_ft.moe.context import ForwardState
 from camex_ft.moe.layers.ffn import ExpertFFN
 from camex_ft.moe.merging.caching import CachedExperts, Map, ParameterCache, merge_cached
-from camex_ft.moe.routing.cache import RoutingState
-from camex_ft.moe.routing.grouping import Grouping
+from camex_ft.moe.routing.router import Grouping
+from camex_ft.moe.routing.router_state import RouterState
 from camex_ft.utils.registry import PROTOCOLS
 from tests.helpers.expert_layers import EXPERTS, HIDDEN, layer_of, settings, tokens
 
@@ -92,22 +92,25 @@ class Reader:
 
     def __init__(self, layer: ExpertFFN) -> None:
         layer.stack = "decoder"
-        self.layer, self.state, self.cached = layer, RoutingState(self), 0
+        self.layer, self.state, self.cached = layer, RouterState(self), 0
         self.cache: ParameterCache | None = ParameterCache()
 
     def __call__(self, x: Tensor) -> Tensor:
         state = self.state if self.cached else None
-        current = Pass(cached=self.cached, caching=True, state=state, parameter_cache=self.cache)
+        current = ForwardState(
+            cached=self.cached, resumable=True, router_state=state, parameter_cache=self.cache
+        )
         with self.layer.context.open(current):
             y = self.layer(x)
-        layout = current.layout("decoder", x)
-        self.state.advance(layout.flags(x.device), layout.after, current.remembered)
+        positions = current.positions("decoder", x)
+        real = torch.ones(positions.shape, dtype=torch.bool)
+        self.state.advance(real, positions.after, current.new_router_states)
         self.cached += x.shape[1]
         return y
 
     @property
     def kept(self) -> CachedExperts | None:
-        return self.state.layers["layer"].kept
+        return self.state.layers["layer"].merged
 
 
 def reader(protocol: str = "ties-ca", **given: Any) -> Reader:
@@ -127,10 +130,10 @@ def test_tokens_by_kept_experts_are_those_of_a_full_pass(protocol: str, keep_vec
 
 def test_experts_are_merged_once_a_segment(monkeypatch: pytest.MonkeyPatch) -> None:
     reading, x, calls = reader(), tokens(2, 14), []
-    original = type(reading.layer)._merged
+    original = type(reading.layer)._merge
     monkeypatch.setattr(
         type(reading.layer),
-        "_merged",
+        "_merge",
         lambda self, *given: calls.append(reading.cached) or original(self, *given),
     )
     with torch.no_grad():
@@ -177,7 +180,7 @@ def test_experts_of_one_scope_are_not_used_in_another() -> None:
         reading.state.layers["layer"], reading.cached = state, 3
         reading.state.counts, reading.cache = (3, 3), None
         torch.testing.assert_close(found, reading(x[:, 3:4]), rtol=EXACT, atol=EXACT)
-    assert pickle.loads(pickle.dumps(state)).kept is None
+    assert pickle.loads(pickle.dumps(state)).merged is None
 
 
 def test_many_different_rows_are_not_kept() -> None:

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from camex_ft.moe.context import Pass, RoutingContext
+from camex_ft.moe.context import ForwardState, RoutingContext
 from camex_ft.moe.layers.ffn import ExpertFFN
-from camex_ft.moe.merging import caching as reuse
-from camex_ft.moe.merging.caching import Accumulation, ParameterCache, Step
+from camex_ft.moe.merging import caching
+from camex_ft.moe.merging.caching import Accumulation, OptimizerStep, ParameterCache
 from camex_ft.utils.registry import PROTOCOLS
 from tests.helpers.expert_layers import EXPERTS, layer_of, settings, tokens
 
@@ -26,13 +26,13 @@ MERGED = [n for n in PROTOCOLS.names() if PROTOCOLS.get(n).form == "weights"]
 def made(monkeypatch: pytest.MonkeyPatch) -> list[object]:
     """Every set of domain vectors that is made to be used again."""
     seen: list[object] = []
-    transform = reuse.transform
-    monkeypatch.setattr(reuse, "transform", lambda recipe: seen.append(recipe) or transform(recipe))
+    cached = caching.CachedVectors
+    monkeypatch.setattr(caching, "CachedVectors", lambda *parts: seen.append(parts) or cached(*parts))
     return seen
 
 
 def evaluated(layer: ExpertFFN, cache: ParameterCache | None = None) -> Tensor:
-    with torch.no_grad(), layer.context.open(Pass(parameter_cache=cache)):
+    with torch.no_grad(), layer.context.open(ForwardState(parameter_cache=cache)):
         return layer(tokens(2, 5))
 
 
@@ -143,7 +143,7 @@ def test_other_tensors_at_the_same_address_are_not_taken_for_the_cached_ones() -
     layer, cache = layer_of(settings("ties-ca")).eval(), ParameterCache()
     for scale in (1.0, 0.5, 2.0):  # freed and allocated again, with version 0 each time
         given = {n: p.detach() * scale for n, p in layer.named_parameters()}
-        with torch.no_grad(), layer.context.open(Pass(parameter_cache=cache)):
+        with torch.no_grad(), layer.context.open(ForwardState(parameter_cache=cache)):
             found = torch.func.functional_call(layer, given, (tokens(2, 5),))
         alone = copy.deepcopy(layer)
         alone.load_state_dict(given)
@@ -154,7 +154,7 @@ def test_other_tensors_at_the_same_address_are_not_taken_for_the_cached_ones() -
 def test_training_in_a_scope_makes_them_afresh(made: list[object]) -> None:
     layer, cache = layer_of(settings("ties-ca")).eval(), ParameterCache()
     evaluated(layer, cache)
-    with layer.context.open(Pass(parameter_cache=cache)):
+    with layer.context.open(ForwardState(parameter_cache=cache)):
         layer.train()(tokens(2, 5)).sum().backward()
     assert len(made) == 2
 
@@ -175,7 +175,7 @@ def test_blocks_within_a_block_share_a_cache_that_the_outermost_drops() -> None:
 def test_gradients_in_evaluation_mode_are_made_afresh(made: list[object]) -> None:
     layer, cache = layer_of(settings("ties-ca")).eval(), ParameterCache()
     evaluated(layer, cache)
-    with layer.context.open(Pass(parameter_cache=cache)):
+    with layer.context.open(ForwardState(parameter_cache=cache)):
         layer(tokens(2, 5)).sum().backward()
         assert len(made) == 2 and layer.up.experts.grad is not None
         for parameter in layer.parameters():
@@ -214,9 +214,9 @@ def micro_batches(layer: ExpertFFN, count: int, *, sharing: bool, again: bool = 
     for i in range(count):
         x = tokens(3, 4) * (i + 1)
         with accumulation.micro_batch(last=i == count - 1):
-            current = Pass(micro=accumulation.now if sharing else None)
+            current = ForwardState(micro_batch=accumulation.now if sharing else None)
 
-            def run(x: Tensor, current: Pass = current) -> Tensor:
+            def run(x: Tensor, current: ForwardState = current) -> Tensor:
                 with layer.context.open(current):
                     return layer(x)
 
@@ -242,9 +242,11 @@ def test_sharing_equals_making_them_every_time(protocol: str, top_k: int, again:
 
 
 def test_they_are_made_once_a_step(made: list[object], monkeypatch: pytest.MonkeyPatch) -> None:
-    release = Step.release
+    release = OptimizerStep.release
     layer, shared = layer_of(settings("ties-ca")).train(), []
-    monkeypatch.setattr(Step, "release", lambda self: shared.extend(self.shared.values()) or release(self))
+    monkeypatch.setattr(
+        OptimizerStep, "release", lambda self: shared.extend(self.cached.values()) or release(self)
+    )
     micro_batches(layer, 3, sharing=True)
     assert len(made) == 2
     micro_batches(layer, 2, sharing=True)
@@ -256,12 +258,15 @@ def test_dare_draws_one_mask_a_step(made: list[object]) -> None:
     layer = layer_of(settings("dare-ca")).train()
     accumulation, results = Accumulation(), []
     for last in (False, True):
-        with accumulation.micro_batch(last=last), layer.context.open(Pass(micro=accumulation.now)):
+        with (
+            accumulation.micro_batch(last=last),
+            layer.context.open(ForwardState(micro_batch=accumulation.now)),
+        ):
             y = layer(tokens(2, 3))
             y.sum().backward()
             results.append(y.detach())
     assert torch.equal(*results)
-    with accumulation.micro_batch(last=True), layer.context.open(Pass(micro=accumulation.now)):
+    with accumulation.micro_batch(last=True), layer.context.open(ForwardState(micro_batch=accumulation.now)):
         y = layer(tokens(2, 3))
         y.sum().backward()
     assert not torch.equal(y.detach(), results[0])
@@ -270,13 +275,13 @@ def test_dare_draws_one_mask_a_step(made: list[object]) -> None:
 def test_a_parameter_must_stay_within_a_step() -> None:
     layer = layer_of(settings("ties-ca")).train()
     accumulation = Accumulation()
-    with accumulation.micro_batch(last=False), layer.context.open(Pass(micro=accumulation.now)):
+    with accumulation.micro_batch(last=False), layer.context.open(ForwardState(micro_batch=accumulation.now)):
         layer(tokens(2, 3)).sum().backward()
     in_place(layer)
     with (
         pytest.raises(RuntimeError, match="changed between the micro-batches"),
         accumulation.micro_batch(last=True),
-        layer.context.open(Pass(micro=accumulation.now)),
+        layer.context.open(ForwardState(micro_batch=accumulation.now)),
     ):
         layer(tokens(2, 3))
     micro_batches(layer, 2, sharing=True)  # a step that failed is over
@@ -285,17 +290,19 @@ def test_a_parameter_must_stay_within_a_step() -> None:
 def test_a_layer_must_take_part_in_the_last() -> None:
     layer = layer_of(settings("ties-ca")).train()
     accumulation = Accumulation()
-    with accumulation.micro_batch(last=False), layer.context.open(Pass(micro=accumulation.now)):
+    with accumulation.micro_batch(last=False), layer.context.open(ForwardState(micro_batch=accumulation.now)):
         layer(tokens(2, 3)).sum().backward()
     with pytest.raises(RuntimeError, match="took no part"), accumulation.micro_batch(last=True):
         pass
 
 
 def test_the_context_hands_the_micro_batch_to_the_pass() -> None:
-    context = RoutingContext(lambda context, module, arguments: Pass())
+    context = RoutingContext(lambda context, module, arguments: ForwardState())
     layer = torch.nn.Linear(2, 2)
     seen = []
-    layer.register_forward_hook(lambda *_: seen.append(context.active.micro if context.active else None))
+    layer.register_forward_hook(
+        lambda *_: seen.append(context.active.micro_batch if context.active else None)
+    )
     context.attach(layer)
     layer(torch.ones(1, 2))
     with context.micro_batch(last=False):

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from camex_ft.moe.merging import cost_model as cost
-from camex_ft.moe.merging.cost_model import Shape
+from camex_ft.moe.merging import functional as cost
+from camex_ft.moe.merging.functional import Shape
 
 RECORD = Path(__file__).resolve().parents[3] / "results" / "bench" / "cost-768x3072-float32-cpu.json"
 LAYER = Shape(groups=16, length=128, out=3072, width=768, experts=8, used=8)
@@ -83,6 +83,6 @@ def test_few_tokens_are_mixed_and_many_merged(shape: Shape) -> None:
 
 
 def test_curvature_is_made_once_where_it_outweighs_the_tokens() -> None:
-    assert cost.curves_once(replace(LAYER, rank=8, factors=168))
-    assert not cost.curves_once(replace(LAYER, rank=1, factors=168))
-    assert not cost.curves_once(LAYER)
+    assert cost.transforms_once(replace(LAYER, rank=8, factors=168))
+    assert not cost.transforms_once(replace(LAYER, rank=1, factors=168))
+    assert not cost.transforms_once(LAYER)

@@ -17,14 +17,13 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from camex_ft.moe.curvature import Curvature
-from camex_ft.moe.curvature.kronecker import Factors
+from camex_ft.moe.curvature import make_curvature
+from camex_ft.moe.curvature.kronecker import KroneckerFactors
 from camex_ft.moe.merging import merge_weights as merge
-from camex_ft.moe.merging.cost_model import Form
-from camex_ft.moe.merging.functional import merged_linear
-from camex_ft.moe.routing.grouping import Grouping
+from camex_ft.moe.merging.functional import Form
+from camex_ft.moe.routing.router import Grouping
 from tests.helpers.expert_layers import EXPERTS as N
-from tests.helpers.expert_layers import layer_of, settings, tokens
+from tests.helpers.expert_layers import layer_of, merged_linear, merged_linear_reference, settings, tokens
 
 B, L, OUT, IN, RANK = 4, 5, 48, 32, 2
 TOKEN = Grouping("token")
@@ -35,7 +34,7 @@ class Arguments(NamedTuple):
     weights: Tensor
     experts: Tensor
     base: Tensor | None
-    factors: Factors | None
+    factors: KroneckerFactors | None
 
     def leaves(self) -> list[Tensor]:
         given = [self.x, self.weights, self.experts, self.base, *(self.factors or ())]
@@ -48,8 +47,10 @@ def arguments(*, tokenwise: bool = False, base: bool = True, curved: bool = True
     factors = None
     if curved and base:
         torch.manual_seed(0)
-        made = Curvature(out_features=OUT, in_features=IN, experts=N, rank=RANK, bias=False).factors
-        factors = Factors(*((f.detach() + 0.1 * draw(*f.shape)).to(**to).requires_grad_() for f in made))
+        made = make_curvature(out_features=OUT, in_features=IN, experts=N, rank=RANK, bias=False).factors
+        factors = KroneckerFactors(
+            *((f.detach() + 0.1 * draw(*f.shape)).to(**to).requires_grad_() for f in made)
+        )
     groups = (B, L, N) if tokenwise else (B, N)
     experts = draw(OUT, IN) + 0.3 * draw(N, OUT, IN)
     leaf = lambda t: t.to(**to).requires_grad_()  # noqa: E731
@@ -68,7 +69,7 @@ def signs(tau: Tensor) -> Tensor:
 
 def call(given: Arguments, **rest: Any) -> Tensor:
     keep = signs if given.base is not None else None
-    return merged_linear(*given[:4], factors=given.factors, keep=keep, **rest)
+    return merged_linear(*given[:4], factors=given.factors, multiplier=keep, **rest)
 
 
 def forward_and_backward(given: Arguments, **rest: Any) -> list[Tensor]:
@@ -152,10 +153,9 @@ def watched(run: Callable[[], Any]) -> Watch:
 
 
 def test_the_watch_sees_the_plain_formula() -> None:
-    from camex_ft.moe.merging.reference import merged_linear_plain
 
     given = arguments(dtype=torch.float32)
-    watch = watched(lambda: merged_linear_plain(*given[:4], factors=given.factors).sum().backward())
+    watch = watched(lambda: merged_linear_reference(*given[:4], factors=given.factors).sum().backward())
     assert watch.largest >= B * N * OUT * IN
 
 
@@ -299,6 +299,6 @@ def test_small_domain_vectors_survive_autocast() -> None:
 
 def test_a_multiplier_that_is_one_everywhere_may_be_none() -> None:
     given = arguments()
-    ones = merged_linear(*given[:4], keep=torch.ones_like, factors=given.factors)
-    assert torch.equal(merged_linear(*given[:4], keep=lambda tau: None, factors=given.factors), ones)
-    assert torch.equal(merged_linear(*given[:4], keep=None, factors=given.factors), ones)
+    ones = merged_linear(*given[:4], multiplier=torch.ones_like, factors=given.factors)
+    assert torch.equal(merged_linear(*given[:4], multiplier=lambda tau: None, factors=given.factors), ones)
+    assert torch.equal(merged_linear(*given[:4], multiplier=None, factors=given.factors), ones)

@@ -11,11 +11,9 @@ from hypothesis import settings as effort
 from hypothesis import strategies as st
 from torch import Tensor
 
-from camex_ft.moe.context import Pass
-from camex_ft.moe.routing import grouping as granularity
-from camex_ft.moe.routing.grouping import Flow, Grouping, Groups, Layout
-from camex_ft.moe.routing.router import Router
-from tests.helpers.expert_layers import EXPERTS, HIDDEN, layer_of, settings, tokens
+from camex_ft.moe.context import ForwardState
+from camex_ft.moe.routing.router import Grouping, Groups, Router, TokenPositions
+from tests.helpers.expert_layers import EXPERTS, HIDDEN, grouped, layer_of, restored, settings, tokens
 from tests.helpers.segment_loop import EXACT, by_loop, router
 
 LONGEST = 13
@@ -23,15 +21,14 @@ LONGEST = 13
 
 def group(x: Tensor, mask: Tensor | None, route: Router, grouping: Grouping, encoded: Any = None) -> Groups:
     """One full pass."""
-    layout = Layout.of((x.shape[0], x.shape[1]), mask)
-    return granularity.group(x, Flow(layout, encoded=encoded), route, grouping)
+    return grouped(x, TokenPositions((x.shape[0], x.shape[1]), mask), route, grouping, None, encoded)
 
 
 def weights_by_token(groups: Groups) -> Tensor:
     """Routing weights that serve each token, put back in order; [B, L, N]."""
     s = groups.weights
-    return groups.restore(
-        s if s.dim() == 3 else s.unsqueeze(1).expand(-1, groups.x.shape[1], -1).contiguous()
+    return restored(
+        groups, s if s.dim() == 3 else s.unsqueeze(1).expand(-1, groups.x.shape[1], -1).contiguous()
     )
 
 
@@ -50,12 +47,12 @@ def test_segments_are_those_of_the_loop(mask: list[list[int]], span: int, first:
     grouping, route = Grouping("segment", span, first), router(2)
     x = tokens(len(mask), len(mask[0]))
     groups = group(x, torch.tensor(mask), route, grouping)
-    found, restored = weights_by_token(groups), groups.restore(groups.x)
+    found, back = weights_by_token(groups), restored(groups, groups.x)
     for b, row in enumerate(mask):
         for t, expected in enumerate(by_loop(x[b], row, route, grouping)):
             if expected is not None:
                 torch.testing.assert_close(found[b, t], expected, rtol=EXACT, atol=EXACT)
-    assert torch.equal(restored, x)
+    assert torch.equal(back, x)
     assert torch.isfinite(groups.routing.weights).all()
 
 
@@ -129,7 +126,7 @@ def test_sequence_is_routed_by_the_mean_of_its_tokens() -> None:
     groups = group(x, mask, route, Grouping("sequence"))
     expected = torch.stack([route(x[0, :3].mean(0)).weights, route(x[1, 1:].mean(0)).weights])
     torch.testing.assert_close(groups.weights, expected, rtol=EXACT, atol=EXACT)
-    assert groups.mask is None and torch.equal(groups.restore(x), x)
+    assert groups.mask is None and torch.equal(restored(groups, x), x)
 
 
 def test_token_is_routed_by_itself() -> None:
@@ -153,6 +150,6 @@ def test_padding_changes_no_output_of_a_layer() -> None:
     layer = layer_of(settings("ties-ca", grouping=Grouping("segment", 3))).eval()
     x = tokens(1, 5)
     padded = torch.cat([x, torch.full((1, 4, HIDDEN), 3.0).double()], dim=1)
-    with layer.context.open(Pass(masks={"encoder": torch.tensor([[1] * 5 + [0] * 4])})):
+    with layer.context.open(ForwardState(masks={"encoder": torch.tensor([[1] * 5 + [0] * 4])})):
         found = layer(padded)[:, :5]
     torch.testing.assert_close(found, layer(x), rtol=EXACT, atol=EXACT)

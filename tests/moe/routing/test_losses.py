@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from camex_ft.moe.routing.losses import balance_of, cv_squared, load, smooth_load
+from camex_ft.moe.routing.losses import cv_squared, load, smooth_load, sum_losses
 from camex_ft.moe.routing.router import Routing, topk_softmax
 
 GROUPS, EXPERTS = 4, 5
@@ -82,7 +82,7 @@ def test_balance_loss_is_the_formula(top_k: int, masked: bool) -> None:
     keep = slice(None) if mask is None else mask.bool().numpy()
     importance = routing.weights.numpy()[keep].sum(0)
     loads = load(routing, top_k=top_k).numpy()[keep].sum(0)
-    found = balance_of(routing, top_k=top_k, coef=0.3, mask=mask).loss()
+    found = sum_losses(routing, top_k=top_k, coef=0.3, mask=mask).loss()
     assert float(found) == pytest.approx(0.3 * (cv2(importance) + cv2(loads)), rel=1e-12)
 
 
@@ -90,26 +90,26 @@ def test_groups_in_two_axes_count_as_one_list() -> None:
     routing = noisy_routing(2)
     folded = Routing(*(t.view(2, 2, EXPERTS) for t in routing))
     mask = torch.tensor([1, 0, 1, 1])
-    one = balance_of(routing, top_k=2, coef=1.0, mask=mask).loss()
-    two = balance_of(folded, top_k=2, coef=1.0, mask=mask.view(2, 2)).loss()
+    one = sum_losses(routing, top_k=2, coef=1.0, mask=mask).loss()
+    two = sum_losses(folded, top_k=2, coef=1.0, mask=mask.view(2, 2)).loss()
     assert torch.equal(one, two)
 
 
 def test_equal_use_costs_nothing_and_one_expert_costs_most() -> None:
     even = Routing(torch.full((6, 4), 0.25), torch.zeros(6, 4))
-    assert balance_of(even, top_k=4, coef=1.0).loss() == 0
+    assert sum_losses(even, top_k=4, coef=1.0).loss() == 0
     one = torch.zeros(6, 4)
     one[:, 2] = 1
     # cv^2 of (0, 0, 6, 0) is 9 / 2.25 = 4, for importance and for load
-    assert float(balance_of(Routing(one, one), top_k=1, coef=1.0).loss()) == pytest.approx(8, rel=1e-6)
+    assert float(sum_losses(Routing(one, one), top_k=1, coef=1.0).loss()) == pytest.approx(8, rel=1e-6)
 
 
 def test_sums_of_two_halves_make_the_losses_of_the_whole() -> None:
     routing, mask = noisy_routing(2), torch.tensor([1, 0, 1, 1])
     given = {"top_k": 2, "coef": 0.3, "z_coef": 0.2}
-    whole = balance_of(routing, mask=mask, **given)
+    whole = sum_losses(routing, mask=mask, **given)
     halves = [
-        balance_of(Routing(*(t[part] for t in routing)), mask=mask[part], **given)
+        sum_losses(Routing(*(t[part] for t in routing)), mask=mask[part], **given)
         for part in (slice(0, 1), slice(1, None))
     ]
     together = halves[0].of(halves[0].flat() + halves[1].flat())

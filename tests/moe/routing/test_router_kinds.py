@@ -12,10 +12,18 @@ from hypothesis import settings as limits
 from hypothesis import strategies as st
 from torch import Tensor
 
-from camex_ft.moe.context import Pass
-from camex_ft.moe.routing.grouping import Grouping
-from camex_ft.moe.routing.losses import balance_of
-from camex_ft.moe.routing.router import COLDEST, START, Router, RouterSettings, Routing, choose, topk_softmax
+from camex_ft.moe.context import ForwardState
+from camex_ft.moe.routing.losses import sum_losses
+from camex_ft.moe.routing.router import (
+    COLDEST,
+    START,
+    Grouping,
+    Router,
+    RouterSettings,
+    Routing,
+    choose,
+    topk_softmax,
+)
 from tests.helpers.expert_layers import EXPERTS, Model, layer_of, settings, tokens
 
 EXACT = 1e-12  # float64, sums of at most a dozen terms
@@ -264,7 +272,7 @@ def test_a_mixture_by_expert_choice() -> None:
     chooser = RouterSettings(kind="expert-choice")
     layer = layer_of(settings("smoe", grouping=TOKEN, top_k=1, router=chooser, balance=0.5)).eval()
     x, mask = tokens(2, 7), torch.tensor([[1] * 7, [1] * 4 + [0] * 3])
-    with layer.context.open(Pass(masks={"encoder": mask})) as current:
+    with layer.context.open(ForwardState(masks={"encoder": mask})) as current:
         found = layer(x)
     assert current.layers["layer"].balance == 0  # balanced as it is made
     torch.testing.assert_close(layer(x[1:, :4]), found[1:, :4], rtol=EXACT, atol=EXACT)
@@ -276,7 +284,7 @@ def test_expert_choice_refuses_a_cache() -> None:
     layer = layer_of(settings("smoe", grouping=TOKEN, router=RouterSettings(kind="expert-choice")))
     layer.stack = "decoder"
     with (
-        layer.context.open(Pass(cached=4)),
+        layer.context.open(ForwardState(cached=4)),
         pytest.raises(RuntimeError, match=r"expert choice .* use_cache=False"),
     ):
         layer(tokens(1, 1))
@@ -286,7 +294,7 @@ def test_expert_choice_refuses_a_cache() -> None:
 
 
 def z_loss(routing: Routing, coef: float, mask: Tensor | None = None) -> Tensor:
-    return balance_of(routing, top_k=1, coef=0.0, z_coef=coef, mask=mask).loss()
+    return sum_losses(routing, top_k=1, coef=0.0, z_coef=coef, mask=mask).loss()
 
 
 def test_z_loss_is_the_mean_square_of_logsumexp() -> None:
@@ -314,7 +322,7 @@ def test_a_layer_adds_its_z_loss_to_its_balance_loss(granularity: Any) -> None:
 
     def added(**given: Any) -> Tensor:
         layer = layer_of(settings(grouping=Grouping(granularity, 2), **given))
-        with layer.context.open(Pass(masks={"encoder": mask})) as current:
+        with layer.context.open(ForwardState(masks={"encoder": mask})) as current:
             layer(x)
         return current.layers["layer"].balance
 
@@ -334,7 +342,7 @@ def test_a_merged_layer_takes_weights_that_sum_to_less_than_one(granularity: Any
     layer = layer_of(settings("domain", grouping=Grouping(granularity, 2), **given)).eval()
     x = tokens(1, 4)
     before = layer(x)
-    with layer.context.open(Pass()) as current:
+    with layer.context.open(ForwardState()) as current:
         layer(x)
     s = current.layers["layer"].weights
     assert ((s > 0).sum(-1) == 1).all() and (s.sum(-1) < 1).all()

@@ -12,10 +12,9 @@ from hypothesis import settings as effort
 from hypothesis import strategies as st
 from torch import Tensor
 
-from camex_ft.moe.routing.cache import RoutingState
-from camex_ft.moe.routing.grouping import Flow, Grouping, Groups, Layout, group
-from camex_ft.moe.routing.router import Router
-from tests.helpers.expert_layers import HIDDEN, tokens
+from camex_ft.moe.routing.router import Grouping, Groups, Router, TokenPositions
+from camex_ft.moe.routing.router_state import RouterState
+from tests.helpers.expert_layers import HIDDEN, grouped, restored, tokens
 from tests.helpers.segment_loop import EXACT, by_loop, router
 
 
@@ -23,22 +22,26 @@ class Reader:
     """One layer that reads rows piece by piece, as with a key-value cache."""
 
     def __init__(self, route: Router, grouping: Grouping) -> None:
-        self.route, self.grouping, self.state = route, grouping, RoutingState(self)
+        self.route, self.grouping, self.state = route, grouping, RouterState(self)
 
     def read(self, x: Tensor, mask: Tensor | None) -> Groups:
         going_on = self.state if self.state.layers else None
-        layout = Layout.of((x.shape[0], x.shape[1]), mask, state=going_on, keep=True)
+        before = () if going_on is None else going_on.counts
+        positions = TokenPositions.of((x.shape[0], x.shape[1]), mask, before=before, resumable=True)
         known = self.state.layers.get("layer")
-        made = group(x, Flow(layout, known, keep=True), self.route, self.grouping)
+        made = grouped(x, positions, self.route, self.grouping, known)
         assert made.state is not None
-        self.state.advance(layout.flags(x.device), layout.after, {"layer": made.state})
+        real = (
+            torch.ones(positions.shape, dtype=torch.bool) if positions.mask is None else positions.mask != 0
+        )
+        self.state.advance(real, positions.after, {"layer": made.state})
         return made
 
 
 def served(groups: Groups) -> Tensor:
     """Routing weights that serve each token, in the order in which they came; [B, L, N]."""
     s = groups.weights
-    return groups.restore(s.unsqueeze(1).expand(-1, groups.x.shape[1], -1).contiguous())
+    return restored(groups, s.unsqueeze(1).expand(-1, groups.x.shape[1], -1).contiguous())
 
 
 @st.composite
@@ -62,7 +65,7 @@ def test_pieces_are_served_as_the_whole(
         for length in pieces:
             part = slice(start, start + length)
             made = reader.read(x[:, part], mask[:, part])
-            torch.testing.assert_close(made.restore(made.x), x[:, part], rtol=0, atol=0)
+            torch.testing.assert_close(restored(made, made.x), x[:, part], rtol=0, atol=0)
             found.append(served(made))
             start += length
     weights = torch.cat(found, dim=1)
@@ -168,8 +171,8 @@ def test_packed_documents_are_served_as_alone(lengths: list[int], size: int, fir
     grouping, route = Grouping("segment", size, first), router(2)
     x = tokens(2, sum(lengths))
     documents = torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths)).repeat(2, 1)
-    made = group(x, Flow(Layout.of((2, sum(lengths)), documents=documents)), route, grouping)
-    assert torch.equal(made.restore(made.x), x)
+    made = grouped(x, TokenPositions((2, sum(lengths)), documents=documents), route, grouping)
+    assert torch.equal(restored(made, made.x), x)
     assert len(made.x) == 2 * sum(-(-n // size) for n in lengths)  # no group without a token
     weights = served(made)
     for b in range(2):
@@ -184,11 +187,10 @@ def test_packed_documents_are_served_as_alone(lengths: list[int], size: int, fir
 
 def test_packed_documents_count_in_the_balance_as_alone() -> None:
     route, grouping, x = router(), Grouping("segment", 2), tokens(1, 7)
-    packed = group(
-        x, Flow(Layout.of((1, 7), documents=torch.tensor([[0, 0, 0, 1, 1, 1, 1]]))), route, grouping
-    )
+    documents = torch.tensor([[0, 0, 0, 1, 1, 1, 1]])
+    packed = grouped(x, TokenPositions((1, 7), documents=documents), route, grouping)
     assert packed.mask.tolist() == [[1, 1, 1], [1, 1, 1]]
-    alone = group(x[:, 3:], Flow(Layout.of((1, 4))), route, grouping)
+    alone = grouped(x[:, 3:], TokenPositions((1, 4)), route, grouping)
     torch.testing.assert_close(packed.routing.weights[1:], alone.routing.weights, rtol=EXACT, atol=EXACT)
 
 

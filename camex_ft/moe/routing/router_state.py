@@ -1,11 +1,11 @@
-"""Router state beside a key-value cache, so that generating token by token equals one full pass.
+"""Router state beside a key-value cache, so that generating token by token equals one full forward pass.
 
-    of a row     how many real tokens the cache stands for: segment and place of the next one follow from it
+    of a row     the number of real tokens in the cache: segment and place of the next one follow from it
     of a layer   the routing weights that serve each segment, and the layer's inputs of the last two segments: the
-                 running one is routed when it is full, and tokens that turn out wrong can be taken back
+                 running one is routed when it is full, and wrong tokens can be removed
 
-A state belongs to one cache of one model. It follows what happens to the cache: rows reordered with beams, repeated,
-selected, tokens taken back.
+A state belongs to one cache of one model. It follows the operations on the cache: rows reordered with beams, repeated
+or selected, and tokens removed.
 """
 
 from __future__ import annotations
@@ -21,23 +21,24 @@ from camex_ft.moe.merging.caching import CachedExperts
 
 
 @dataclass(frozen=True)
-class LayerState:
-    """Router state of one layer. Rows of `tokens` end with their last real token; what is left of a row's own is junk.
+class LayerRouterState:
+    """Router state of one layer. Rows of `tokens` end with their last real token; entries before a row's first are
+    junk.
 
     Attributes:
         weights: entry j serves segment j of a row, for segments that have begun; [B, S, N].
         tokens: the layer's last inputs, in the first `length` columns of a buffer; [B, C, d]; None where the routing
-            weights serve all tokens to come.
+            weights serve all later tokens.
         length: columns of `tokens` in use.
         segment: T.
-        kept: merged experts that serve the rows now.
+        merged: cached merged experts that serve the rows now.
     """
 
     weights: Tensor
     tokens: Tensor | None = None
     length: int = 0
     segment: int = 0
-    kept: CachedExperts | None = None
+    merged: CachedExperts | None = None
 
     def serving(self, counts: Sequence[int]) -> Tensor:
         """Return the routing weights of each row's next token, given its number of real tokens; [B, N]."""
@@ -51,7 +52,7 @@ class LayerState:
         assert self.tokens is not None
         return self.tokens[:, self.length - count : self.length]
 
-    def append(self, tokens: Tensor, real: Tensor | None) -> LayerState:
+    def append(self, tokens: Tensor, real: Tensor | None) -> LayerRouterState:
         """Return the state with inputs added.
 
         Args:
@@ -71,7 +72,7 @@ class LayerState:
         if self.length == 0:
             known = tokens[:, -2 * self.segment :]
             if known.shape[1] < added and not torch.is_grad_enabled():
-                known = known.clone()  # a view would keep all of a long prompt
+                known = known.clone()  # a view would hold all of a long prompt
             return replace(self, tokens=known, length=known.shape[1])
         if torch.is_grad_enabled():
             known = torch.cat([self.tokens[:, : self.length], tokens], dim=1)[:, -2 * self.segment :]
@@ -87,12 +88,12 @@ class LayerState:
         ours = not buffer.requires_grad and buffer.is_inference() <= torch.is_inference_mode_enabled()
         if ours and self.length + added <= buffer.shape[1]:
             return buffer, self.length
-        kept = min(self.length, 2 * self.segment)
-        made = buffer.new_empty(buffer.shape[0], kept + added + self.segment, buffer.shape[2])
-        made[:, :kept] = self.recent(kept)
-        return made, kept
+        length = min(self.length, 2 * self.segment)
+        larger = buffer.new_empty(buffer.shape[0], length + added + self.segment, buffer.shape[2])
+        larger[:, :length] = self.recent(length)
+        return larger, length
 
-    def route(self, rows: Sequence[int], at: Sequence[int], weights: Tensor) -> LayerState:
+    def route(self, rows: Sequence[int], at: Sequence[int], weights: Tensor) -> LayerRouterState:
         """Return the state with routing weights for one segment of each of some rows.
 
         Args:
@@ -103,26 +104,26 @@ class LayerState:
         table = torch.nn.functional.pad(self.weights, (0, 0, 0, max(0, missing)))
         table = table.clone() if missing <= 0 else table
         table[torch.tensor(rows), torch.tensor(at)] = weights.to(table.dtype)
-        return replace(self, weights=table, kept=None if self.kept is None else self.kept.stale())
+        return replace(self, weights=table, merged=None if self.merged is None else self.merged.stale())
 
-    def select(self, rows: Tensor) -> LayerState:
+    def select(self, rows: Tensor) -> LayerRouterState:
         """Return the state of some rows, [n] indices, which may repeat."""
         tokens = None if self.tokens is None else self.tokens[:, : self.length].index_select(0, rows)
-        kept = None if self.kept is None else self.kept.select(rows.tolist())
-        return replace(self, weights=self.weights.index_select(0, rows), tokens=tokens, kept=kept)
+        merged = None if self.merged is None else self.merged.select(rows.tolist())
+        return replace(self, weights=self.weights.index_select(0, rows), tokens=tokens, merged=merged)
 
-    def crop(self, removed: Sequence[int], left: Sequence[int]) -> LayerState:
-        """Return the state with each row's last tokens taken back.
+    def crop(self, removed: Sequence[int], left: Sequence[int]) -> LayerRouterState:
+        """Return the state with each row's last tokens removed.
 
         Args:
-            removed, left: of each row, real tokens taken back and left; [B] each.
+            removed, left: of each row, real tokens removed and left; [B] each.
 
         Raises:
-            RuntimeError: the running segment begins before the inputs that are remembered.
+            RuntimeError: the running segment begins before the stored inputs.
         """
-        kept = None if self.kept is None else self.kept.stale()
+        merged = None if self.merged is None else self.merged.stale()
         if self.tokens is None:
-            return replace(self, kept=kept)
+            return replace(self, merged=merged)
         length = self.length - max(removed)
         if any(count % self.segment > length for count in left):
             raise RuntimeError(
@@ -130,20 +131,20 @@ class LayerState:
                 f"{self.segment} tokens only. Compute the shorter prompt anew, or copy the cache before going on"
             )
         rows = [self.tokens[b, self.length - r - length : self.length - r] for b, r in enumerate(removed)]
-        return replace(self, tokens=torch.stack(rows), length=length, kept=kept)
+        return replace(self, tokens=torch.stack(rows), length=length, merged=merged)
 
-    def copy(self) -> LayerState:
-        """Return a state that can go on apart from this one."""
+    def copy(self) -> LayerRouterState:
+        """Return an independent copy of the state."""
         return self if self.tokens is None else replace(self, tokens=self.recent(self.length).clone())
 
 
 @dataclass(eq=False)
-class RoutingState:
+class RouterState:
     """Router state of one model beside one key-value cache.
 
     Attributes:
         owner: the model's routing context.
-        real: which of the cache's positions hold a token; [B, P] bool.
+        real: flags of the cache's positions that hold a token; [B, P] bool.
         counts: their number by row.
         layers: by layer name.
     """
@@ -151,27 +152,27 @@ class RoutingState:
     owner: object
     real: Tensor | None = None
     counts: tuple[int, ...] = ()
-    layers: dict[str, LayerState] = field(default_factory=dict)
+    layers: dict[str, LayerRouterState] = field(default_factory=dict)
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> RoutingState:
-        """A copied cache goes on by itself, for the same model."""
+    def __deepcopy__(self, memo: dict[int, Any]) -> RouterState:
+        """Copy the state for a copied cache of the same model."""
         layers = {name: layer.copy() for name, layer in self.layers.items()}
-        return RoutingState(self.owner, self.real, self.counts, layers)
+        return RouterState(self.owner, self.real, self.counts, layers)
 
-    def advance(self, real: Tensor, counts: tuple[int, ...], layers: dict[str, LayerState]) -> None:
-        """Take over what a pass made: which of its positions are real [B, L], tokens by row now, and layers."""
+    def advance(self, real: Tensor, counts: tuple[int, ...], layers: dict[str, LayerRouterState]) -> None:
+        """Take over the result of a forward pass: its real positions [B, L], the tokens of each row now, and layers."""
         self.real = real if self.real is None else torch.cat([self.real, real], dim=1)
         self.counts, self.layers = counts, layers
 
     def select(self, rows: Tensor) -> None:
-        """Keep some rows, [n] indices, which may repeat: beams, for one."""
+        """Select rows, [n] indices, which may repeat, as for beams."""
         if self.real is not None:
             self.real = self.real[rows.to(self.real.device)]
         self.counts = tuple(self.counts[i] for i in rows.tolist())
         self.layers = {n: layer.select(rows.to(layer.weights.device)) for n, layer in self.layers.items()}
 
     def crop(self, positions: int) -> None:
-        """Take the last positions back."""
+        """Remove the last positions."""
         if positions and self.real is not None:
             end = self.real.shape[1] - positions
             removed = self.real[:, end:].sum(1).tolist()
@@ -180,5 +181,5 @@ class RoutingState:
             self.real, self.counts = self.real[:, :end], left
 
     def reset(self) -> None:
-        """Forget everything."""
+        """Empty the state."""
         self.real, self.counts, self.layers = None, (), {}
