@@ -15,7 +15,7 @@ from transformers import AutoTokenizer
 from camex_ft.config import Config, load_config
 from camex_ft.results import Record, summary_rows
 from camex_ft.run import inference, pipeline
-from camex_ft.tasks import stream
+from camex_ft.tasks import lm
 from camex_ft.upcycling import expert_layers, load
 from camex_ft.utils.errors import UserError
 
@@ -71,7 +71,7 @@ def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Half of the text to train on, as one split, and the other half."""
     folder = tmp_path_factory.mktemp("texts")
     for name in ("validation", "test"):
-        (folder / f"{name}.txt").write_text(stream.text(LINES * 12) + f"the {name} file\n")
+        (folder / f"{name}.txt").write_text(lm.stream_text(LINES * 12) + f"the {name} file\n")
     return folder
 
 

@@ -14,7 +14,7 @@ from camex_ft.config import Config
 from camex_ft.data import sources
 from camex_ft.results import RunFolder
 from camex_ft.run import pipeline
-from camex_ft.tasks.prepared import Prepared
+from camex_ft.tasks.base import Prepared
 from camex_ft.upcycling import expert_layers
 from camex_ft.utils.registry import EMBEDDED, TASKS
 

@@ -136,7 +136,7 @@ def test_predict_writes_an_answer_to_every_question_of_a_file(whole: Run, tmp_pa
 
 
 def test_the_predictions_of_a_file_score_what_the_run_scored(whole: Run, tmp_path: Path) -> None:
-    from camex_ft.tasks.answer_metrics import SquadAnswers
+    from camex_ft.tasks.metrics import SquadAnswers
 
     settled, task = inference.read_run(whole.folder)
     examples = pipeline.load_splits(settled, task)["validation"]

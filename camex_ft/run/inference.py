@@ -27,9 +27,8 @@ from camex_ft.results import Record, RunFolder, find_done, load_record
 from camex_ft.results.experiment import SHOWN
 from camex_ft.run.pipeline import MODEL, PREDICTIONS
 from camex_ft.run.steps import load_splits, make_trainer, quieten
-from camex_ft.tasks.base import Task
-from camex_ft.tasks.prepared import Prepared
-from camex_ft.tasks.stream import begin
+from camex_ft.tasks.base import Prepared, Task
+from camex_ft.tasks.lm import begin_tokens
 from camex_ft.training.history import only_metrics
 from camex_ft.training.trainer import CamexTrainer
 from camex_ft.utils.architectures import positions
@@ -185,7 +184,7 @@ def generate(
     loaded, tokenizer = load_trained(run_folder)
     model: Any = loaded  # its `generate` is typed as a module's attribute
     causal = task.head == "causal-lm"
-    ids = begin(tokenizer) if causal else []
+    ids = begin_tokens(tokenizer) if causal else []
     ids += tokenizer(prompt, add_special_tokens=not causal, split_special_tokens=True, verbose=False)[
         "input_ids"
     ]

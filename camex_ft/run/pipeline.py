@@ -26,8 +26,7 @@ from camex_ft.results.experiment import changes, differs
 from camex_ft.run.fitting import check_backbone
 from camex_ft.run.record_builder import Facts, make_record
 from camex_ft.run.steps import load_model, load_splits, made_tokenizer, make_trainer, name_of, quieten
-from camex_ft.tasks.base import Task
-from camex_ft.tasks.prepared import Prepared
+from camex_ft.tasks.base import Prepared, Task
 from camex_ft.training.arguments import training_arguments
 from camex_ft.training.checkpoint_folder import choose, ended, state_of
 from camex_ft.training.cost import Speed, describe

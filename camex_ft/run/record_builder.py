@@ -15,7 +15,7 @@ from camex_ft.results import Record, command_line, strip_paths
 from camex_ft.results import environment as software
 from camex_ft.results.record import Cost, Data, LayerCurvature, Metrics, Model, RoutingStatistics, Run, pack
 from camex_ft.results.routing import layer_routing
-from camex_ft.tasks.prepared import Prepared
+from camex_ft.tasks.base import Prepared
 from camex_ft.training.cost import Speed, devices, peak_memory_mb, rows_read
 from camex_ft.training.distributed import largest
 from camex_ft.training.history import best_and_last, epochs, only_metrics

@@ -20,9 +20,8 @@ from camex_ft.config.needs import local_backbone
 from camex_ft.data import sources
 from camex_ft.results import RunFolder, run_name
 from camex_ft.results.experiment import find_folder, may_be_of
-from camex_ft.tasks import stream
-from camex_ft.tasks.base import Task
-from camex_ft.tasks.prepared import Prepared
+from camex_ft.tasks.base import Prepared, Task
+from camex_ft.tasks.lm import stream_line
 from camex_ft.training.arguments import training_arguments
 from camex_ft.training.checkpoint_folder import identity
 from camex_ft.training.history import HistoryCallback
@@ -66,7 +65,7 @@ def load_model(
     """
     texts = None
     if splits is not None and needs_tokenizer(settled, task):
-        texts = map(stream.line, splits[task.splits["train"]]["text"][:])
+        texts = map(stream_line, splits[task.splits["train"]]["text"][:])
     dense, tokenizer = load_backbone(
         settled.backbone,
         head=task.head,

@@ -1,7 +1,7 @@
-"""Base class of tasks: where their data lie, what the model reads, what its outputs are scored against.
+"""Base class of tasks, and the data of a run as a task prepares them.
 
-A task holds the benchmark's columns (`features`, exactly the hub's). Its kind, a subclass of `Task`, says how examples
-become rows, rows become model inputs, and what is collected of the model becomes predictions and metrics.
+A task holds the benchmark's columns (`features`, exactly the hub's). Its kind, a subclass of `Task`, turns examples
+into rows, rows into model inputs, and the collected outputs of the model into predictions and metrics.
 """
 
 from __future__ import annotations
@@ -32,11 +32,13 @@ Predictions = Sequence[Any]
 Collator = Callable[[list[dict[str, Any]]], dict[str, Any]]
 
 PLAIN_SPLITS: Mapping[str, Any] = {"train": "train", "validation": ("validation",), "test": ("test",)}
-WITHHELD = -1
+WITHHELD = -1  # label that a benchmark does not publish
+IGNORED = -100  # label of a token that is not scored
+ROW = "row"
 
 
 def nothing_wrong(example: Example) -> str | None:
-    """Find no fault with an example: the check of tasks whose columns have nothing to do with each other."""
+    """Accept every example: the check of tasks whose columns do not depend on each other."""
     return None
 
 
@@ -45,32 +47,32 @@ class Task(ABC, Generic[Settings]):
     """One task of a benchmark; its type parameter is the model of the keys that its kind takes under `task`.
 
     Attributes:
-            head: what the backbone gets; a key of `camex_ft.backbones.heads.HEADS`.
+        head: the head of the backbone; a key of `HEADS`.
         config_class: the model of the keys that this kind of task takes under `task`.
-            plain_text: whether its data may be text files, and folders of them.
-        words: the answers that a text-to-text model chooses among; empty where it generates one.
+        plain_text: whether its data may be text files, and folders of them.
+        words: the answers that a text-to-text model chooses among; empty for generated answers.
         suite: such as ``"glue"``; the registry's name is ``suite/name``.
         name: of the task, such as ``"sst2"``.
         benchmark_name: the benchmark's own name, of its folder and its submission file, such as ``"SST-2"``.
         summary: one line for listings.
-        hub: hub id of the data set that holds the task as a configuration; empty where there is none.
-        hub_config: that configuration, where it is not `name`.
+        hub: hub id of the data set that holds the task as a configuration; empty for none.
+        hub_config: that configuration, if it is not `name`.
         features: columns, types and label names, exactly the hub's.
         primary: name of the metric that tables show and that chooses the best epoch.
         greater_is_better: whether more of the primary metric is better.
-        check: what is wrong with an example, or None; for faults that types and label names do not show.
+        check: returns the fault of an example, or None; for faults that types and label names do not show.
         splits: ``train`` (one name), ``validation`` and ``test`` (tuples of names).
-        files: test split -> name of its submission file; empty where the benchmark takes none.
-        aliases: column -> its header in the benchmark's own files, where it differs.
+        files: test split -> name of its submission file; empty if the benchmark takes none.
+        aliases: column -> its header in the benchmark's own files, if it differs.
         headerless: columns of the benchmark's own tsv files that have no header line.
         unpack: record of the benchmark's own jsonl files -> examples.
         grouped: whether rows belong together by their ``idx``, which then must differ from row to row.
         numbered: whether a data set without ``idx`` can be numbered row by row.
         label_range: least and greatest value of a column ``label`` that holds numbers.
         train_from: the task whose train and validation splits a test-only diagnostic uses.
-        unique: the column whose values differ from row to row, where it is not ``idx``.
+        unique: the column whose values differ from row to row, if it is not ``idx``.
         answered: whether every example outside test splits has an answer in its column ``answers``.
-        absent: column that the files of test splits may lack -> what stands there then.
+        absent: column that the files of test splits may lack -> the value in its place.
         unpublished: splits that only the user's own files have.
         stems: split -> names, without ending, of the benchmark's own files.
         texts: names of the texts that a row is made of, for the example on a model card.
@@ -119,7 +121,7 @@ class Task(ABC, Generic[Settings]):
 
     @property
     def kind_names(self) -> tuple[str, ...]:
-        """Names of the values of the rows' column ``label``, where routing is shown by them."""
+        """Names of the classes in the rows' column ``label``, by which routing is shown; empty for none."""
         return ()
 
     @property
@@ -145,11 +147,11 @@ class Task(ABC, Generic[Settings]):
         return donor
 
     def check_split(self, dataset: Dataset, split: str) -> None:
-        """Raise `UserError` for examples that make no split, where that does not show in any one of them."""
+        """Raise `UserError` for a fault of the whole split that no single example shows."""
         return
 
     def check_backbone(self, config: PreTrainedConfig, settings: Settings) -> None:
-        """Raise `UserError` for a backbone whose positions are fewer than the lengths that `settings` ask for."""
+        """Raise `UserError` for a backbone with fewer positions than the lengths in `settings`."""
         limit = positions(config)
         for key in settings.lengths:
             length = getattr(settings, key)
@@ -160,18 +162,18 @@ class Task(ABC, Generic[Settings]):
                 )
 
     def within(self, config: PreTrainedConfig, settings: Settings) -> Settings:
-        """Return `settings` with lengths that the backbone reads: longer ones are those of earlier versions."""
+        """Return `settings` with no length above the backbone's limit, which earlier versions did not check."""
         limit = positions(config)
         long = [key for key in settings.lengths if limit is not None and getattr(settings, key) > limit]
         return settings.model_copy(update=dict.fromkeys(long, limit)) if long else settings
 
     def backbone_options(self) -> dict[str, Any]:
-        """Return what `backbones.load.load` is told beside the head."""
+        """Return further arguments of `backbones.loading.load` beside the head."""
         return {}
 
     @abstractmethod
     def rows(self, dataset: Dataset, split: str) -> Dataset:
-        """Return what is scored, in the examples' order, without a tokenizer; ``domain`` stays where it is there."""
+        """Return the rows to score, in the examples' order, not tokenised; with ``domain`` if the examples have it."""
 
     @abstractmethod
     def encode(
@@ -179,13 +181,12 @@ class Task(ABC, Generic[Settings]):
     ) -> Dataset:
         """Return the inputs of the model, one or several for each of the `rows` of `split`, in their order.
 
-        Where they are not one for one, a column ``row`` (int, an index into `rows`) says what each belongs to;
-        `Prepared` takes it off before the model sees it.
+        If they are not one for one, a column ``row`` holds the index of each input's row; `Prepared` removes it.
         """
 
     @abstractmethod
     def collator(self, tokenizer: PreTrainedTokenizerBase) -> Collator:
-        """Return the function that makes a batch of encoded rows."""
+        """Return the function that collates encoded rows to a batch."""
 
     def outputs(
         self,
@@ -194,24 +195,23 @@ class Task(ABC, Generic[Settings]):
         tokenizer: PreTrainedTokenizerBase,
         settings: Settings,
     ) -> tuple[Tensor | None, Any]:
-        """Return the loss of one evaluation batch, or None, and what is collected of it: a tensor or tuple of tensors.
+        """Return the loss of one evaluation batch, or None, and its outputs to collect: a tensor or tuple of tensors.
 
         Their first dimension is the encoded row; a second one may differ from batch to batch and is padded with -100.
-        The routing that is recorded is that of the last forward pass. Without a loss of its own the metric ``loss``, if
-        there is one, is reported in its place. `inputs` hold ``use_cache: False`` where the model knows it.
+        The recorded routing is that of the last forward pass. If the loss is None, the metric ``loss`` is reported in
+        its place. `inputs` hold ``use_cache: False`` for models that know it.
         """
-        made = model(**inputs)
-        loss, logits = (made.loss if "labels" in inputs else None), made.logits
-        return loss, logits
+        output = model(**inputs)
+        return (output.loss if "labels" in inputs else None), output.logits
 
     @abstractmethod
     def predict(self, outputs: Any, rows: Dataset, origin: np.ndarray | None = None) -> Predictions:
         """Return decisions in the task's own terms.
 
         Args:
-            outputs: what `outputs` collected, as arrays, in the order of the encoded rows.
-            rows: what `rows` returned, in the same order.
-            origin: of each encoded row, the row that it belongs to; None where they are one for one.
+            outputs: the collected `outputs`, as arrays, in the order of the encoded rows.
+            rows: the result of `rows`, in the same order.
+            origin: index of each encoded row's row; None if they are one for one.
         """
 
     @abstractmethod
@@ -219,7 +219,7 @@ class Task(ABC, Generic[Settings]):
         """Return the metrics, the primary one among them; arguments as of `predict`."""
 
     def correct(self, outputs: Any, rows: Dataset, origin: np.ndarray | None = None) -> np.ndarray | None:
-        """Return which rows were got right, [rows], bool; None where right and wrong is not said row by row.
+        """Return the mask of correct rows, [rows], bool; None for tasks that are not judged row by row.
 
         Arguments as of `predict`.
         """
@@ -227,19 +227,107 @@ class Task(ABC, Generic[Settings]):
 
     @abstractmethod
     def labelled(self, rows: Dataset) -> bool:
-        """Return whether there is something to measure `rows` by."""
+        """Return whether `rows` have the labels that metrics need."""
 
     def submission(self, predictions: Predictions, rows: Dataset, path: str | Path) -> None:
         """Write `predictions` of a whole test split in the form that the benchmark's site takes (see `files`)."""
         raise self.no_predictions()
 
     def no_predictions(self) -> UserError:
-        """Return the error that says why this task writes no predictions, and what to do instead."""
+        """Return the error for a task that writes no predictions."""
         return UserError(
             f"{self.id} has no predictions to write; `camex-ft evaluate RUN` measures {self.primary}"
         )
 
 
 def labelled(rows: Dataset) -> bool:
-    """Return whether every row has its label; a benchmark's own test splits mostly have not."""
+    """Return whether every row has its label; most test splits of benchmarks have none."""
     return WITHHELD not in set(rows["label"][:])
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Rows and encoded rows by split, both in the examples' order.
+
+    `origin` holds the index of each encoded row's row, or None if they are one for one.
+    """
+
+    task: Task
+    rows: Mapping[str, Dataset]
+    encoded: Mapping[str, Dataset]
+    origin: Mapping[str, np.ndarray | None]
+
+    @classmethod
+    def make(
+        cls,
+        task: Task,
+        splits: Mapping[str, Dataset],
+        tokenizer: PreTrainedTokenizerBase,
+        settings: TaskConfig,
+    ) -> Prepared:
+        """Format and tokenise the examples of all splits."""
+        rows = {split: task.rows(examples, split) for split, examples in splits.items()}
+        encoded, origin = {}, {}
+        for split, of_split in rows.items():
+            inputs = task.encode(of_split, split, tokenizer, settings)
+            several = ROW in inputs.column_names
+            origin[split] = np.asarray(inputs[ROW][:]) if several else None
+            encoded[split] = inputs.remove_columns(ROW) if several else inputs
+        return cls(task, rows, encoded, origin)
+
+    @property
+    def train(self) -> Dataset | None:
+        """The encoded train split, or None when a file is predicted."""
+        return self.encoded.get(self.task.splits["train"])
+
+    @property
+    def validation(self) -> dict[str, Dataset]:
+        """The encoded validation splits."""
+        return {
+            split: self.encoded[split] for split in self.task.splits["validation"] if split in self.encoded
+        }
+
+    @property
+    def test(self) -> tuple[str, ...]:
+        """Names of the test splits in the data."""
+        return tuple(split for split in self.task.splits["test"] if split in self.rows)
+
+    @property
+    def primary(self) -> tuple[str, str]:
+        """The validation split that chooses the best epoch, and its primary metric."""
+        split = self.task.splits["validation"][0]
+        return split, self.task.owner(split).primary
+
+    @property
+    def greater_is_better(self) -> bool:
+        """Return whether more of the primary metric is better."""
+        return self.task.owner(self.primary[0]).greater_is_better
+
+    def labelled(self, split: str) -> bool:
+        """Return whether the split is in the data and has its labels."""
+        return split in self.rows and self.task.labelled(self.rows[split])
+
+    def score(self, split: str, outputs: Any) -> Scores:
+        """Return the metrics of a split's collected outputs; none if its labels are withheld."""
+        if not self.labelled(split):
+            return {}
+        return self.task.owner(split).metrics(outputs, self.rows[split], self.origin[split])
+
+    def predict(self, split: str, outputs: Any) -> Predictions:
+        """Return the task's decisions on a split's collected outputs."""
+        return self.task.predict(outputs, self.rows[split], self.origin[split])
+
+    def kinds(self, split: str) -> dict[str, np.ndarray]:
+        """Return the true "domain" and the "label" of each encoded row, [encoded rows], as far as they are known."""
+        rows, origin = self.rows[split], self.origin[split]
+        found = {"domain": np.asarray(rows["domain"][:])} if "domain" in rows.column_names else {}
+        names = self.task.owner(split).kind_names
+        if names and self.labelled(split):
+            found["label"] = np.asarray(names)[np.asarray(rows["label"][:])]
+        return {name: each if origin is None else each[origin] for name, each in found.items()}
+
+    def correct(self, split: str, outputs: Any) -> np.ndarray | None:
+        """Return the mask of a split's correct rows, [rows], bool; None for tasks that are not judged row by row."""
+        if not self.labelled(split):
+            return None
+        return self.task.owner(split).correct(outputs, self.rows[split], self.origin[split])

@@ -1,6 +1,8 @@
-"""Classification and regression: functions that turn an example into the rows that the model scores, logits into
-decisions, and decisions into metrics and into the benchmark's submission file. Most examples are one row; COPA, MultiRC
-and ReCoRD make one row a candidate.
+"""Classification and regression of texts and pairs of texts.
+
+A task is made of functions: from an example to the rows that the model scores, from logits to decisions, from decisions
+to metrics and to the benchmark's submission file. Most examples are one row; COPA, MultiRC and ReCoRD have one row for
+each candidate.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from pydantic import Field
 from camex_ft.config.schema import TaskConfig
 from camex_ft.config.values import Count
 from camex_ft.tasks.base import Collator, Example, Predictions, Row, Task, labelled
-from camex_ft.tasks.encode import collator, encode
+from camex_ft.tasks.encoding import collator, encode
 from camex_ft.tasks.metrics import Scores, TaskMetric
 from camex_ft.utils.durable import write_named
 from camex_ft.utils.registry import TASKS
@@ -83,7 +85,7 @@ class Classification(Task[ClassificationConfig]):
         return self.label_names or ()
 
     def backbone_options(self) -> dict[str, Any]:
-        """Return the names of the labels, or that there are none."""
+        """Return the names of the labels, or None for regression."""
         return {"label_names": self.label_names, "regression": self.regression}
 
     def rows(self, dataset: Dataset, split: str) -> Dataset:
@@ -130,9 +132,9 @@ class Classification(Task[ClassificationConfig]):
         """Return decisions in the task's own terms: class ids, real numbers, the choice (COPA) or the text (ReCoRD).
 
         Args:
-            outputs: logits, [rows, classes]; of a tuple, as encoder-decoder models return, the first element.
-            rows: what `rows` returned, in the same order.
-            origin: without meaning here, where rows and encoded rows are one for one.
+            outputs: logits, [rows, classes]; of a tuple, as of encoder-decoder models, the first element counts.
+            rows: the result of `rows`, in the same order.
+            origin: unused, since rows and encoded rows are one for one.
         """
         scores = np.asarray(outputs[0] if isinstance(outputs, tuple) else outputs, dtype=np.float64)
         if scores.shape != (len(rows), self.num_labels):
@@ -142,7 +144,7 @@ class Classification(Task[ClassificationConfig]):
         return self.decide(scores, rows)
 
     def metrics(self, outputs: Any, rows: Dataset, origin: np.ndarray | None = None) -> Scores:
-        """Return the metrics of labelled rows; `ValueError` where the benchmark withholds the labels."""
+        """Return the metrics of labelled rows; `ValueError` if the benchmark withholds the labels."""
         if not labelled(rows):
             raise ValueError(
                 f"{self.id}: the labels of these rows are withheld, so there is nothing to measure"
@@ -150,7 +152,7 @@ class Classification(Task[ClassificationConfig]):
         return self.score(self.predict(outputs, rows), rows)
 
     def correct(self, outputs: Any, rows: Dataset, origin: np.ndarray | None = None) -> np.ndarray | None:
-        """Return which rows got their label, where a row is an example and labels are classes; else None."""
+        """Return the mask of correct rows if a row is an example and labels are classes, else None."""
         if self.regression or self.decide is not most_likely:
             return None
         return np.asarray(self.predict(outputs, rows)) == np.asarray(rows["label"][:])

@@ -1,7 +1,12 @@
 """Language modelling: WikiText-2 and WikiText-103 (Merity et al. 2016, arXiv 1609.07843), and any text.
 
-A split is one stream of tokens (`stream`). It is trained on in blocks, and evaluated in windows that overlap, so that
+A split is one stream of text and of its tokens. Training reads it in blocks, evaluation in overlapping windows, so that
 each token is scored once, with context before it.
+
+    rows        "= Title =\\n"  ""  "One line .\\n"  ...      lines or whole documents
+    text        "= Title =\\n\\nOne line .\\n"               each row ends in a line feed, a blank row is a line feed
+    blocks      [0, B) [B, 2B) [2B, 3B) ...                training
+    windows     [0, B) [S, B + S) [2S, B + 2S) ...         evaluation: each scores the tokens after the one before
 
     perplexity       exp(nll / scored tokens)     depends on the tokenizer
     word_perplexity  exp(nll / words)             words are what blanks separate in the text; does not depend on it
@@ -14,9 +19,9 @@ nll is the sum of -ln p over the scored tokens: all but the first one, which has
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -27,8 +32,7 @@ from torch.nn import functional as F
 
 from camex_ft.config.schema import TaskConfig
 from camex_ft.config.values import Count
-from camex_ft.tasks import stream
-from camex_ft.tasks.base import Collator, Predictions, Task
+from camex_ft.tasks.base import IGNORED, Collator, Predictions, Task
 from camex_ft.tasks.metrics import Scores
 from camex_ft.utils.errors import UserError
 from camex_ft.utils.registry import TASKS
@@ -36,7 +40,8 @@ from camex_ft.utils.registry import TASKS
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-IGNORED = -100  # label of a token that is not scored
+CHUNK = 2**21  # characters that are tokenised as one text; longer ones are cut after a line
+TOGETHER = 8  # chunks that are tokenised at the same time, on several cores
 TEXT = Features({"text": Value("string")})
 ENCODED = Features({"input_ids": List(Value("int32")), "context": Value("int32")})
 
@@ -114,16 +119,16 @@ class LanguageModelling(Task[LanguageModellingConfig]):
         Raises:
             UserError: the split is shorter than two tokens.
         """
-        ids = stream.tokens(stream.text(rows["text"][:]), tokenizer)
+        ids = stream_tokens(stream_text(rows["text"][:]), tokenizer)
         if len(ids) < 2:
             raise UserError(
                 f"{self.id}: the {split} split has {len(ids)} token: expected at least 2, as a token is predicted from "
                 "those before it"
             )
         if split == self.splits["train"]:
-            found = stream.blocks(len(ids), settings.block_size)
+            found = blocks(len(ids), settings.block_size)
         else:
-            found = stream.windows(len(ids), settings.block_size, settings.step)
+            found = windows(len(ids), settings.block_size, settings.step)
         columns = {"input_ids": [ids[w.start : w.end] for w in found], "context": [w.context for w in found]}
         return Dataset.from_dict(columns, features=ENCODED)
 
@@ -150,7 +155,7 @@ class LanguageModelling(Task[LanguageModellingConfig]):
     def metrics(self, outputs: Any, rows: Dataset, origin: np.ndarray | None = None) -> Scores:
         """Return perplexity, word_perplexity, bits_per_byte and loss; infinite where they are beyond a float."""
         nll, tokens = (float(np.asarray(each, dtype=np.float64).sum()) for each in outputs)
-        text = stream.text(rows["text"][:])
+        text = stream_text(rows["text"][:])
         words, size = len(text.split()), len(text.encode())
         return {
             "perplexity": exp(nll / tokens),
@@ -173,6 +178,86 @@ class LanguageModelling(Task[LanguageModellingConfig]):
             f"{self.id} has nothing to predict: `camex-ft evaluate RUN` measures the perplexity, and "
             '`camex-ft generate RUN "a beginning"` goes on from a text'
         )
+
+
+class TokenRange(NamedTuple):
+    """Tokens [start, end) of a stream, of which the first `context` are not scored."""
+
+    start: int
+    end: int
+    context: int
+
+
+def stream_line(row: str) -> str:
+    """Return a row of the data as it stands in the stream: the hub's rows and the lines of the raw file agree."""
+    return f"{row.removesuffix(chr(10))}\n" if row.strip() else "\n"
+
+
+def stream_text(rows: Iterable[str]) -> str:
+    """Return the stream of text that `rows` make."""
+    return "".join(map(stream_line, rows))
+
+
+def chunks(stream: str, size: int = CHUNK) -> Iterator[str]:
+    """Yield `stream` in pieces of at least `size` characters, save the last one; each but that ends a line."""
+    start = 0
+    while start < len(stream):
+        end = stream.find("\n", start + size - 1) + 1 or len(stream)
+        yield stream[start:end]
+        start = end
+
+
+def stream_tokens(stream: str, tokenizer: PreTrainedTokenizerBase) -> np.ndarray:
+    """Return the token ids of `stream`; [n], int32.
+
+    No special token is added, save a begin token before the first one where the tokenizer begins a text with it, as
+    Llama's does and GPT-2's does not. The text is never read as special tokens.
+    """
+    made = [np.asarray(begin_tokens(tokenizer), dtype=np.int32)]
+    pieces = list(chunks(stream))
+    for start in range(0, len(pieces), TOGETHER):
+        ids = tokenizer(
+            pieces[start : start + TOGETHER],
+            add_special_tokens=False,
+            split_special_tokens=True,
+            return_attention_mask=False,
+            verbose=False,
+        )["input_ids"]
+        made += [np.asarray(each, dtype=np.int32) for each in ids]
+    return np.concatenate(made)
+
+
+def begin_tokens(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Return the begin token with which the tokenizer begins a text, in a list, or an empty list."""
+    first = tokenizer("a")["input_ids"][:1]
+    return list(first) if first and first == [tokenizer.bos_token_id] else []
+
+
+def blocks(length: int, size: int) -> list[TokenRange]:
+    """Return consecutive blocks of `size` tokens; a shorter last one is left out, unless it is the only one."""
+    whole = [TokenRange(start, start + size, 0) for start in range(0, length - size + 1, size)]
+    return whole or [TokenRange(0, length, 0)]
+
+
+def windows(length: int, size: int, step: int) -> list[TokenRange]:
+    """Return windows of `size` tokens (one of `length`, where that is less), in which each token but the first is
+    scored once.
+
+    Every window but the first scores `step` tokens after as many others as it has room for; the last one scores what is
+    left.
+
+    Args:
+        length: tokens of the stream.
+        size: tokens of a window.
+        step: tokens that a window scores; at least 1 and less than `size`, as a token needs one before it.
+    """
+    if not 1 <= step < size:
+        raise ValueError(f"windows of {size} tokens can't step by {step}")
+    made = [TokenRange(0, min(size, length), 1)]
+    while (done := made[-1].end) < length:
+        end = min(done + step, length)
+        made.append(TokenRange(end - size, end, done - (end - size)))
+    return made
 
 
 def exp(value: float) -> float:

@@ -28,10 +28,9 @@ from torch import Tensor
 from camex_ft.config.schema import TaskConfig
 from camex_ft.config.values import Count
 from camex_ft.tasks import answers
-from camex_ft.tasks.answer_metrics import SquadAnswers, SquadAnswersOrNone
 from camex_ft.tasks.base import Collator, Example, Predictions, Row, Task
-from camex_ft.tasks.encode import right_sided
-from camex_ft.tasks.metrics import Scores
+from camex_ft.tasks.encoding import right_sided
+from camex_ft.tasks.metrics import Scores, SquadAnswers, SquadAnswersOrNone
 from camex_ft.tasks.spans import fault, place
 from camex_ft.tasks.windows import Windows
 from camex_ft.utils.durable import write_named

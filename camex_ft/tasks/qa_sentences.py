@@ -19,9 +19,8 @@ from datasets import ClassLabel, Dataset, Features, List, Value
 from torch import Tensor
 
 from camex_ft.tasks import answers
-from camex_ft.tasks.answer_metrics import RankedAnswers
 from camex_ft.tasks.base import Predictions, labelled
-from camex_ft.tasks.metrics import Scores
+from camex_ft.tasks.metrics import RankedAnswers, Scores
 from camex_ft.tasks.qa import ENCODED, QuestionAnsweringConfig, TextToText
 from camex_ft.tasks.windows import Layout
 from camex_ft.utils.durable import write_named

@@ -1,23 +1,30 @@
 """SuperGLUE's tasks of one row an example, and its diagnostic sets (Wang et al. 2019, arXiv 1905.00537).
 
-Schemas are those of ``aps/super_glue``. The tasks whose examples are several rows are in `superglue_candidates`,
-those that mark spans in `superglue_spans`. Where the paper reports two metrics, the primary one is their mean,
-``average``, as in the benchmark's own score.
+Schemas are those of ``aps/super_glue``. The tasks whose examples are several rows are in `superglue_candidates`. If the
+paper reports two metrics, the primary one is their mean, ``average``, as in the benchmark's own score.
+
+WiC and WSC ask about spans, which are marked in the text, ``* noun *`` and ``# pronoun #``, with blanks inside so that
+marks are tokens. Rows also hold the character ranges of the marked spans (`marked`, `marked_pair`: lists of [start,
+end)), by which `encoding` retains them when a text is too long.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
-from datasets import ClassLabel, Dataset, Features, Value
+from datasets import ClassLabel, Dataset, Features, List, Value
 
 from camex_ft.tasks.base import Example, Predictions, Row
 from camex_ft.tasks.classification import Format, by_label, task
 from camex_ft.tasks.glue import sentences
 from camex_ft.tasks.metrics import Accuracy, AccuracyMacroF1, GenderParity, Matthews
 
+RANGES = List(List(Value("int32")))
+PLACES = ("start1", "start2", "end1", "end2")
+WORD, NOUN, PRONOUN = "*", "*", "#"
 BOOLEAN = ("False", "True")
 ENTAILMENT = ("entailment", "not_entailment")
 CB_LABELS = ("entailment", "contradiction", "neutral")
@@ -140,3 +147,114 @@ def winogender(example: Example) -> list[Row]:
             "group": pair,
         }
     ]
+
+
+# WiC and WSC
+
+
+def mark(text: str, spans: Sequence[tuple[int, int, str]]) -> tuple[str, list[list[int]]]:
+    """Return `text` with marks around its spans, and the character ranges of span and marks in the result.
+
+    Args:
+        text: the text as it stands.
+        spans: (start, end, mark) in characters, end exclusive.
+    """
+    opening = [(start, 1, f"{sign} ", i) for i, (start, _, sign) in enumerate(spans)]
+    closing = [(end, 0, f" {sign}", i) for i, (_, end, sign) in enumerate(spans)]
+    pieces: list[str] = []
+    ranges = [[0, 0] for _ in spans]
+    last = length = 0
+    for position, opens, sign, i in sorted(opening + closing):
+        pieces += [text[last:position], sign]
+        before = length + position - last
+        length, last = before + len(sign), position
+        ranges[i][1 - opens] = before if opens else length
+    return "".join(pieces) + text[last:], ranges
+
+
+def wic_fault(example: Example) -> str | None:
+    """Return what is wrong with the word's places."""
+    for n in (1, 2):
+        start, end, length = example[f"start{n}"], example[f"end{n}"], len(example[f"sentence{n}"])
+        if start is None or end is None or not 0 <= start < end <= length:
+            expected = f"0 <= start < end <= {length}, the length of 'sentence{n}'"
+            return f"columns 'start{n}', 'end{n}' are {start}, {end}; expected {expected}"
+    return None
+
+
+@superglue(
+    "wic",
+    "WiC",
+    "does the word mean the same in both sentences?",
+    columns={**texts("word", "sentence1", "sentence2"), **dict.fromkeys(PLACES, Value("int32"))},
+    labels=BOOLEAN,
+    extra={"marked": RANGES, "marked_pair": RANGES},
+    check=wic_fault,
+    score=by_label(Accuracy),
+    primary="accuracy",
+    lines=jsonl_of(("false", "true")),
+)
+def wic(example: Example) -> list[Row]:
+    """Format the two sentences with the word marked in each; start and end are characters, end exclusive."""
+    (first, marked), (second, marked_pair) = (
+        mark(example[f"sentence{n}"], [(example[f"start{n}"], example[f"end{n}"], WORD)]) for n in (1, 2)
+    )
+    ranges = {"marked": marked, "marked_pair": marked_pair}
+    return [{"text": first, "text_pair": second, "label": example["label"], **ranges}]
+
+
+def span_of(text: str, index: int, span: str) -> tuple[int, int]:
+    """Return the characters of a span that starts at word number `index` (words are what blanks separate).
+
+    Where the text there reads otherwise than `span` (some of the benchmark's spans differ in case, punctuation or
+    blanks), it is as many words as `span` has, without punctuation at their end.
+    """
+    words = list(re.finditer(r"\S+", text))
+    start = words[index].start()
+    if text[start : start + len(span)].lower() == span.lower():
+        return start, start + len(span)
+    last = words[min(index + max(len(span.split()), 1), len(words)) - 1]
+    return start, last.start() + max(len(last.group().rstrip(".,;:!?")), 1)
+
+
+def wsc_fault(example: Example) -> str | None:
+    """Return what is wrong with the spans' places."""
+    count = len(example["text"].split())
+    for n in (1, 2):
+        if example[f"span{n}_index"] is None or not 0 <= example[f"span{n}_index"] < count:
+            found = example[f"span{n}_index"]
+            return f"column 'span{n}_index' is {found}; expected the number of a word of 'text', 0 to {count - 1}"
+    return None
+
+
+def unpack_wsc(record: Example) -> list[Row]:
+    """Return the example of one record of the benchmark's own jsonl file, whose spans are nested."""
+    outer: dict[str, Any] = {key: value for key, value in record.items() if key != "target"}
+    return [{**outer, **record["target"]}]
+
+
+@superglue(
+    "wsc",
+    "WSC",
+    "does the pronoun refer to the noun phrase?",
+    columns={
+        **texts("text"),
+        "span1_index": Value("int32"),
+        "span2_index": Value("int32"),
+        **texts("span1_text", "span2_text"),
+    },
+    labels=BOOLEAN,
+    extra={"marked": RANGES},
+    unpack=unpack_wsc,
+    check=wsc_fault,
+    score=by_label(Accuracy),
+    primary="accuracy",
+    lines=jsonl_of(("False", "True")),
+    texts=("text",),
+)
+def wsc(example: Example) -> list[Row]:
+    """Format the text with the noun phrase and the pronoun marked."""
+    text = example["text"]
+    noun, pronoun = (span_of(text, example[f"span{n}_index"], example[f"span{n}_text"]) for n in (1, 2))
+    marked_text, ranges = mark(text, [(*noun, NOUN), (*pronoun, PRONOUN)])
+    return [{"text": marked_text, "label": example["label"], "marked": ranges}]

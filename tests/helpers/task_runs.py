@@ -12,8 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 from camex_ft.config import Config, load_config, resolve
 from camex_ft.results import RunFolder
 from camex_ft.run.steps import load_model, load_splits, make_trainer, quieten
-from camex_ft.tasks.base import Task
-from camex_ft.tasks.prepared import Prepared
+from camex_ft.tasks.base import Prepared, Task
 from camex_ft.training.trainer import CamexTrainer
 from camex_ft.utils.registry import TASKS
 

@@ -13,7 +13,7 @@ from camex_ft.config import load_config, resolve
 from camex_ft.synthetic import DOMAINS, backbone
 from camex_ft.synthetic import corpus as make
 from camex_ft.synthetic.language import MOODS, PEOPLE, THINGS, TRAITS, VERDICTS
-from camex_ft.tasks.answer_metrics import RankedAnswers, SquadAnswers
+from camex_ft.tasks.metrics import RankedAnswers, SquadAnswers
 from camex_ft.utils.registry import TASKS
 
 SIGNS = {**TRAITS, **MOODS}

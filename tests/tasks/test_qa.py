@@ -12,7 +12,7 @@ from torch import nn
 from camex_ft.data import sources
 from camex_ft.synthetic import backbone
 from camex_ft.tasks import answers
-from camex_ft.tasks.prepared import Prepared
+from camex_ft.tasks.base import Prepared
 from camex_ft.tasks.qa import QuestionAnsweringConfig
 from camex_ft.utils.errors import UserError
 from camex_ft.utils.registry import TASKS

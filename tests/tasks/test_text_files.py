@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from camex_ft.data import sources
-from camex_ft.tasks import stream
+from camex_ft.tasks import lm
 from camex_ft.utils.errors import UserError
 from camex_ft.utils.registry import TASKS
 from tests.helpers.task_files import ROWS, complaint, load, write
@@ -20,7 +20,7 @@ SHARED = Path(__file__).resolve().parents[3] / "shared" / "data" / "wikitext2"
 
 
 def text(data: Any) -> str:
-    return stream.text(data["text"])
+    return lm.stream_text(data["text"])
 
 
 def put(folder: Path, **files: str) -> Path:

@@ -12,7 +12,8 @@ token pad with their end token (`backbones.load`): the attention mask hides padd
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -20,12 +21,12 @@ from typing import TYPE_CHECKING, Any
 from datasets import Dataset, Features, List, Value
 
 from camex_ft.tasks.base import Collator, labelled
-from camex_ft.tasks.shorten import Span, keep_spans
 from camex_ft.utils.errors import UserError
 
 if TYPE_CHECKING:
     from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase
 
+Span = Sequence[int]  # [start, end) in characters
 LEAST = 8  # tokens of text below which no task makes sense
 
 
@@ -163,5 +164,38 @@ def _shorten(
     limits = (room, 0)
     if pair is not None:
         limits = (room - min(second, room - half), room - min(first, half))
-    shorter = keep_spans(text, ranges[0], limits[0], count)
-    return shorter, None if pair is None else keep_spans(pair, ranges[1], limits[1], count)
+    shorter = shorten_around_spans(text, ranges[0], limits[0], count)
+    return shorter, None if pair is None else shorten_around_spans(pair, ranges[1], limits[1], count)
+
+
+def shorten_around_spans(text: str, spans: Sequence[Span], room: int, count: Callable[[str], int]) -> str:
+    """Return the words of `text` nearest to a marked span, as many as fit, in their order.
+
+    A word's distance is the number of words from it to the nearest span, 0 inside one; of words at the same distance
+    the earlier one stays longer. Where even the spans do not fit, their words stay in order as far as they do.
+
+    Args:
+        text: words separated by blanks.
+        spans: [start, end) in characters.
+        room: greatest value of `count` that fits.
+        count: size of a text, growing with its words, such as its number of tokens.
+    """
+    if count(text) <= room:
+        return text
+    words = list(re.finditer(r"\S+", text))
+    inside = [
+        i for i, w in enumerate(words) if any(w.start() < end and w.end() > start for start, end in spans)
+    ]
+    order = sorted(range(len(words)), key=lambda i: (min((abs(i - j) for j in inside), default=i), i))
+    low, high = 0, len(words) - 1  # `low` words are known to fit, more than `high` are known not to
+    while low < high:
+        middle = (low + high + 1) // 2
+        if count(_join(words, order[:middle])) <= room:
+            low = middle
+        else:
+            high = middle - 1
+    return _join(words, order[:low])
+
+
+def _join(words: Sequence[re.Match[str]], kept: Sequence[int]) -> str:
+    return " ".join(words[i].group() for i in sorted(kept))

@@ -4,13 +4,15 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
+from hypothesis import given
+from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 import camex_ft
 from camex_ft import synthetic
 from camex_ft.backbones.loading import agree_on_padding
-from camex_ft.tasks.encode import collator, encode, separates
+from camex_ft.tasks.encoding import collator, encode, separates, shorten_around_spans
 from camex_ft.utils import registry
 from camex_ft.utils.errors import UserError
 
@@ -298,3 +300,55 @@ def test_padded_rows_get_the_same_logits_with_the_end_token_as_padding(rows):
     both = model(**collator(tokenizer)([data[0], data[1]])).logits
     alone = model(**collator(tokenizer)([data[0]])).logits
     assert torch.allclose(both[0], alone[0], atol=1e-6)  # float32, two layers
+
+
+def words(text: str) -> int:
+    return len(text.split())
+
+
+def span(text: str, piece: str) -> list[int]:
+    return [text.index(piece), text.index(piece) + len(piece)]
+
+
+TEXT = "one two three * four * five six seven eight"
+
+
+@pytest.mark.parametrize(
+    ("room", "expected"),
+    [
+        (10, TEXT),
+        (5, "three * four * five"),
+        (6, "two three * four * five"),  # at the same distance the earlier word stays
+        (4, "three * four *"),
+        (3, "* four *"),
+        (2, "* four"),
+        (0, ""),
+    ],
+)
+def test_the_nearest_words_stay(room, expected):
+    assert shorten_around_spans(TEXT, [span(TEXT, "* four *")], room, words) == expected
+
+
+def test_both_spans_stay_when_they_are_far_apart():
+    text = "* Ann * " + "and so on " * 20 + "# she # left"
+    shorter = shorten_around_spans(text, [span(text, "* Ann *"), span(text, "# she #")], 8, words)
+    assert shorter == "* Ann * and on # she #"
+
+
+def test_without_spans_the_beginning_stays():
+    assert shorten_around_spans("a b c d", [], 2, words) == "a b"
+
+
+def test_a_text_that_fits_keeps_its_blanks():
+    assert shorten_around_spans("a  b\nc", [[0, 1]], 3, words) == "a  b\nc"
+
+
+@given(st.lists(st.sampled_from(["a", "bb", "ccc"]), min_size=1, max_size=30), st.data())
+def test_as_much_as_fits_in_order(pieces, data):
+    text = " ".join(pieces)
+    start = data.draw(st.integers(0, len(text) - 1))
+    room = data.draw(st.integers(0, 40))
+    shorter = shorten_around_spans(text, [[start, start + 1]], room, words)
+    assert words(shorter) == min(room, len(pieces))
+    rest = iter(pieces)
+    assert all(word in rest for word in shorter.split())  # a subsequence
