@@ -1,38 +1,48 @@
 """Question answering, text to text on encoder-decoder models: SQuAD 1.1 and 2.0 (Rajpurkar et al. 2016, 2018).
 
-The input is a question and a window of its context (`windows`), the target an answer or `answers.NO_ANSWER`.
+The input is a question and a window of its context, the target an answer or `NO_ANSWER` (`text_to_text`).
 
-Training: a window that holds the whole first gold answer has it as its target. One that holds no part of it says that
-there is none, as all windows of a question without an answer do; so the share of windows without an answer is what it
-is in evaluation, and the two scores there are comparable. One that cuts the answer apart is left out, for either target
-would be wrong. An answer that every window cuts is longer than `doc_stride`.
+Training: a window with the whole first gold answer has it as its target. A window without any part of it has the
+target `NO_ANSWER`, as all windows of a question without an answer have. The share of windows without an answer is
+therefore the same as in evaluation, and the two scores there are comparable. A window that cuts the answer apart is
+left out, since either target would be wrong. An answer that every window cuts is longer than `doc_stride`.
 
-Evaluation: every window is answered, and `answers.choose` decides between them.
+Evaluation: every window is answered, and `choose_answers` chooses among them.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from datasets import Dataset, Features, List, Value
-from pydantic import Field
 from torch import Tensor
 
-from camex_ft.config.schema import TaskConfig
-from camex_ft.config.values import Count
-from camex_ft.tasks import answers
-from camex_ft.tasks.base import Collator, Example, Predictions, Row, Task
-from camex_ft.tasks.encoding import right_sided
+from camex_ft.tasks.base import IGNORED, Example, Predictions, Row
 from camex_ft.tasks.metrics import Scores, SquadAnswers, SquadAnswersOrNone
-from camex_ft.tasks.spans import fault, place
-from camex_ft.tasks.windows import Windows
+from camex_ft.tasks.text_to_text import (
+    ENCODED,
+    NO_ANSWER,
+    QuestionAnsweringConfig,
+    TextToText,
+    Windows,
+    as_answer,
+    choose_answers,
+    decode_texts,
+    encode_texts,
+    generate_answers,
+    log_probabilities,
+    model_inputs,
+    repeat_labels,
+    target_tokens,
+)
 from camex_ft.utils.durable import write_named
 from camex_ft.utils.errors import UserError
 from camex_ft.utils.registry import TASKS
@@ -44,33 +54,6 @@ TEXT, NUMBER = Value("string"), Value("int32")
 ANSWERS = {"text": List(TEXT), "answer_start": List(NUMBER)}
 SQUAD = Features({**dict.fromkeys(["id", "title", "context", "question"], TEXT), "answers": ANSWERS})
 NONE: Mapping[str, Any] = {"text": [], "answer_start": []}
-ENCODED = {name: List(Value("int32")) for name in answers.INPUTS}
-
-
-class QuestionAnsweringConfig(TaskConfig):
-    """Questions and answers are texts; a long context is read in windows."""
-
-    kind = "question answering"
-    lengths = ("max_length", "answer_length")
-
-    max_length: Count = Field(default=128, description="Longest input, in tokens.")
-    doc_stride: Count = Field(
-        default=128, description="Tokens that neighbouring windows of a long context share."
-    )
-    answer_length: Count = Field(default=32, description="Longest answer, in tokens.")
-    beams: Count = Field(default=1, description="Beams when answers are generated; 1: greedy.")
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class TextToText(Task[QuestionAnsweringConfig]):
-    """A task whose inputs and targets are texts, for encoder-decoder models."""
-
-    head: ClassVar[str] = "seq2seq-lm"
-    config_class: ClassVar[type[TaskConfig]] = QuestionAnsweringConfig
-
-    def collator(self, tokenizer: PreTrainedTokenizerBase) -> Collator:
-        """Return the collator that pads on the right, inputs with the padding token and labels with -100."""
-        return partial(_collate, tokenizer)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -138,30 +121,30 @@ class Answering(TextToText):
     ) -> tuple[Tensor | None, tuple[Tensor, Tensor]]:
         """Return the loss, and of each window the answer in UTF-8 [B, bytes] and scores [B, 1 or 2].
 
-        Scores are log p of the answer and, where questions may have none, of `answers.NO_ANSWER`. The last forward pass
-        is that over input and generated answer.
+        Scores are log p of the answer and, if questions may have none, of `NO_ANSWER`. The last forward pass is that
+        over input and generated answer.
         """
         loss = None
         others: list[Tensor] = []
         if inputs.get("labels") is not None:
-            loss = model(**answers.only_inputs(inputs), labels=inputs["labels"]).loss
+            loss = model(**model_inputs(inputs), labels=inputs["labels"]).loss
         if self.optional:
-            none = answers.target(answers.NO_ANSWER, tokenizer, settings.answer_length)
-            others = [answers.log_probabilities(model, inputs, answers.repeated(none, inputs))]
-        made = answers.generate(model, inputs, tokenizer, length=settings.answer_length, beams=settings.beams)
-        scores = torch.stack([answers.log_probabilities(model, inputs, made), *others], dim=-1)
+            none = target_tokens(NO_ANSWER, tokenizer, settings.answer_length)
+            others = [log_probabilities(model, inputs, repeat_labels(none, inputs))]
+        made = generate_answers(model, inputs, tokenizer, length=settings.answer_length, beams=settings.beams)
+        scores = torch.stack([log_probabilities(model, inputs, made), *others], dim=-1)
         texts = tokenizer.batch_decode(
-            made.masked_fill(made == answers.IGNORED, int(tokenizer.eos_token_id)), skip_special_tokens=True
+            made.masked_fill(made == IGNORED, int(tokenizer.eos_token_id)), skip_special_tokens=True
         )
-        return loss, (answers.as_bytes(texts).to(scores.device), scores)
+        return loss, (encode_texts(texts).to(scores.device), scores)
 
     def predict(self, outputs: Any, rows: Dataset, origin: np.ndarray | None = None) -> list[str]:
-        """Return the answer to each question, in text; the empty text where there is none."""
+        """Return the answer to each question; the empty text for none."""
         texts, scores = outputs
         if origin is None or len(origin) != len(scores):
             raise ValueError(f"{self.id} needs the row of each of the {len(scores)} windows")
-        return answers.choose(
-            [answers.spoken(text) for text in answers.as_texts(texts)],
+        return choose_answers(
+            [as_answer(text) for text in decode_texts(texts)],
             scores[:, 0],
             origin,
             len(rows),
@@ -169,7 +152,7 @@ class Answering(TextToText):
         )
 
     def metrics(self, outputs: Any, rows: Dataset, origin: np.ndarray | None = None) -> Scores:
-        """Return exact_match and f1, and for questions that may have no answer those of either kind of question."""
+        """Return exact_match and f1, in SQuAD 2.0 also those of questions with and without an answer."""
         if not self.labelled(rows):
             raise ValueError(f"{self.id}: these rows have no answers, so there is nothing to measure")
         metric = SquadAnswersOrNone() if self.optional else SquadAnswers()
@@ -177,7 +160,7 @@ class Answering(TextToText):
         return dict(metric.compute(predictions=predictions, references=rows["answers"][:]) or {})
 
     def correct(self, outputs: Any, rows: Dataset, origin: np.ndarray | None = None) -> np.ndarray:
-        """Return which questions were answered exactly."""
+        """Return the mask of questions with an exact answer."""
         metric = SquadAnswersOrNone() if self.optional else SquadAnswers()
         pairs = zip(self.predict(outputs, rows, origin), rows["answers"][:], strict=True)
         scores = [
@@ -186,7 +169,7 @@ class Answering(TextToText):
         return np.asarray(scores) == 1
 
     def labelled(self, rows: Dataset) -> bool:
-        """Return whether the answers are there: all of them, or where there may be none, any."""
+        """Return whether all rows have answers; if questions may have none, whether any row has."""
         found = [bool(golds) for golds in rows["answers"][:]]
         return any(found) if self.optional else all(found)
 
@@ -222,7 +205,7 @@ _GOLD = {"text": "text", "answer_start": "answer_start"}
 
 def _row(example: Example) -> Row:
     golds, context = example["answers"], example["context"]
-    found = [place(context, *gold) for gold in zip(golds["text"], golds["answer_start"], strict=True)]
+    found = [place_of(context, *gold) for gold in zip(golds["text"], golds["answer_start"], strict=True)]
     start, end = (found[0] if found else None) or (-1, -1)
     shared = {name: example[name] for name in ("id", "question", "context")}
     domain = {"domain": example["domain"]} if "domain" in example else {}
@@ -249,17 +232,51 @@ def _encode(
             made["input_ids"].append(window.input_ids)
             made["attention_mask"].append([1] * len(window.input_ids))
             if labelled:
-                text = context[start:end] if start >= 0 and whole else answers.NO_ANSWER
-                made["labels"].append(answers.target(text, windows.layout.tokenizer, length))
+                text = context[start:end] if start >= 0 and whole else NO_ANSWER
+                made["labels"].append(target_tokens(text, windows.layout.tokenizer, length))
     return made
 
 
-def _collate(tokenizer: PreTrainedTokenizerBase, features: list[dict[str, Any]]) -> dict[str, Any]:
-    from transformers import DataCollatorForSeq2Seq
+def place_of(context: str, text: str, start: int) -> tuple[int, int] | None:
+    """Return the characters [start, end) of an answer in `context`, or None if it is not at `start`.
 
-    with right_sided(tokenizer):
-        batch = DataCollatorForSeq2Seq(tokenizer, label_pad_token_id=answers.IGNORED)(features)
-    return {name: values for name, values in batch.items() if values is not None}
+    Blanks around an answer do not count, and those inside may differ in number and kind, as in real data.
+    """
+    words = r"\s+".join(re.escape(word) for word in text.split())
+    if not words or not 0 <= start < len(context):
+        return None
+    found = re.compile(rf"\s*({words})").match(context, start)
+    return (found.start(1), found.end(1)) if found else None
+
+
+def answer_fault(example: Example) -> str | None:
+    """Return the fault of an example's answers, or None."""
+    context, golds = example["context"], example["answers"]
+    if not context.strip():
+        return "column 'context' is blank; expected the text with the answer"
+    texts, starts = golds["text"], golds["answer_start"]
+    if len(texts) != len(starts):
+        return f"column 'answers' has {len(texts)} texts and {len(starts)} of answer_start; expected as many of either"
+    for text, start in zip(texts, starts, strict=True):
+        if not text.strip():
+            return "column 'answers' has a blank text; expected words of the context"
+        if place_of(context, text, start) is None:
+            return _elsewhere(context, text, start)
+    return None
+
+
+def _elsewhere(context: str, text: str, start: int) -> str:
+    there = context[max(start, 0) : max(start, 0) + len(text)]
+    at = context.find(text.strip())
+    hint = f"it is at {at}" if at >= 0 else "it is nowhere in the context"
+    return (
+        f"answer {_short(text)}: answer_start is {start}, where the context ({len(context)} characters) has "
+        f"{_short(there)}; expected the answer's first character, counted from 0; {hint}"
+    )
+
+
+def _short(value: Any) -> str:
+    return repr(value) if len(repr(value)) < 60 else repr(value)[:57] + "..."
 
 
 def squad(name: str, benchmark_name: str, summary: str, **attributes: Any) -> None:
@@ -273,7 +290,7 @@ def squad(name: str, benchmark_name: str, summary: str, **attributes: Any) -> No
         features=SQUAD,
         primary="exact_match",
         texts=("question", "context"),
-        check=fault,
+        check=answer_fault,
         unpack=unpack,
         unique="id",
         absent={"answers": NONE},

@@ -11,9 +11,10 @@ from torch import nn
 
 from camex_ft.data import sources
 from camex_ft.synthetic import backbone
-from camex_ft.tasks import answers
+from camex_ft.tasks import text_to_text
 from camex_ft.tasks.base import Prepared
-from camex_ft.tasks.qa import QuestionAnsweringConfig
+from camex_ft.tasks.qa import answer_fault, place_of
+from camex_ft.tasks.text_to_text import QuestionAnsweringConfig
 from camex_ft.utils.errors import UserError
 from camex_ft.utils.registry import TASKS
 from tests.helpers.task_files import complaint, load, write
@@ -164,15 +165,16 @@ def test_outputs_are_answers_and_their_scores(task, beams):
     loss, (texts, scores) = task.outputs(MODEL, batch, TOKENIZER, settings(beams=beams))
     assert float(loss) == pytest.approx(float(MODEL(**batch).loss), rel=1e-5)
     assert scores.shape == (len(data.origin["validation"]), 2 if task.optional else 1)
-    said = answers.as_texts(texts.numpy())
-    again = answers.generate(MODEL, batch, TOKENIZER, length=5, beams=beams)
+    said = text_to_text.decode_texts(texts.numpy())
+    again = text_to_text.generate_answers(MODEL, batch, TOKENIZER, length=5, beams=beams)
     kept = [[token for token in ids if token != -100] for ids in again.tolist()]
     assert said == TOKENIZER.batch_decode(kept, skip_special_tokens=True)
-    torch.testing.assert_close(scores[:, 0], answers.log_probabilities(MODEL, batch, again))
+    torch.testing.assert_close(scores[:, 0], text_to_text.log_probabilities(MODEL, batch, again))
     if task.optional:
-        none = answers.target("no answer", TOKENIZER, 5)
+        none = text_to_text.target_tokens("no answer", TOKENIZER, 5)
         torch.testing.assert_close(
-            scores[:, 1], answers.log_probabilities(MODEL, batch, answers.repeated(none, batch))
+            scores[:, 1],
+            text_to_text.log_probabilities(MODEL, batch, text_to_text.repeat_labels(none, batch)),
         )
     found = data.score("validation", (texts.numpy(), scores.numpy()))
     assert set(found) >= {"exact_match", "f1"}
@@ -201,7 +203,7 @@ def test_the_last_forward_pass_is_the_teacher_forced_one():
 
 
 def collected(*windows, optional=False):
-    texts = answers.as_bytes([text for text, *_ in windows]).numpy()
+    texts = text_to_text.encode_texts([text for text, *_ in windows]).numpy()
     return np.pad(texts, ((0, 0), (0, 2)), constant_values=-100), np.array([scores for _, *scores in windows])
 
 
@@ -353,3 +355,66 @@ def test_missing_answers_are_missed_outside_test_files(tmp_path):
 def test_the_test_split_is_only_on_disk(source):
     with pytest.raises(UserError, match=r"the test split is not published; expected data\.source=disk"):
         sources.load(SQUAD, source=source, splits=["test"])
+
+
+ROME = "Anna met Bob  in\nRome. Rome was hot."
+
+
+@pytest.mark.parametrize(
+    ("text", "start", "cut"),
+    [
+        ("Rome", 17, "Rome"),
+        ("Rome", 23, "Rome"),
+        (" Rome", 16, "Rome"),  # a blank before it
+        ("Rome ", 17, "Rome"),  # a blank behind it
+        (" Bob", 9, "Bob"),  # a blank in the answer that the position leaves out
+        ("Bob", 8, "Bob"),  # and the other way round
+        ("Bob in Rome", 9, "Bob  in\nRome"),  # other blanks inside
+        ("Rome.", 17, "Rome."),
+    ],
+)
+def test_an_answer_is_found_with_its_blanks_or_without(text, start, cut):
+    found = place_of(ROME, text, start)
+    assert found is not None
+    assert ROME[slice(*found)] == cut
+
+
+@pytest.mark.parametrize(
+    ("text", "start"),
+    [("Rome", 18), ("rome", 17), ("Rome", -1), ("Rome", 99), ("", 0), (" ", 8), ("R.me", 17)],
+)
+def test_an_answer_is_not_found_elsewhere(text, start):
+    assert place_of(ROME, text, start) is None
+
+
+def of_rome(*answers, context=ROME):
+    golds = {"text": [text for text, _ in answers], "answer_start": [start for _, start in answers]}
+    return {"context": context, "answers": golds}
+
+
+def test_what_real_data_holds_is_no_fault():
+    assert answer_fault(of_rome()) is None
+    assert (
+        answer_fault(of_rome(("Rome", 17), ("Rome", 17), (" Rome ", 22))) is None
+    )  # twice the same, blanks around
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        (
+            of_rome(("Rome", 18)),
+            r"answer 'Rome': answer_start is 18, where the context \(36 characters\) has 'ome.'",
+        ),
+        (of_rome(("Rome", 18)), "it is at 17"),
+        (of_rome(("Paris", 0)), "has 'Anna '; expected .* it is nowhere in the context"),
+        (of_rome(("Rome", 17), (" ", 3)), "a blank text"),
+        (of_rome(("Rome", 99)), "answer_start is 99"),
+        (of_rome(context=" \n"), "'context' is blank"),
+        ({"context": "x", "answers": {"text": ["x"], "answer_start": []}}, "1 texts and 0 of answer_start"),
+    ],
+)
+def test_faults_say_what_was_expected(row, message):
+    found = answer_fault(row)
+    assert found is not None
+    assert re.search(message, found), found

@@ -7,8 +7,8 @@ from datasets import Dataset
 
 from camex_ft.data import sources
 from camex_ft.synthetic import backbone
-from camex_ft.tasks import answers
-from camex_ft.tasks.qa import QuestionAnsweringConfig
+from camex_ft.tasks import text_to_text
+from camex_ft.tasks.text_to_text import QuestionAnsweringConfig
 from camex_ft.utils.registry import TASKS
 from tests.helpers.task_files import complaint, load, write
 
@@ -63,7 +63,9 @@ def test_a_score_is_the_difference_of_the_two_words_log_probabilities():
     loss, scores = WIKIQA.outputs(MODEL, batch, TOKENIZER, SETTINGS)
     assert float(loss) == pytest.approx(float(MODEL(**batch).loss), rel=1e-5)
     yes, no = (
-        answers.log_probabilities(MODEL, batch, answers.repeated(TOKENIZER(word)["input_ids"], batch))
+        text_to_text.log_probabilities(
+            MODEL, batch, text_to_text.repeat_labels(TOKENIZER(word)["input_ids"], batch)
+        )
         for word in ("yes", "no")
     )
     torch.testing.assert_close(scores, yes - no)

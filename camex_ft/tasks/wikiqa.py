@@ -1,7 +1,7 @@
-"""WikiQA (Yang et al. 2015): does a sentence answer a question? Text to text, as the other question answering here.
+"""WikiQA (Yang et al. 2015), sentences that answer a question or do not, as a text-to-text task.
 
-The target is one of two words. A sentence's score is log p(yes word) - log p(no word) under teacher forcing: nothing is
-generated, its sign is the decision, and it orders the sentences of a question.
+The target is one of two words. The score of a sentence is log p(yes word) - log p(no word) under teacher forcing,
+without generation. Its sign is the decision, and it orders the sentences of a question.
 """
 
 from __future__ import annotations
@@ -18,11 +18,18 @@ import numpy as np
 from datasets import ClassLabel, Dataset, Features, List, Value
 from torch import Tensor
 
-from camex_ft.tasks import answers
 from camex_ft.tasks.base import Predictions, labelled
 from camex_ft.tasks.metrics import RankedAnswers, Scores
-from camex_ft.tasks.qa import ENCODED, QuestionAnsweringConfig, TextToText
-from camex_ft.tasks.windows import Layout
+from camex_ft.tasks.text_to_text import (
+    ENCODED,
+    Layout,
+    QuestionAnsweringConfig,
+    TextToText,
+    log_probabilities,
+    model_inputs,
+    repeat_labels,
+    target_tokens,
+)
 from camex_ft.utils.durable import write_named
 from camex_ft.utils.registry import TASKS
 
@@ -42,12 +49,12 @@ WIKIQA = Features(
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class SentenceSelection(TextToText):
-    """A task that asks of each sentence whether it answers a question; sentences of one question are ranked."""
+    """A task that scores sentences as answers to a question, and ranks those of one question."""
 
     words: ClassVar[tuple[str, ...]] = WORDS
 
     def rows(self, dataset: Dataset, split: str) -> Dataset:
-        """Return the examples as they are, in their order, labels as numbers: -1 where they are withheld."""
+        """Return the examples in their order with labels as numbers, -1 for withheld ones."""
         return dataset.cast_column("label", Value("int64"))
 
     def encode(
@@ -55,13 +62,13 @@ class SentenceSelection(TextToText):
     ) -> Dataset:
         """Return the tokenised rows, one for one, with ``labels`` unless they are withheld.
 
-        Of rows that are too long the sentence loses its last tokens; question and title keep half and a quarter of the
-        room at least.
+        In rows that are too long the sentence loses its last tokens. Question and title get up to half and a quarter of
+        the room.
         """
         layout = Layout(tokenizer, tuple(PARTS.values()), max_length=settings.max_length)
         known = self.labelled(rows)
         features = {**ENCODED, **({"labels": List(Value("int64"))} if known else {})}
-        targets = [answers.target(word, tokenizer, settings.answer_length) for word in WORDS]
+        targets = [target_tokens(word, tokenizer, settings.answer_length) for word in WORDS]
         return rows.map(
             partial(_encode, layout, targets if known else None),
             remove_columns=rows.column_names,
@@ -80,19 +87,19 @@ class SentenceSelection(TextToText):
         """Return the loss and the score of each row, log p(yes word) - log p(no word); [B], float32."""
         loss = None
         if inputs.get("labels") is not None:
-            loss = model(**answers.only_inputs(inputs), labels=inputs["labels"]).loss
+            loss = model(**model_inputs(inputs), labels=inputs["labels"]).loss
         no, yes = (
-            answers.log_probabilities(
+            log_probabilities(
                 model,
                 inputs,
-                answers.repeated(answers.target(word, tokenizer, settings.answer_length), inputs),
+                repeat_labels(target_tokens(word, tokenizer, settings.answer_length), inputs),
             )
             for word in WORDS
         )
         return loss, yes - no
 
     def predict(self, outputs: Any, rows: Dataset, origin: np.ndarray | None = None) -> list[float]:
-        """Return the score of each sentence; above 0 it is taken for an answer."""
+        """Return the score of each sentence; a score above 0 means an answer."""
         scores = np.asarray(outputs, dtype=np.float64)
         if scores.shape != (len(rows),):
             raise ValueError(f"{self.id} needs scores [{len(rows)}], not {list(scores.shape)}")
@@ -114,7 +121,7 @@ class SentenceSelection(TextToText):
         )
 
     def correct(self, outputs: Any, rows: Dataset, origin: np.ndarray | None = None) -> np.ndarray:
-        """Return of which sentences it was said rightly whether they answer."""
+        """Return the mask of sentences with the right decision."""
         return (np.asarray(self.predict(outputs, rows)) > 0) == (np.asarray(rows["label"][:]) == 1)
 
     def labelled(self, rows: Dataset) -> bool:
