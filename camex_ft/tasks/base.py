@@ -18,6 +18,7 @@ from datasets import Dataset, Features
 from camex_ft.config.schema import TaskConfig
 from camex_ft.tasks.metrics import Scores
 from camex_ft.utils.architectures import positions
+from camex_ft.utils.durable import write_named
 from camex_ft.utils.errors import UserError
 from camex_ft.utils.registry import TASKS
 
@@ -225,9 +226,16 @@ class Task(ABC, Generic[Settings]):
         """
         return None
 
-    @abstractmethod
     def labelled(self, rows: Dataset) -> bool:
         """Return whether `rows` have the labels that metrics need."""
+        return labelled(rows)
+
+    def check_labelled(self, rows: Dataset) -> None:
+        """Raise `ValueError` for rows without the labels that metrics need."""
+        if not self.labelled(rows):
+            raise ValueError(
+                f"{self.id}: the labels of these rows are withheld, so there is nothing to measure"
+            )
 
     def submission(self, predictions: Predictions, rows: Dataset, path: str | Path) -> None:
         """Write `predictions` of a whole test split in the form that the benchmark's site takes (see `files`)."""
@@ -238,6 +246,26 @@ class Task(ABC, Generic[Settings]):
         return UserError(
             f"{self.id} has no predictions to write; `camex-ft evaluate RUN` measures {self.primary}"
         )
+
+
+def map_rows(
+    rows: Dataset, function: Callable[..., Any], features: Mapping[str, Any], desc: str, **options: Any
+) -> Dataset:
+    """Return `rows` mapped by a function to exactly the columns `features`; options are those of `Dataset.map`."""
+    return rows.map(
+        function,
+        remove_columns=rows.column_names,
+        features=Features(features),
+        load_from_cache_file=False,  # the cache's key does not see a change of the code
+        desc=desc,
+        **options,
+    )
+
+
+def write_submission(path: str | Path, text: str) -> None:
+    """Write a submission file, whole or not at all, and the folder that it is in."""
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    write_named(Path(path), text)
 
 
 def labelled(rows: Dataset) -> bool:

@@ -14,15 +14,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import numpy as np
-from datasets import Dataset, Features, Value
+from datasets import Dataset, Value
 from pydantic import Field
 
 from camex_ft.config.schema import TaskConfig
 from camex_ft.config.values import Count
-from camex_ft.tasks.base import Collator, Example, Predictions, Row, Task, labelled
+from camex_ft.tasks.base import Collator, Example, Predictions, Row, Task, map_rows, write_submission
 from camex_ft.tasks.encoding import collator, encode
 from camex_ft.tasks.metrics import Scores, TaskMetric
-from camex_ft.utils.durable import write_named
 from camex_ft.utils.registry import TASKS
 
 if TYPE_CHECKING:
@@ -105,14 +104,8 @@ class Classification(Task[ClassificationConfig]):
         }
         features |= {"idx": owner.features["idx"], **owner.extra}
         features |= {"domain": Value("int32")} if "domain" in dataset.column_names else {}
-        return dataset.map(
-            partial(_format_batch, owner.format, tuple(features)),
-            batched=True,
-            remove_columns=dataset.column_names,
-            features=Features(features),
-            load_from_cache_file=False,  # the cache's key does not see a change of the code
-            desc=f"{self.id}: rows of {split}",
-        )
+        function = partial(_format_batch, owner.format, tuple(features))
+        return map_rows(dataset, function, features, f"{self.id}: rows of {split}", batched=True)
 
     def encode(
         self, rows: Dataset, split: str, tokenizer: PreTrainedTokenizerBase, settings: ClassificationConfig
@@ -123,10 +116,6 @@ class Classification(Task[ClassificationConfig]):
     def collator(self, tokenizer: PreTrainedTokenizerBase) -> Collator:
         """Return the collator that pads a batch to its longest row."""
         return collator(tokenizer)
-
-    def labelled(self, rows: Dataset) -> bool:
-        """Return whether every row has its label."""
-        return labelled(rows)
 
     def predict(self, outputs: Any, rows: Dataset, origin: np.ndarray | None = None) -> Predictions:
         """Return decisions in the task's own terms: class ids, real numbers, the choice (COPA) or the text (ReCoRD).
@@ -145,10 +134,7 @@ class Classification(Task[ClassificationConfig]):
 
     def metrics(self, outputs: Any, rows: Dataset, origin: np.ndarray | None = None) -> Scores:
         """Return the metrics of labelled rows; `ValueError` if the benchmark withholds the labels."""
-        if not labelled(rows):
-            raise ValueError(
-                f"{self.id}: the labels of these rows are withheld, so there is nothing to measure"
-            )
+        self.check_labelled(rows)
         return self.score(self.predict(outputs, rows), rows)
 
     def correct(self, outputs: Any, rows: Dataset, origin: np.ndarray | None = None) -> np.ndarray | None:
@@ -159,9 +145,7 @@ class Classification(Task[ClassificationConfig]):
 
     def submission(self, predictions: Predictions, rows: Dataset, path: str | Path) -> None:
         """Write `predictions` of a whole test split in the form that the benchmark's site takes (see `files`)."""
-        target = Path(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        write_named(target, "".join(f"{line}\n" for line in self.lines(predictions, rows)))
+        write_submission(path, "".join(f"{line}\n" for line in self.lines(predictions, rows)))
 
 
 def task(**attributes: Any) -> Callable[[Format], Format]:

@@ -1,13 +1,13 @@
-"""Rows become model inputs: tokenised without padding, which `collator` adds a batch at a time.
+"""Encode rows as model inputs, without padding, which `collator` adds a batch at a time.
 
-Texts are never read as special tokens, so a text that holds ``</s>`` adds no end token: every row of a task has the
-same number of them, which `T5ForSequenceClassification` asks for. Tokenizers that put nothing between the texts of a
-pair (GPT-2, Qwen) get a line feed there.
+Texts are never read as special tokens, so a text with ``</s>`` adds no end token: every row of a task has the same
+number of them, as `T5ForSequenceClassification` requires. Tokenizers without a token between the texts of a pair
+(GPT-2, Qwen) get a line feed there.
 
-Rows are padded and cut on the right, whatever sides the tokenizer was saved with: heads read the first token (BERT) or
-the last one that is not padding (GPT-2), and absolute positions count from the left. Causal backbones without a padding
-token pad with their end token (`backbones.load`): the attention mask hides padding, and classification heads find it by
-``config.pad_token_id``. A begin, end or padding token stands for a row whose tokenizer leaves nothing of its texts.
+Rows are padded and cut on the right, regardless of the sides that the tokenizer was saved with: heads read the first
+token (BERT) or the last one that is not padding (GPT-2), and absolute positions count from the left. Causal backbones
+without a padding token pad with their end token (`backbones.loading`): the attention mask hides padding, and
+classification heads find it by ``config.pad_token_id``. A begin, end or padding token replaces texts without tokens.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from datasets import Dataset, Features, List, Value
+from datasets import Dataset, List, Value
 
-from camex_ft.tasks.base import Collator, labelled
+from camex_ft.tasks.base import Collator, labelled, map_rows
 from camex_ft.utils.errors import UserError
 
 if TYPE_CHECKING:
@@ -37,13 +37,12 @@ def encode(rows: Dataset, tokenizer: PreTrainedTokenizerBase, *, max_length: int
     their longer text; rows with marked spans lose the words farthest from the spans first.
 
     Args:
-        rows: what `Task.rows` returned.
+        rows: the result of `Task.rows`.
         tokenizer: the backbone's.
         max_length: greatest number of tokens of a row, special tokens included.
 
     Raises:
-        UserError: `max_length` leaves no room for text, or the tokenizer leaves nothing of a row and has no token to
-            stand for it.
+        UserError: `max_length` leaves no room for text, or a row has no tokens and the tokenizer none to replace them.
     """
     pair = any(text is not None for text in rows["text_pair"][:1])
     room = max_length - tokenizer.num_special_tokens_to_add(pair=pair)
@@ -57,15 +56,8 @@ def encode(rows: Dataset, tokenizer: PreTrainedTokenizerBase, *, max_length: int
     withheld = not labelled(rows)
     if not withheld:
         features["labels"] = rows.features["label"]
-    return rows.map(
-        partial(_encode_batch, tokenizer, max_length, room, between, withheld),
-        batched=True,
-        with_indices=True,
-        remove_columns=rows.column_names,
-        features=Features(features),
-        load_from_cache_file=False,  # the cache's key does not see a change of the code
-        desc="tokens",
-    )
+    function = partial(_encode_batch, tokenizer, max_length, room, between, withheld)
+    return map_rows(rows, function, features, "tokens", batched=True, with_indices=True)
 
 
 def collator(tokenizer: PreTrainedTokenizerBase) -> Collator:
@@ -90,7 +82,7 @@ def _collate(pad: DataCollatorWithPadding, rows: list[dict[str, Any]]) -> dict[s
 
 @contextmanager
 def right_sided(tokenizer: PreTrainedTokenizerBase) -> Iterator[None]:
-    """Let the tokenizer pad and cut on the right in the body, and restore its own sides."""
+    """Make the tokenizer pad and cut on the right within the context."""
     sides = tokenizer.padding_side, tokenizer.truncation_side
     tokenizer.padding_side = tokenizer.truncation_side = "right"
     try:
@@ -135,12 +127,12 @@ def _encode_batch(
 
 
 def _stand_in(tokenizer: PreTrainedTokenizerBase, row: int) -> int:
-    """Return the token that stands for the texts of a row of which the tokenizer leaves nothing."""
+    """Return the token that replaces the texts of a row without tokens."""
     for token in (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id):
         if token is not None:
             return int(token)
     raise UserError(
-        f"row {row + 1} has no tokens, and the tokenizer has no begin, end or padding token to stand for them; "
+        f"row {row + 1} has no tokens, and the tokenizer has no begin, end or padding token to replace them; "
         "expected a text, or a tokenizer with one of these tokens"
     )
 
@@ -152,7 +144,7 @@ def _shorten(
     pair: str | None,
     ranges: tuple[Sequence[Span], Sequence[Span]],
 ) -> tuple[str, str | None]:
-    """Return the texts without the words farthest from their marked spans, where they do not fit in `room` tokens."""
+    """Return the texts; if they exceed `room` tokens, without the words farthest from their marked spans."""
 
     def count(piece: str) -> int:
         return len(tokenizer(piece, add_special_tokens=False, split_special_tokens=True)["input_ids"])
@@ -171,14 +163,14 @@ def _shorten(
 def shorten_around_spans(text: str, spans: Sequence[Span], room: int, count: Callable[[str], int]) -> str:
     """Return the words of `text` nearest to a marked span, as many as fit, in their order.
 
-    A word's distance is the number of words from it to the nearest span, 0 inside one; of words at the same distance
-    the earlier one stays longer. Where even the spans do not fit, their words stay in order as far as they do.
+    A word's distance is the number of words from it to the nearest span, 0 inside one; at equal distance the earlier
+    word is preferred. If even the spans do not fit, their first words are returned.
 
     Args:
         text: words separated by blanks.
         spans: [start, end) in characters.
-        room: greatest value of `count` that fits.
-        count: size of a text, growing with its words, such as its number of tokens.
+        room: greatest size that fits.
+        count: returns the size of a text, which grows with its words, such as its number of tokens.
     """
     if count(text) <= room:
         return text
@@ -187,7 +179,7 @@ def shorten_around_spans(text: str, spans: Sequence[Span], room: int, count: Cal
         i for i, w in enumerate(words) if any(w.start() < end and w.end() > start for start, end in spans)
     ]
     order = sorted(range(len(words)), key=lambda i: (min((abs(i - j) for j in inside), default=i), i))
-    low, high = 0, len(words) - 1  # `low` words are known to fit, more than `high` are known not to
+    low, high = 0, len(words) - 1  # `low` words fit, more than `high` do not
     while low < high:
         middle = (low + high + 1) // 2
         if count(_join(words, order[:middle])) <= room:
@@ -197,5 +189,5 @@ def shorten_around_spans(text: str, spans: Sequence[Span], room: int, count: Cal
     return _join(words, order[:low])
 
 
-def _join(words: Sequence[re.Match[str]], kept: Sequence[int]) -> str:
-    return " ".join(words[i].group() for i in sorted(kept))
+def _join(words: Sequence[re.Match[str]], chosen: Sequence[int]) -> str:
+    return " ".join(words[i].group() for i in sorted(chosen))

@@ -9,11 +9,11 @@ each token is scored once, with context before it.
     windows     [0, B) [S, B + S) [2S, B + 2S) ...         evaluation: each scores the tokens after the one before
 
     perplexity       exp(nll / scored tokens)     depends on the tokenizer
-    word_perplexity  exp(nll / words)             words are what blanks separate in the text; does not depend on it
-    bits_per_byte    nll / (ln 2 * bytes)         bytes of the text in UTF-8; neither does this
+    word_perplexity  exp(nll / words)             words are separated by blanks; does not depend on the tokenizer
+    bits_per_byte    nll / (ln 2 * bytes)         bytes of the text in UTF-8; does not depend on the tokenizer
     loss             nll / scored tokens          in nats
 
-nll is the sum of -ln p over the scored tokens: all but the first one, which has nothing before it.
+nll is the sum of -ln p over the scored tokens: all but the first one, which has no context.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from datasets import Dataset, Features, List, Value
 from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
 
 from camex_ft.config.schema import TaskConfig
 from camex_ft.config.values import Count
@@ -100,21 +101,21 @@ class LanguageModelling(Task[LanguageModellingConfig]):
     greater_is_better: bool = False
 
     def check_split(self, dataset: Dataset, split: str) -> None:
-        """Raise `UserError` for a split that holds nothing but blanks."""
+        """Raise `UserError` for a split of blanks alone."""
         if not any(map(str.strip, dataset["text"][:])):
             raise UserError(
                 f"{self.id}: the {split} split holds no text in its {len(dataset)} rows; expected at least one word"
             )
 
     def rows(self, dataset: Dataset, split: str) -> Dataset:
-        """Return the lines or documents, with nothing but their ``text``: a block may hold several."""
+        """Return the lines or documents, with the column ``text`` alone, since a block may hold several."""
         return dataset.select_columns(["text"])
 
     def encode(
         self, rows: Dataset, split: str, tokenizer: PreTrainedTokenizerBase, settings: LanguageModellingConfig
     ) -> Dataset:
-        """Return the train split's blocks, or another's windows: ``input_ids``, and as ``context`` how many of them
-        are not scored.
+        """Return the blocks of the train split, or the windows of another: ``input_ids``, and ``context``, the number
+        of leading tokens that are not scored.
 
         Raises:
             UserError: the split is shorter than two tokens.
@@ -126,14 +127,17 @@ class LanguageModelling(Task[LanguageModellingConfig]):
                 "those before it"
             )
         if split == self.splits["train"]:
-            found = blocks(len(ids), settings.block_size)
+            ranges = blocks(len(ids), settings.block_size)
         else:
-            found = windows(len(ids), settings.block_size, settings.step)
-        columns = {"input_ids": [ids[w.start : w.end] for w in found], "context": [w.context for w in found]}
+            ranges = windows(len(ids), settings.block_size, settings.step)
+        columns = {
+            "input_ids": [ids[w.start : w.end] for w in ranges],
+            "context": [w.context for w in ranges],
+        }
         return Dataset.from_dict(columns, features=ENCODED)
 
     def collator(self, tokenizer: PreTrainedTokenizerBase) -> Collator:
-        """Return the function that makes a batch: its labels are the tokens, without context and padding."""
+        """Return the collator, whose labels are the tokens without context and padding."""
         return collate
 
     def outputs(
@@ -153,7 +157,7 @@ class LanguageModelling(Task[LanguageModellingConfig]):
         return None, (torch.stack(nll), (labels != IGNORED).sum(1))
 
     def metrics(self, outputs: Any, rows: Dataset, origin: np.ndarray | None = None) -> Scores:
-        """Return perplexity, word_perplexity, bits_per_byte and loss; infinite where they are beyond a float."""
+        """Return perplexity, word_perplexity, bits_per_byte and loss; infinite if they exceed a float."""
         nll, tokens = (float(np.asarray(each, dtype=np.float64).sum()) for each in outputs)
         text = stream_text(rows["text"][:])
         words, size = len(text.split()), len(text.encode())
@@ -165,15 +169,15 @@ class LanguageModelling(Task[LanguageModellingConfig]):
         }
 
     def predict(self, outputs: Any, rows: Dataset, origin: np.ndarray | None = None) -> Predictions:
-        """Raise `UserError`: what a language model says of a text is its perplexity."""
+        """Raise `UserError`, since a language model has no decisions on a text."""
         raise self.no_predictions()
 
     def labelled(self, rows: Dataset) -> bool:
-        """Return that a text is its own label."""
+        """Return True: a text is its own label."""
         return True
 
     def no_predictions(self) -> UserError:
-        """Return the error that says what a language model does instead."""
+        """Return the error for predictions, with the commands for perplexity and generation."""
         return UserError(
             f"{self.id} has nothing to predict: `camex-ft evaluate RUN` measures the perplexity, and "
             '`camex-ft generate RUN "a beginning"` goes on from a text'
@@ -189,17 +193,17 @@ class TokenRange(NamedTuple):
 
 
 def stream_line(row: str) -> str:
-    """Return a row of the data as it stands in the stream: the hub's rows and the lines of the raw file agree."""
+    """Return a row of the data as a line of the stream, the same for the hub's rows and the lines of the raw file."""
     return f"{row.removesuffix(chr(10))}\n" if row.strip() else "\n"
 
 
 def stream_text(rows: Iterable[str]) -> str:
-    """Return the stream of text that `rows` make."""
+    """Join `rows` to a stream of text."""
     return "".join(map(stream_line, rows))
 
 
 def chunks(stream: str, size: int = CHUNK) -> Iterator[str]:
-    """Yield `stream` in pieces of at least `size` characters, save the last one; each but that ends a line."""
+    """Split `stream` into pieces of at least `size` characters that end a line, except for the last one."""
     start = 0
     while start < len(stream):
         end = stream.find("\n", start + size - 1) + 1 or len(stream)
@@ -210,10 +214,10 @@ def chunks(stream: str, size: int = CHUNK) -> Iterator[str]:
 def stream_tokens(stream: str, tokenizer: PreTrainedTokenizerBase) -> np.ndarray:
     """Return the token ids of `stream`; [n], int32.
 
-    No special token is added, save a begin token before the first one where the tokenizer begins a text with it, as
+    No special token is added, except for a begin token before the first one if the tokenizer begins texts with it, as
     Llama's does and GPT-2's does not. The text is never read as special tokens.
     """
-    made = [np.asarray(begin_tokens(tokenizer), dtype=np.int32)]
+    parts = [np.asarray(begin_tokens(tokenizer), dtype=np.int32)]
     pieces = list(chunks(stream))
     for start in range(0, len(pieces), TOGETHER):
         ids = tokenizer(
@@ -223,12 +227,12 @@ def stream_tokens(stream: str, tokenizer: PreTrainedTokenizerBase) -> np.ndarray
             return_attention_mask=False,
             verbose=False,
         )["input_ids"]
-        made += [np.asarray(each, dtype=np.int32) for each in ids]
-    return np.concatenate(made)
+        parts += [np.asarray(piece, dtype=np.int32) for piece in ids]
+    return np.concatenate(parts)
 
 
 def begin_tokens(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Return the begin token with which the tokenizer begins a text, in a list, or an empty list."""
+    """Return a list of the begin token if the tokenizer begins texts with it, else an empty list."""
     first = tokenizer("a")["input_ids"][:1]
     return list(first) if first and first == [tokenizer.bos_token_id] else []
 
@@ -240,11 +244,10 @@ def blocks(length: int, size: int) -> list[TokenRange]:
 
 
 def windows(length: int, size: int, step: int) -> list[TokenRange]:
-    """Return windows of `size` tokens (one of `length`, where that is less), in which each token but the first is
-    scored once.
+    """Return windows of `size` tokens (one of `length`, if that is less) that score each token but the first once.
 
-    Every window but the first scores `step` tokens after as many others as it has room for; the last one scores what is
-    left.
+    Every window but the first scores `step` tokens after as many others as it has room for; the last one scores the
+    rest.
 
     Args:
         length: tokens of the stream.
@@ -253,15 +256,15 @@ def windows(length: int, size: int, step: int) -> list[TokenRange]:
     """
     if not 1 <= step < size:
         raise ValueError(f"windows of {size} tokens can't step by {step}")
-    made = [TokenRange(0, min(size, length), 1)]
-    while (done := made[-1].end) < length:
+    ranges = [TokenRange(0, min(size, length), 1)]
+    while (done := ranges[-1].end) < length:
         end = min(done + step, length)
-        made.append(TokenRange(end - size, end, done - (end - size)))
-    return made
+        ranges.append(TokenRange(end - size, end, done - (end - size)))
+    return ranges
 
 
 def exp(value: float) -> float:
-    """Return e to the power of `value`, or infinity where that is beyond a float."""
+    """Return e to the power of `value`, or infinity if that exceeds a float."""
     try:
         return math.exp(value)
     except OverflowError:
@@ -270,18 +273,15 @@ def exp(value: float) -> float:
 
 def collate(rows: list[dict[str, Any]]) -> dict[str, Tensor]:
     """Return input_ids, attention_mask and labels of a batch, [B, L]; shorter rows are padded on the right with 0."""
-    width = max(len(row["input_ids"]) for row in rows)
-    ids, mask = (
-        torch.zeros(len(rows), width, dtype=torch.long),
-        torch.zeros(len(rows), width, dtype=torch.long),
+    ids = pad_sequence(
+        [torch.as_tensor(row["input_ids"], dtype=torch.long) for row in rows], batch_first=True
     )
-    labels = torch.full_like(ids, IGNORED)
-    for i, row in enumerate(rows):
-        length, context = len(row["input_ids"]), row["context"]
-        ids[i, :length] = torch.as_tensor(row["input_ids"])
-        mask[i, :length] = 1
-        labels[i, context:length] = ids[i, context:length]
-    return {"input_ids": ids, "attention_mask": mask, "labels": labels}
+    lengths = torch.tensor([[len(row["input_ids"])] for row in rows])
+    contexts = torch.tensor([[row["context"]] for row in rows])
+    position = torch.arange(ids.shape[1])
+    real = position < lengths
+    labels = ids.where(real & (position >= contexts), IGNORED)
+    return {"input_ids": ids, "attention_mask": real.long(), "labels": labels}
 
 
 def lm(name: str, benchmark_name: str, summary: str, **attributes: Any) -> None:

@@ -1,7 +1,7 @@
 """Metrics of the tasks as `evaluate.Metric` classes that need neither network nor cache folder.
 
 ``evaluate.load("glue")`` downloads a script; an instance of a class here does not. Values agree with scikit-learn and
-SciPy except where those have no value, and each class says which value it takes then. All are in [-1, 1] or [0, 1].
+SciPy except where those are undefined; the docstring of each class gives its value then. All are in [-1, 1] or [0, 1].
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ TEXTS: Inputs = {"predictions": Value("string"), "references": datasets.List(Val
 
 
 class TaskMetric(evaluate.Metric):
-    """A metric in memory: it writes no file, so an unwritable home folder or a second process does no harm.
+    """Base of metrics in memory, which write no file: an unwritable home folder or a second process does no harm.
 
-    Subclasses set `inputs` (the types of predictions, references and whatever else they take) and implement
-    `score`; their docstring becomes the metric's description.
+    Subclasses set `inputs` (the types of predictions, references and further columns) and implement `score`; their
+    docstring becomes the metric's description.
     """
 
     inputs: Inputs = INTEGERS

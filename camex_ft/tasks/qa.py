@@ -25,7 +25,7 @@ import torch
 from datasets import Dataset, Features, List, Value
 from torch import Tensor
 
-from camex_ft.tasks.base import IGNORED, Example, Predictions, Row
+from camex_ft.tasks.base import IGNORED, Example, Predictions, Row, map_rows, write_submission
 from camex_ft.tasks.metrics import Scores, SquadAnswers, SquadAnswersOrNone
 from camex_ft.tasks.text_to_text import (
     ENCODED,
@@ -43,7 +43,6 @@ from camex_ft.tasks.text_to_text import (
     repeat_labels,
     target_tokens,
 )
-from camex_ft.utils.durable import write_named
 from camex_ft.utils.errors import UserError
 from camex_ft.utils.registry import TASKS
 
@@ -75,13 +74,7 @@ class Answering(TextToText):
         domain = {"domain": NUMBER} if "domain" in dataset.column_names else {}
         features = {**dict.fromkeys(["id", "question", "context"], TEXT), "answers": List(TEXT)}
         features |= {"start": NUMBER, "end": NUMBER, **domain}
-        return dataset.map(
-            _row,
-            remove_columns=dataset.column_names,
-            features=Features(features),
-            load_from_cache_file=False,  # the cache's key does not see a change of the code
-            desc=f"{self.id}: rows of {split}",
-        )
+        return map_rows(dataset, _row, features, f"{self.id}: rows of {split}")
 
     def encode(
         self, rows: Dataset, split: str, tokenizer: PreTrainedTokenizerBase, settings: QuestionAnsweringConfig
@@ -96,21 +89,14 @@ class Answering(TextToText):
         labelled, training = self.labelled(rows), split == self.splits["train"]
         if labelled:
             features["labels"] = List(Value("int64"))
-        made = rows.map(
-            partial(_encode, windows, settings.answer_length, labelled=labelled, training=training),
-            batched=True,
-            with_indices=True,
-            remove_columns=rows.column_names,
-            features=Features(features),
-            load_from_cache_file=False,
-            desc="tokens",
-        )
-        if len(made) == 0:
+        function = partial(_encode, windows, settings.answer_length, labelled=labelled, training=training)
+        inputs = map_rows(rows, function, features, "tokens", batched=True, with_indices=True)
+        if len(inputs) == 0:
             raise UserError(
                 f"{self.id}: no window of {settings.max_length} tokens holds a whole answer of the {split} split; "
                 "expected a larger task.max_length or task.doc_stride"
             )
-        return made
+        return inputs
 
     def outputs(
         self,
@@ -153,8 +139,7 @@ class Answering(TextToText):
 
     def metrics(self, outputs: Any, rows: Dataset, origin: np.ndarray | None = None) -> Scores:
         """Return exact_match and f1, in SQuAD 2.0 also those of questions with and without an answer."""
-        if not self.labelled(rows):
-            raise ValueError(f"{self.id}: these rows have no answers, so there is nothing to measure")
+        self.check_labelled(rows)
         metric = SquadAnswersOrNone() if self.optional else SquadAnswers()
         predictions = self.predict(outputs, rows, origin)
         return dict(metric.compute(predictions=predictions, references=rows["answers"][:]) or {})
@@ -175,10 +160,8 @@ class Answering(TextToText):
 
     def submission(self, predictions: Predictions, rows: Dataset, path: str | Path) -> None:
         """Write the JSON object that SQuAD's scripts read: id to answer, the empty text for none."""
-        target = Path(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
         found = dict(zip(rows["id"][:], predictions, strict=True))
-        write_named(target, json.dumps(found, ensure_ascii=False, indent=1) + "\n")
+        write_submission(path, json.dumps(found, ensure_ascii=False, indent=1) + "\n")
 
 
 def unpack(record: Example) -> list[Row]:

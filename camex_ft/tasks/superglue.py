@@ -173,7 +173,7 @@ def mark(text: str, spans: Sequence[tuple[int, int, str]]) -> tuple[str, list[li
 
 
 def wic_fault(example: Example) -> str | None:
-    """Return what is wrong with the word's places."""
+    """Return the fault of the word's places, or None."""
     for n in (1, 2):
         start, end, length = example[f"start{n}"], example[f"end{n}"], len(example[f"sentence{n}"])
         if start is None or end is None or not 0 <= start < end <= length:
@@ -204,10 +204,10 @@ def wic(example: Example) -> list[Row]:
 
 
 def span_of(text: str, index: int, span: str) -> tuple[int, int]:
-    """Return the characters of a span that starts at word number `index` (words are what blanks separate).
+    """Return the characters of a span that starts at word number `index`; words are separated by blanks.
 
-    Where the text there reads otherwise than `span` (some of the benchmark's spans differ in case, punctuation or
-    blanks), it is as many words as `span` has, without punctuation at their end.
+    If the text there differs from `span` (some of the benchmark's spans differ in case, punctuation or blanks), it is
+    as many words as `span` has, without punctuation at their end.
     """
     words = list(re.finditer(r"\S+", text))
     start = words[index].start()
@@ -218,7 +218,7 @@ def span_of(text: str, index: int, span: str) -> tuple[int, int]:
 
 
 def wsc_fault(example: Example) -> str | None:
-    """Return what is wrong with the spans' places."""
+    """Return the fault of the spans' places, or None."""
     count = len(example["text"].split())
     for n in (1, 2):
         if example[f"span{n}_index"] is None or not 0 <= example[f"span{n}_index"] < count:

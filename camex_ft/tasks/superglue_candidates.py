@@ -1,6 +1,6 @@
 """SuperGLUE's tasks whose rows are candidates: COPA's choices, MultiRC's answers, ReCoRD's entities.
 
-Every row asks the model whether its candidate is right (class 1 of two); decisions compare the rows of a group.
+The model classifies every candidate as right (class 1) or wrong (class 0); decisions compare the rows of a group.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ QUESTIONS = ("cause", "effect")
 
 
 def best_rows(logits: np.ndarray, rows: Dataset) -> list[int]:
-    """Return of every group, in order of first occurrence, the row with the greatest margin for class 1.
+    """Return the row with the greatest margin for class 1 of every group, in order of first occurrence.
 
     margin = logits[:, 1] - logits[:, 0] orders rows as the probability of class 1 does; ties go to the first row.
     """
@@ -40,7 +40,7 @@ def one_a_group(rows: Dataset) -> Dataset:
 
 
 def choice(logits: np.ndarray, rows: Dataset) -> list[int]:
-    """Return of every example the choice (0 or 1) with the greater margin."""
+    """Return the choice (0 or 1) with the greater margin of every example."""
     numbers = rows["choice"][:]
     return [numbers[row] for row in best_rows(logits, rows)]
 
@@ -56,7 +56,7 @@ def choice_score(predictions: Predictions, rows: Dataset) -> Scores:
 
 
 def choice_fault(example: Example) -> str | None:
-    """Return what is wrong with the question word."""
+    """Return the fault of the question word, or None."""
     found = example["question"]
     return None if found in QUESTIONS else f"column 'question' is '{found}'; expected 'cause' or 'effect'"
 
@@ -167,7 +167,7 @@ def unpack_record(record: Example) -> list[Row]:
 
 
 def entity(logits: np.ndarray, rows: Dataset) -> list[str]:
-    """Return of every query the text of the entity with the greatest margin."""
+    """Return the text of the entity with the greatest margin of every query."""
     candidates = rows["candidate"][:]
     return [candidates[row] for row in best_rows(logits, rows)]
 
@@ -185,7 +185,7 @@ def record_lines(predictions: Predictions, rows: Dataset) -> Iterator[str]:
 
 
 def record_fault(example: Example) -> str | None:
-    """Return what is wrong with a query or its candidates."""
+    """Return the fault of a query or its candidates, or None."""
     if PLACEHOLDER not in example["query"]:
         return f"column 'query' has no '{PLACEHOLDER}'"
     return (
@@ -196,7 +196,7 @@ def record_fault(example: Example) -> str | None:
 
 
 def plain(passage: str) -> str:
-    """Return a passage as one text: its highlights, each on a line of its own, become sentences."""
+    """Return a passage as one text, with its highlights as sentences."""
     parts = [part.strip() for part in passage.split(HIGHLIGHT)]
     return " ".join(
         part if part.endswith((".", "!", "?", '"', "'")) else f"{part}." for part in parts if part
@@ -225,7 +225,7 @@ def plain(passage: str) -> str:
     lines=record_lines,
 )
 def record(example: Example) -> list[Row]:
-    """Format every entity, put in the query's gap; right are those among the answers, withheld where there are none."""
+    """Format every entity in the query's gap; its label is whether it is an answer, or withheld without answers."""
     passage, answers = plain(example["passage"]), example["answers"]
     return [
         {

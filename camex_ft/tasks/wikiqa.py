@@ -18,7 +18,7 @@ import numpy as np
 from datasets import ClassLabel, Dataset, Features, List, Value
 from torch import Tensor
 
-from camex_ft.tasks.base import Predictions, labelled
+from camex_ft.tasks.base import Predictions, map_rows, write_submission
 from camex_ft.tasks.metrics import RankedAnswers, Scores
 from camex_ft.tasks.text_to_text import (
     ENCODED,
@@ -30,7 +30,6 @@ from camex_ft.tasks.text_to_text import (
     repeat_labels,
     target_tokens,
 )
-from camex_ft.utils.durable import write_named
 from camex_ft.utils.registry import TASKS
 
 if TYPE_CHECKING:
@@ -69,13 +68,7 @@ class SentenceSelection(TextToText):
         known = self.labelled(rows)
         features = {**ENCODED, **({"labels": List(Value("int64"))} if known else {})}
         targets = [target_tokens(word, tokenizer, settings.answer_length) for word in WORDS]
-        return rows.map(
-            partial(_encode, layout, targets if known else None),
-            remove_columns=rows.column_names,
-            features=Features(features),
-            load_from_cache_file=False,  # the cache's key does not see a change of the code
-            desc="tokens",
-        )
+        return map_rows(rows, partial(_encode, layout, targets if known else None), features, "tokens")
 
     def outputs(
         self,
@@ -107,10 +100,7 @@ class SentenceSelection(TextToText):
 
     def metrics(self, outputs: Any, rows: Dataset, origin: np.ndarray | None = None) -> Scores:
         """Return accuracy and f1 of the decisions, map and mrr of the order within each question."""
-        if not self.labelled(rows):
-            raise ValueError(
-                f"{self.id}: the labels of these rows are withheld, so there is nothing to measure"
-            )
+        self.check_labelled(rows)
         return dict(
             RankedAnswers().compute(
                 predictions=self.predict(outputs, rows),
@@ -124,17 +114,11 @@ class SentenceSelection(TextToText):
         """Return the mask of sentences with the right decision."""
         return (np.asarray(self.predict(outputs, rows)) > 0) == (np.asarray(rows["label"][:]) == 1)
 
-    def labelled(self, rows: Dataset) -> bool:
-        """Return whether every row has its label."""
-        return labelled(rows)
-
     def submission(self, predictions: Predictions, rows: Dataset, path: str | Path) -> None:
         """Write a line a sentence: question, its place among the question's sentences from 0, decision and score.
 
         A question's id that holds a tab, line break or quotation mark is quoted.
         """
-        target = Path(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
         seen: dict[str, int] = {}
         lines = io.StringIO()
         writer = csv.writer(lines, delimiter="\t", lineterminator="\n")
@@ -142,7 +126,7 @@ class SentenceSelection(TextToText):
         for question, score in zip(rows["question_id"][:], predictions, strict=True):
             seen[question] = place = seen.get(question, -1) + 1
             writer.writerow([question, place, int(score > 0), f"{score:.6f}"])
-        write_named(target, lines.getvalue())
+        write_submission(path, lines.getvalue())
 
 
 def _encode(layout: Layout, targets: list[list[int]] | None, row: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Every task of classification on its embedded corpus: the hub's columns, valid labels, no score for a constant."""
+"""Every task of classification on its synthetic corpus: the hub's columns, valid labels, no score for a constant."""
 
 import numpy as np
 import pytest
