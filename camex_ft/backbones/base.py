@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from camex_ft.utils import registry
-from camex_ft.utils.architectures import families, plain_type
 from camex_ft.utils.errors import UserError, nearest
+from camex_ft.utils.registry import families, plain_type
 
 if TYPE_CHECKING:  # so that listing the families needs no torch
     from torch import Tensor, nn

@@ -24,8 +24,8 @@ from camex_ft.config.backbones import EMBEDDED
 from camex_ft.estimate import facts, measured
 from camex_ft.estimate.measured import in_child
 from camex_ft.upcycling import cached, routing_context, upcycle
-from camex_ft.utils.architectures import positions
 from camex_ft.utils.errors import UserError
+from camex_ft.utils.registry import positions
 
 GIB = 2**30
 LABELS = 2

@@ -16,8 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from camex_ft.utils.architectures import families
 from camex_ft.utils.errors import UserError, nearest
+from camex_ft.utils.registry import families
 
 SUFFIX = ".gguf"
 MAGIC = b"GGUF"

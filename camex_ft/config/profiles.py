@@ -1,21 +1,23 @@
-"""Profiles: defaults that lie under what the user writes, and the choice between them.
+"""From a file to a settled configuration: `load_config`, then `resolve`, which applies a profile.
 
     built-in defaults < profile < extends < file < overrides
 
-A profile is a shipped file, `profiles/<profile>.yaml`, or `profiles/<profile>-<suite>.yaml` where a suite has one of
-its own. A key that the user sets wins over it; the value `auto` counts as not set.
+A profile holds defaults that lie under what the user writes. It is a shipped file, `profiles/<profile>.yaml`, or
+`profiles/<profile>-<suite>.yaml` where a suite has one of its own. A key that the user sets wins over it; the value
+`auto` counts as not set.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from copy import deepcopy
+from pathlib import Path
 from typing import Any
 
 from camex_ft.config.backbones import EMBEDDED
-from camex_ft.config.composition import compose, merge
 from camex_ft.config.needs import lacking, missing_from_hub
 from camex_ft.config.problems import ConfigErrors, Problem
-from camex_ft.config.reading import Document
+from camex_ft.config.reading import Document, compose, merge
 from camex_ft.config.rules import options_of
 from camex_ft.config.schema import Config, task_kind
 from camex_ft.config.shipped import ROOT
@@ -25,6 +27,39 @@ from camex_ft.utils.system import Environment
 
 PROFILES = ("paper", "embedded")
 AUTO = "auto"
+
+
+def load_config(path: str | Path, overrides: Iterable[str] = ()) -> Config:
+    """Return what the file at `path` (or the shipped configuration of that name) says, with overrides applied.
+
+    The profile's defaults are not in it yet: `resolve` puts them under what was written. Combinations are judged with
+    them all the same: what is wrong under every profile that the run may have is reported here.
+
+    Args:
+        path: a YAML file, or a name from ``camex-ft ls configs``.
+        overrides: ``a.b=value``, the value in YAML; later ones win.
+
+    Raises:
+        ConfigErrors: everything that is wrong, with files and lines.
+    """
+    written = compose(path, overrides)
+    if not written.values and written.problems:
+        raise ConfigErrors(written.problems)
+    found = [check(under(profile, written))[1] for profile in candidates(written)]
+    problems = _common(found)
+    if problems:
+        raise ConfigErrors(problems)
+    return check(written)[0]
+
+
+def _common(found: list[list[Problem]]) -> list[Problem]:
+    """Return the problems that there are under every profile that the run may have."""
+    first, *others = found
+    return [
+        p
+        for p in first
+        if all(any(p.key == q.key and p.origin == q.origin for q in other) for other in others)
+    ]
 
 
 def resolve(

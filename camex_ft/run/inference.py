@@ -31,10 +31,9 @@ from camex_ft.tasks.base import Prepared, Task
 from camex_ft.tasks.lm import begin_tokens
 from camex_ft.training.history import only_metrics
 from camex_ft.training.trainer import CamexTrainer
-from camex_ft.utils.architectures import positions
 from camex_ft.utils.errors import UserError
 from camex_ft.utils.folders import writing
-from camex_ft.utils.registry import TASKS
+from camex_ft.utils.registry import TASKS, positions
 
 GENERATING = ("causal-lm", "seq2seq-lm")
 

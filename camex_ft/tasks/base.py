@@ -17,10 +17,9 @@ from datasets import Dataset, Features
 
 from camex_ft.config.schema import TaskConfig
 from camex_ft.tasks.metrics import Scores
-from camex_ft.utils.architectures import positions
 from camex_ft.utils.durable import write_named
 from camex_ft.utils.errors import UserError
-from camex_ft.utils.registry import TASKS
+from camex_ft.utils.registry import TASKS, positions
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -41,10 +41,9 @@ from camex_ft.upcycling.plan import (
     written_by,
 )
 from camex_ft.upcycling.restructuring import restructure
-from camex_ft.utils.architectures import PREFIX, families
 from camex_ft.utils.errors import UserError
 from camex_ft.utils.folders import unsafe
-from camex_ft.utils.registry import PROTOCOLS
+from camex_ft.utils.registry import PREFIX, PROTOCOLS, families
 
 # what AutoModel and pipelines pass on of themselves, or what changes nothing about a folder
 HARMLESS = (

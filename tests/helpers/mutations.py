@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 from hypothesis import strategies as st
 
-from camex_ft.config.composition import compose
+from camex_ft.config.reading import compose
 from camex_ft.config.shipped import list_configs
 from camex_ft.config.validation import section_keys
 

@@ -16,8 +16,8 @@ from camex_ft import cli
 from camex_ft.config import Config
 from camex_ft.run.fitting import check_backbone
 from camex_ft.utils import registry
-from camex_ft.utils.architectures import families, positions
 from camex_ft.utils.errors import UserError
+from camex_ft.utils.registry import families, positions
 from tests.helpers.tiny import config_of, inputs_of, make, model_types
 from tests.helpers.working_folder import folder
 

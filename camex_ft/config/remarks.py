@@ -1,0 +1,130 @@
+"""Remarks on a configuration, for `camex-ft validate` and the head of a run.
+
+summary   what it amounts to, in a few lines
+changes   settings under which the upcycled model does not compute what the dense model computes
+notes     keys that were written and have no effect
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from camex_ft.config.identity import idle_routing_keys
+from camex_ft.config.rules import CHOICE
+from camex_ft.config.schema import Config, MergingConfig, RoutingConfig, UpcycleConfig
+from camex_ft.utils.registry import PROTOCOLS
+
+START = "so that training starts from a changed function"
+
+
+def summary(config: Config) -> dict[str, str]:
+    """Return what a resolved configuration amounts to: heading -> a short text."""
+    training, merging, protocol = config.training, config.merging, PROTOCOLS.get(config.merging.protocol)
+    length = (
+        f"{training.max_steps} steps" if training.max_steps > 0 else f"{training.num_train_epochs:g} epochs"
+    )
+    lines = {
+        "task": ", ".join(filter(None, (config.task.id, config.task.summary))),
+        "data": f"{config.data.source} {config.data.dir}"
+        if config.data.source == "disk"
+        else config.data.source,
+        "backbone": config.backbone,
+        "protocol": f"{protocol.name}: {protocol.summary}",
+        "experts": f"{merging.experts}, top {merging.k}, in layers: {_layers(config)}",
+        "merging": f"alpha {merging.alpha:g}" if protocol.base else "",
+        "routing": _routing_of(config),
+        "curvature": f"{merging.curvature.kind}, rank {merging.curvature.rank}" if protocol.curvature else "",
+        "options": ", ".join(f"{name} {value}" for name, value in merging.options.items()),
+        "training": f"{length}, batches of {training.per_device_train_batch_size}, learning rate "
+        f"{training.learning_rate:g}, seed {training.seed}",
+        "output": config.output.dir,
+    }
+    if protocol.form == "dense":
+        lines["experts"] = lines["routing"] = ""
+    return {heading: text for heading, text in lines.items() if text}
+
+
+def _routing_of(config: Config) -> str:
+    """Return what is not as by default."""
+    given, plain = config.routing, RoutingConfig()
+    keys = ("router", "temperature", "normalise", "z_loss")
+    return ", ".join(
+        f"{key} {getattr(given, key)}" for key in keys if getattr(given, key) != getattr(plain, key)
+    )
+
+
+def _layers(config: Config) -> str:
+    layers = config.upcycle.layers
+    return layers.replace("_", " ") if isinstance(layers, str) else ", ".join(map(str, layers))
+
+
+def changes(merging: MergingConfig, routing: RoutingConfig, upcycle: UpcycleConfig) -> list[str]:
+    """Return the reasons, one sentence each, for sections with every default settled; none: the function is preserved.
+
+    `init: noise` is not among them: how far it moves the experts is what its key says.
+    """
+    protocol = PROTOCOLS.get(merging.protocol)
+    found: list[str] = []
+    if protocol.form == "dense":
+        return found
+    if protocol.form == "dynamic" and merging.alpha != 1:
+        found.append(
+            f"merging.alpha: {protocol.name} carries the base expert from other layers, and E_m + alpha * (E_i - E_m) "
+            f"is E_i at alpha = 1 alone; with {merging.alpha:g} every layer but the first is mixed with another "
+            f"layer's weights, {START}"
+        )
+    scaled = protocol.form != "weights" or not protocol.base
+    if routing.normalise == "before" and merging.k < merging.experts and scaled:
+        found.append(
+            f"routing.normalise: before leaves routing weights of less than 1 in all to the {merging.k} of "
+            f"{merging.experts} experts, and {protocol.name} scales with them, {START}"
+        )
+    if upcycle.init == "drop" and upcycle.drop > 0:
+        found.append(f"upcycle.init: drop draws {upcycle.drop:.0%} of each expert's units anew, {START}")
+    return found
+
+
+def notes(config: Config) -> list[str]:
+    """Return remarks on keys that were written, differ from their default and have no effect beside the others."""
+    written, default = config.model_dump(exclude_unset=True), Config()
+    merging, remarks = written.get("merging", {}), []
+    entry = PROTOCOLS.get(config.merging.protocol)
+    protocol = f"protocol '{entry.name}'"
+    if (
+        not entry.curvature
+        and merging.get("curvature")
+        and config.merging.curvature != default.merging.curvature
+    ):
+        remarks.append(f"merging.curvature has no effect: {protocol} has no curvature")
+    if not entry.base and "alpha" in merging and config.merging.alpha != default.merging.alpha:
+        remarks.append(f"merging.alpha has no effect: {protocol} has no base expert")
+    remarks += _idle_routing(config, written.get("routing", {}))
+    for key in ("noise", "drop"):
+        given = getattr(config.upcycle, key)
+        if (
+            config.upcycle.init != key
+            and key in written.get("upcycle", {})
+            and given != getattr(default.upcycle, key)
+        ):
+            remarks.append(f"upcycle.{key} has no effect with upcycle.init: {config.upcycle.init}")
+    if config.data.dir is not None and config.data.source not in ("auto", "disk"):
+        remarks.append(f"data.dir has no effect with data.source: {config.data.source}")
+    return remarks
+
+
+def _idle_routing(config: Config, written: dict[str, Any]) -> list[str]:
+    """Return remarks on keys of `routing` without effect."""
+    if PROTOCOLS.get(config.merging.protocol).form == "dense":
+        return []
+    default = Config().routing
+    changed = [key for key in written if getattr(config.routing, key) != getattr(default, key)]
+    idle = idle_routing_keys(config)
+    remarks = [f"routing.{key} has no effect: {idle[key]}" for key in changed if idle.get(key)]
+    if config.routing.router == CHOICE and config.merging.k >= config.merging.experts:
+        remarks.append(
+            "routing.router: expert-choice chooses nothing, since every expert takes every token; set merging.top_k "
+            "below merging.experts"
+        )
+    if config.routing.router == CHOICE and "balance" in changed:
+        remarks.append("routing.balance has no effect: experts that choose tokens have equal loads")
+    return remarks
