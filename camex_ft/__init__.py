@@ -47,5 +47,17 @@ def __getattr__(name: str) -> Any:
     return getattr(importlib.import_module(module), attribute)
 
 
-if "camex_ft_cli" not in sys.modules:  # the command line imports transformers in the commands that need it
+def _is_program() -> bool:
+    """Return whether the package is imported by a program of its own: ``camex-ft``, or ``python -m camex_ft...``."""
+    if "camex_ft_cli" in sys.modules:
+        return True
+    if (
+        sys.argv[:1] != ["-m"] or "-m" not in sys.orig_argv
+    ):  # the name of a program whose package is being imported
+        return False
+    module = sys.orig_argv[sys.orig_argv.index("-m") + 1]
+    return module.partition(".")[0] == "camex_ft"
+
+
+if not _is_program():  # programs import transformers where they need it
     hf.register()

@@ -4,7 +4,7 @@
     AutoModelForSequenceClassification.register(CamexBertConfig, CamexBertForSequenceClassification)      and so on
 
 for the types of every backbone family (`camex_ft.upcycling.model_classes`). It imports transformers and the families'
-models. The console command does without: see `camex_ft_cli`.
+models. Programs of the package do without, and `upcycling.load` registers: see `camex_ft_cli`.
 """
 
 from __future__ import annotations

@@ -212,3 +212,18 @@ def test_importing_stays_light(statement, absent):
         [sys.executable, "-c", code], check=True, capture_output=True, text=True
     ).stdout.split()
     assert found == []
+
+
+@pytest.mark.parametrize(
+    ("command", "registers"),
+    [
+        (["-m", "camex_ft", "--version"], False),
+        (["-c", "import camex_ft", "-m", "camex_ft"], True),
+    ],
+)
+def test_programs_of_the_package_register_nothing(command, registers):
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", *command], check=True, capture_output=True, text=True
+    )
+    modules = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert ("transformers" in modules) is registers

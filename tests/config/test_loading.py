@@ -460,7 +460,9 @@ def test_and_not_where_they_have_one(write, overrides):
 def test_reading_a_plain_configuration_needs_no_training_arguments(write):
     """Importing them takes seconds; only keys that the schema does not name ask for them."""
     path = write("training: {learning_rate: 1e-3, seed: 3}\n")
-    code = "import sys; from camex_ft.config import reading, validation, training_arguments as t; "
+    code = (
+        "import sys, camex_ft_cli; from camex_ft.config import reading, validation, training_arguments as t; "
+    )
     code += f"from camex_ft.config.reading import compose; d = compose({str(path)!r}); "
     code += "values = dict(d.values); list(validation._check_training(values, d)); "
     code += "assert not d.problems; print('transformers' in sys.modules, 'torch' in sys.modules)"
