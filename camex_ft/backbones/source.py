@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from camex_ft.config import gguf
+from camex_ft.config import Config, gguf
 from camex_ft.config.backbones import EMBEDDED, NEW, PACKAGE, bare, in_package, is_gguf, near_file
 from camex_ft.utils import folders, hub, registry
 from camex_ft.utils.errors import UserError
@@ -72,6 +72,16 @@ def check(spec: str) -> Kind:
     elif form != "hub":
         check_files(locate(spec), spec)
     return form
+
+
+def trains_tokenizer(settled: Config, *, plain_text: bool) -> bool:
+    """Return whether an embedded backbone meets text that its words do not make up: its tokenizer is trained on it.
+
+    Args:
+        settled: the resolved configuration.
+        plain_text: of the task.
+    """
+    return plain_text and settled.data.source != "embedded" and settled.backbone.startswith(EMBEDDED)
 
 
 def locate(spec: str, *, weights: bool = True) -> Path:

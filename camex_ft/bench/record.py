@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import platform
 import statistics
 import subprocess
@@ -16,6 +15,7 @@ from typing import Any, NamedTuple
 import torch
 
 from camex_ft.bench.settings import Bench
+from camex_ft.utils import system
 from camex_ft.utils.durable import write_atomically
 from camex_ft.utils.errors import UserError
 
@@ -85,7 +85,7 @@ def make_record(settings: Bench, figures: Mapping[str, Any]) -> dict[str, Any]:
 
 def machine(device: str) -> dict[str, Any]:
     """Return what the figures depend on beside the settings; memory in GiB."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    cores = system.cores()
     return {
         "processor": processor(),
         "cores": cores,

@@ -18,6 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from camex_ft.results.provenance import PACKAGES, SOURCES, host_kind
+from camex_ft.utils import system
 from camex_ft.utils.escaping import one_line, say
 
 State = Literal["ok", "note", "wrong"]
@@ -105,7 +106,6 @@ def processes() -> list[Finding]:
     from torch import distributed
 
     gpus = torch.cuda.device_count()
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     zero = importlib.util.find_spec("deepspeed") is not None
     nccl = distributed.is_available() and distributed.is_nccl_available()
     gloo = distributed.is_available() and distributed.is_gloo_available()
@@ -121,7 +121,9 @@ def processes() -> list[Finding]:
             "ok" if gpus > 1 and nccl else "note",
             ready + ("" if nccl else "; torch has no NCCL"),
         ),
-        Finding("several CPUs", "ok" if gloo else "wrong", f"--cpus, engines ddp, fsdp; {cores} cores"),
+        Finding(
+            "several CPUs", "ok" if gloo else "wrong", f"--cpus, engines ddp, fsdp; {system.cores()} cores"
+        ),
     ]
     missing = [name for name in ("deepspeed", "bitsandbytes") if importlib.util.find_spec(name) is None]
     serves = {"deepspeed": "engines zero2 and zero3", "bitsandbytes": "8-bit optimizers"}

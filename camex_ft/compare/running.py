@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import IO, Any, Protocol
 
 from camex_ft.compare.cells import Cell
+from camex_ft.utils import system
 
 WAITING, RUNNING, DONE, FAILED = "waiting", "running", "done", "failed"
 POLL = 0.2
@@ -103,7 +104,7 @@ def slots(jobs: int | None = None, *, tiny: bool = True) -> list[Slot]:
             Slot(device=name, environment={DEVICES: name})
             for name in (gpus * (jobs or 1))[: jobs or len(gpus)]
         ]
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = system.cores()
     count = jobs or (cores if tiny else 1)
     threads = {} if THREADS in os.environ else {THREADS: str(max(cores // count, 1))}
     return [Slot(device=None, environment=threads) for _ in range(count)]

@@ -20,7 +20,6 @@ from camex_ft.data.readers import Columns, read_file, with_names
 from camex_ft.tasks.base import Task
 from camex_ft.utils import hub
 from camex_ft.utils.errors import UserError, nearest
-from camex_ft.utils.system import data_are_prepared
 
 SOURCES = ("hub", "disk", "embedded")
 # messages of `datasets` in errors without a type
@@ -175,7 +174,7 @@ def _downloaded(task: Task, name: str) -> Dataset:
 
 def _from_cache(task: Task, name: str) -> Dataset | None:
     """Return a split from the cache of `datasets`, or from the files in the hub cache; None where it is in neither."""
-    prepared = data_are_prepared(task.hub, task.configuration)
+    prepared = hub.is_prepared(task.hub, task.configuration)
     place: str | Path | None = task.hub if prepared else hub.snapshot(task.hub, "dataset")
     if place is None:
         return None

@@ -17,6 +17,7 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from camex_ft import config as configuration
+from camex_ft.backbones.source import trains_tokenizer
 from camex_ft.config import Config
 from camex_ft.estimate.advice import Advice, advise
 from camex_ft.estimate.columns import (
@@ -37,7 +38,6 @@ from camex_ft.estimate.columns import (
 from camex_ft.estimate.memory import Where, gpu_here
 from camex_ft.estimate.operations import TFLOPS, measured_tflops
 from camex_ft.estimate.survey import Batch, survey
-from camex_ft.run.steps import needs_tokenizer
 from camex_ft.tasks.base import Task
 from camex_ft.utils.registry import TASKS
 
@@ -131,7 +131,10 @@ def plan(
         batch=batch_of(settled, task, dense),
         setting=setting,
         columns=tuple(cost(under(settled, n), setting, own=n == settled.merging.protocol) for n in names),
-        notes=(reason, *_notes(settled, dense, trained=needs_tokenizer(settled, task))),
+        notes=(
+            reason,
+            *_notes(settled, dense, trained=trains_tokenizer(settled, plain_text=task.plain_text)),
+        ),
         advice=None if limit is None else advise(settled, setting.where, limit, peak, gpu=precision.gpu),
     )
 

@@ -22,7 +22,7 @@ from transformers import PreTrainedModel
 
 from camex_ft import upcycling
 from camex_ft.backbones.loading import skeleton
-from camex_ft.backbones.source import OutOfReach
+from camex_ft.backbones.source import OutOfReach, trains_tokenizer
 from camex_ft.config import Config
 from camex_ft.config.rules import broken
 from camex_ft.estimate import facts
@@ -32,7 +32,6 @@ from camex_ft.estimate.survey import Batch, Precision, Survey
 from camex_ft.moe.layers.ffn import ExpertFFN, MergedFFN
 from camex_ft.moe.layers.propagation import propagation_paths
 from camex_ft.protocols import Protocol
-from camex_ft.run.steps import needs_tokenizer
 from camex_ft.tasks.base import Task
 from camex_ft.training.cost import Parameters, count_parameters
 from camex_ft.utils.registry import PROTOCOLS, TASKS
@@ -161,7 +160,7 @@ def dense_of(settled: Config, task: Task) -> PreTrainedModel:
     Raises:
         UserError: its configuration is at fault or out of reach.
     """
-    trained = needs_tokenizer(settled, task)
+    trained = trains_tokenizer(settled, plain_text=task.plain_text)
 
     def make(spec: str) -> PreTrainedModel:
         return skeleton(spec, head=task.head, trained_tokenizer=trained, **task.backbone_options())

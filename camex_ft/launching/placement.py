@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Literal
 
 from camex_ft.config.shipped import engine_file
+from camex_ft.utils import system
 from camex_ft.utils.errors import UserError, nearest
 
 ENGINES = ("ddp", "fsdp", "zero2", "zero3")
@@ -292,5 +293,5 @@ def environment(placed: Placement) -> dict[str, str]:
 
 def _threads(placed: Placement) -> int:
     given = os.environ.get("OMP_NUM_THREADS", "")
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = system.cores()
     return int(given) if given.isdigit() and int(given) else max(cores // placed.processes, 1)

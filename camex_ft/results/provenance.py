@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from camex_ft.results.record import Software
+from camex_ft.utils import system
 
 # The core dependencies of setup.cfg: their versions decide what a run computes.
 PACKAGES = (
@@ -76,8 +77,7 @@ def host_kind(gpus: Sequence[str] = ()) -> str:
     """Return "cpu-<cores>", or "cuda-<name>-x<count>" for the given names of GPUs."""
     if gpus:
         return f"cuda-{re.sub(r'[^a-z0-9]+', '-', gpus[0].lower()).strip('-')}-x{len(gpus)}"
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return f"cpu-{cores}"
+    return f"cpu-{system.cores()}"
 
 
 def environment(*, gpus: Sequence[str] = ()) -> Software:

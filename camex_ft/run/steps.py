@@ -13,8 +13,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from camex_ft import config, upcycling
 from camex_ft.backbones.loading import load as load_backbone
+from camex_ft.backbones.source import trains_tokenizer
 from camex_ft.config import Config
-from camex_ft.config.backbones import EMBEDDED
 from camex_ft.config.identity import hash_by_name
 from camex_ft.config.needs import local_backbone
 from camex_ft.data import sources
@@ -60,11 +60,11 @@ def load_model(
     Args:
         settled: the resolved configuration.
         task: its task.
-        splits: the examples, for an embedded backbone whose tokenizer must be made for them (`needs_tokenizer`).
+        splits: the examples, for an embedded backbone whose tokenizer must be made for them (`trains_tokenizer`).
         path: of the backbone's files, where they have been located already.
     """
     texts = None
-    if splits is not None and needs_tokenizer(settled, task):
+    if splits is not None and trains_tokenizer(settled, plain_text=task.plain_text):
         texts = map(stream_line, splits[task.splits["train"]]["text"][:])
     dense, tokenizer = load_backbone(
         settled.backbone,
@@ -77,15 +77,10 @@ def load_model(
     return upcycling.for_run(settled, dense, in_place=True), tokenizer
 
 
-def needs_tokenizer(settled: Config, task: Task) -> bool:
-    """Return whether an embedded backbone meets text that its words do not make up."""
-    return task.plain_text and settled.data.source != "embedded" and settled.backbone.startswith(EMBEDDED)
-
-
 def made_tokenizer(settled: Config, task: Task, tokenizer: Any) -> str | None:
-    """Return what was made where `needs_tokenizer`, in words for the terminal and the record, or None."""
+    """Return what was made where `trains_tokenizer`, in words for the terminal and the record, or None."""
     made = f"a byte-level BPE of {len(tokenizer):,} tokens, trained on the train split"
-    return made if needs_tokenizer(settled, task) else None
+    return made if trains_tokenizer(settled, plain_text=task.plain_text) else None
 
 
 def make_trainer(

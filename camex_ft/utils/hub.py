@@ -134,6 +134,14 @@ def cache_alone() -> Iterator[None]:
         datasets.config.HF_HUB_OFFLINE, constants.HF_HUB_OFFLINE = kept
 
 
+def is_prepared(name: str, configuration: str) -> bool:
+    """Return whether the cache of `datasets` holds one configuration of a data set, ready to be read."""
+    from datasets import config
+
+    folder = Path(config.HF_DATASETS_CACHE) / name.replace("/", "___") / configuration
+    return any(folder.glob("*/*/dataset_info.json"))
+
+
 def snapshot(name: str, kind: Kind) -> Path | None:
     """Return the folder of a repository in the hub cache, or None where it is not there; asks nobody."""
     from huggingface_hub import snapshot_download

@@ -8,11 +8,15 @@ import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 
 from camex_ft.utils import hub
 
 SECONDS = 2.0
+
+
+def cores() -> int:
+    """Return the number of processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @cache
@@ -71,17 +75,8 @@ def data_are_cached(name: str, configuration: str) -> bool:
     """Return whether the hub cache, or that of `datasets`, holds one configuration of a data set."""
     folder = hub.snapshot(name, "dataset")
     inside = "data" if configuration == "default" else configuration
-    if folder is not None and any(file.is_file() for file in folder.glob(f"{inside}/*")):
-        return True
-    return data_are_prepared(name, configuration)
-
-
-def data_are_prepared(name: str, configuration: str) -> bool:
-    """Return whether the cache of `datasets` holds one configuration of a data set, ready to be loaded."""
-    from datasets import config
-
-    prepared = Path(config.HF_DATASETS_CACHE) / name.replace("/", "___") / configuration
-    return any(prepared.glob("*/*/dataset_info.json"))
+    files = folder is not None and any(file.is_file() for file in folder.glob(f"{inside}/*"))
+    return files or hub.is_prepared(name, configuration)
 
 
 @dataclass(frozen=True, kw_only=True)

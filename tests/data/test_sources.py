@@ -9,9 +9,8 @@ import pytest
 from datasets import Dataset, load_dataset
 
 from camex_ft.data import sources
-from camex_ft.utils import registry
+from camex_ft.utils import hub, registry
 from camex_ft.utils.errors import UserError
-from camex_ft.utils.system import data_are_prepared
 
 SST2 = registry.TASKS.get("glue/sst2")
 ROWS = [{"sentence": f"word {i}", "label": i % 2, "idx": i} for i in range(4)]
@@ -46,7 +45,7 @@ def fill(cache, tmp_path, rows, task=SST2):
 
 def test_a_filled_cache_needs_no_network(cache, tmp_path):
     fill(cache, tmp_path, ROWS)
-    assert data_are_prepared(SST2.hub, SST2.configuration)
+    assert hub.is_prepared(SST2.hub, SST2.configuration)
     loaded = sources.load(SST2, source="hub", train_rows=3)
     assert loaded["train"].to_list() == ROWS[:3]
     assert loaded["validation"].features == SST2.features
@@ -70,7 +69,7 @@ def test_a_boolean_is_no_label_of_the_hub_or_of_a_corpus(cache, source, monkeypa
 @pytest.mark.parametrize("name", registry.TASKS.names())
 def test_without_network_the_message_names_three_ways(cache, name):
     task = registry.TASKS.get(name)
-    assert not data_are_prepared(task.hub, task.configuration)
+    assert not hub.is_prepared(task.hub, task.configuration)
     start = time.monotonic()
     with pytest.raises(UserError) as caught:
         sources.load(task, source="hub")
