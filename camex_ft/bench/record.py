@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 import statistics
 import subprocess
@@ -85,10 +86,9 @@ def make_record(settings: Bench, figures: Mapping[str, Any]) -> dict[str, Any]:
 
 def machine(device: str) -> dict[str, Any]:
     """Return what the figures depend on beside the settings; memory in GiB."""
-    cores = system.cores()
     return {
         "processor": processor(),
-        "cores": cores,
+        "cores": system.cores(),
         "threads": torch.get_num_threads(),
         "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30),
         "torch": torch.__version__,

@@ -87,7 +87,7 @@ class Metrics(RecordSection):
 
 
 class RoutingStatistics(RecordSection):
-    """Routing of the validation inputs by one layer: see `camex_ft.results.routing`. `nmi` needs known domains.
+    """Routing of the validation inputs by one layer: see `camex_ft.run.record_builder`. `nmi` needs known domains.
 
     `by` holds the mean routing weights [N] of the inputs of a kind: ``{"label": {"entailment": [...], ...}, ...}``.
     """

@@ -1,8 +1,9 @@
-"""The steps of a run, each by itself: its data, its model, its trainer, its name. `pipeline` takes them in turn."""
+"""The steps of a run: its data, its model, its trainer, its name. `pipeline` takes them in turn."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -12,6 +13,7 @@ import transformers
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from camex_ft import config, upcycling
+from camex_ft.backbones.content import Content
 from camex_ft.backbones.loading import load as load_backbone
 from camex_ft.backbones.source import trains_tokenizer
 from camex_ft.config import Config
@@ -29,8 +31,40 @@ from camex_ft.training.tracking import trackers
 from camex_ft.training.trainer import CamexTrainer
 
 
+@dataclass(frozen=True, kw_only=True)
+class RunInputs:
+    """Inputs of one run.
+
+    Attributes:
+        started: time of its start, in seconds since 1970.
+        settled: the resolved configuration.
+        reason: its profile and the reason for it, from `config.resolve`.
+        task: its task.
+        splits: its examples, by split.
+        data_sha256: fingerprint of these.
+        backbone: path and SHA-256 of the backbone; None for an embedded one.
+        folder: of the run.
+        force: run again from nothing.
+    """
+
+    started: float
+    settled: Config
+    reason: str
+    task: Task
+    splits: Mapping[str, datasets.Dataset]
+    data_sha256: str
+    backbone: Content
+    folder: RunFolder
+    force: bool = False
+
+    @property
+    def resume(self) -> str:
+        """Value of `training.resume`, "never" under `force`."""
+        return "never" if self.force else self.settled.training.resume
+
+
 def quieten() -> None:
-    """Leave the terminal to training's own progress: no bars for what takes a moment."""
+    """Turn off the progress bars of transformers and datasets; training shows its own."""
     transformers.utils.logging.disable_progress_bar()
     datasets.disable_progress_bars()
 
@@ -60,8 +94,8 @@ def load_model(
     Args:
         settled: the resolved configuration.
         task: its task.
-        splits: the examples, for an embedded backbone whose tokenizer must be made for them (`trains_tokenizer`).
-        path: of the backbone's files, where they have been located already.
+        splits: the examples, to train the tokenizer of an embedded backbone on (`trains_tokenizer`).
+        path: of the backbone's files; None: they are located here.
     """
     texts = None
     if splits is not None and trains_tokenizer(settled, plain_text=task.plain_text):
@@ -77,10 +111,11 @@ def load_model(
     return upcycling.for_run(settled, dense, in_place=True), tokenizer
 
 
-def made_tokenizer(settled: Config, task: Task, tokenizer: Any) -> str | None:
-    """Return what was made where `trains_tokenizer`, in words for the terminal and the record, or None."""
-    made = f"a byte-level BPE of {len(tokenizer):,} tokens, trained on the train split"
-    return made if trains_tokenizer(settled, plain_text=task.plain_text) else None
+def trained_tokenizer(settled: Config, task: Task, tokenizer: Any) -> str | None:
+    """Return the description of a tokenizer that was trained on the text (`trains_tokenizer`), else None."""
+    if not trains_tokenizer(settled, plain_text=task.plain_text):
+        return None
+    return f"a byte-level BPE of {len(tokenizer):,} tokens, trained on the train split"
 
 
 def make_trainer(
@@ -92,13 +127,13 @@ def make_trainer(
     *,
     tracked: bool = False,
 ) -> CamexTrainer:
-    """Return the trainer of a run, which keeps its history in `folder`.
+    """Return the trainer of a run, which writes its history into `folder`.
 
     Args:
         settled: the resolved configuration.
         data, model, tokenizer: of the run.
         folder: of the run.
-        tracked: whether the trackers of `training.report_to` are told; `logging_to` has to be in force then.
+        tracked: log to the trackers of `training.report_to`; needs `logging_to` around it.
     """
     split, primary = data.primary
     labelled = data.labelled(split)
@@ -131,14 +166,14 @@ def make_trainer(
 
 
 def name_of(settled: Config, data: str, backbone: str | None, *, anew: bool = False) -> str:
-    """Return the name of a run's folder: of the one that is there, if any, else of a new one.
+    """Return the name of a run's folder, an existing one if there is one.
 
-    A run that starts from another run's checkpoint is an experiment of its own.
+    A run that starts from another run's checkpoint gets its own folder.
 
     Args:
         settled: the resolved configuration.
         data, backbone: SHA-256 of the data, and of the backbone's content (None: embedded).
-        anew: start from nothing, whatever `training.resume` says.
+        anew: start from nothing, regardless of `training.resume`.
     """
     name = _name(settled, data, backbone)
     resume = Path(settled.training.resume).expanduser()

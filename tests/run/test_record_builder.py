@@ -8,7 +8,7 @@ import scipy.stats
 from hypothesis import given
 from hypothesis import strategies as st
 
-from camex_ft.results.routing import entropy, layer_routing, load, nmi
+from camex_ft.run.record_builder import entropy, layer_routing, load, nmi
 
 
 def rows(seed: int, n: int = 50, experts: int = 4) -> np.ndarray:
