@@ -121,8 +121,8 @@ def _solve(
     names = list(rows[0])
     weight = 1 / np.array(scale)
     left = np.array([[row[name] for name in names] for row in rows]) * 1e-9 * weight[:, None]
-    found, _ = nnls(left, np.array(seconds) * weight)
-    return dict(zip(names, map(float, found), strict=True))
+    solution, _ = nnls(left, np.array(seconds) * weight)
+    return dict(zip(names, map(float, solution), strict=True))
 
 
 def bench_cost(settings: CostBench) -> dict[str, Any]:

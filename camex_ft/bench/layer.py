@@ -70,7 +70,7 @@ def make(settings: LayerBench) -> LayerProblem:
         router = Router(
             in_features=width, experts=settings.experts, top_k=settings.k, noise=False, prior=False
         )
-        given = LayerSettings(
+        layer_settings = LayerSettings(
             rule=protocol.bind({}),
             experts=settings.experts,
             top_k=settings.k,
@@ -79,7 +79,7 @@ def make(settings: LayerBench) -> LayerProblem:
             curvature=settings.curvature,
             noise=False,
         )
-        linear = ExpertLinear(weight, None, given)
+        linear = ExpertLinear(weight, None, layer_settings)
         _move_apart(linear)
     for module in (router, linear):
         module.to(settings.device).train(not settings.evaluate)

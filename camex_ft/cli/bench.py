@@ -76,11 +76,11 @@ def layer(
     no_save: NoSave = False,
 ) -> None:
     """Time one linear map, forward and backward, in turns: dense, merged, and by the plain formula."""
-    given = {key: value for key, value in locals().items() if key not in ("json", "save", "no_save")}
+    options = dict(locals())
     from camex_ft.bench.layer import bench_layer
     from camex_ft.bench.settings import LayerBench
 
-    _report(LayerBench(**given), bench_layer, json=json, folder=None if no_save else save)
+    _report(LayerBench, bench_layer, options)
 
 
 @app.command()
@@ -106,11 +106,11 @@ def step(
     no_save: NoSave = False,
 ) -> None:
     """Time a training step of a backbone with a classification head, dense and with experts in turns."""
-    given = {key: value for key, value in locals().items() if key not in ("json", "save", "no_save")}
+    options = dict(locals())
     from camex_ft.bench.models import bench_step
     from camex_ft.bench.settings import StepBench
 
-    _report(StepBench(**given), bench_step, json=json, folder=None if no_save else save)
+    _report(StepBench, bench_step, options)
 
 
 @app.command()
@@ -137,11 +137,11 @@ def decode(
     no_save: NoSave = False,
 ) -> None:
     """Time the generation of tokens with a key-value cache, dense and with experts in turns."""
-    given = {key: value for key, value in locals().items() if key not in ("json", "save", "no_save")}
+    options = dict(locals())
     from camex_ft.bench.models import bench_decode
     from camex_ft.bench.settings import DecodeBench
 
-    _report(DecodeBench(**given), bench_decode, json=json, folder=None if no_save else save)
+    _report(DecodeBench, bench_decode, options)
 
 
 @app.command()
@@ -156,28 +156,30 @@ def cost(
     no_save: NoSave = False,
 ) -> None:
     """Time both forms of the merged map over many shapes and fit the cost model that chooses between them (minutes)."""
-    given = {key: value for key, value in locals().items() if key not in ("json", "save", "no_save")}
+    options = dict(locals())
     from camex_ft.bench.cost import bench_cost, table
     from camex_ft.bench.settings import CostBench
 
-    _report(CostBench(**given), bench_cost, json=json, folder=None if no_save else save, table=table)
+    _report(CostBench, bench_cost, options, table=table)
 
 
 def _report(
-    settings: Bench,
+    settings_type: type[Bench],
     measure: Callable[[Any], Mapping[str, Any]],
+    options: dict[str, Any],
     *,
-    json: bool,
-    folder: Path | None,
     table: Callable[[Mapping[str, Any]], str] | None = None,
 ) -> None:
-    """Measure, write the record and print it."""
+    """Measure with the options of a command, write the record and print it."""
     from camex_ft.bench import record
 
-    if folder is not None:
-        record.make_folder(folder)  # before minutes of measuring
-    made = record.make_record(settings, measure(settings))
-    path = None if folder is None else record.save(made, settings.name(), folder)
-    typer.echo(record.to_json(made) if json else (table or record.table)(made), nl=not json)
-    if path is not None and not json:
-        typer.echo(f"wrote {path}")
+    json, save, no_save = (options.pop(name) for name in ("json", "save", "no_save"))
+    settings = settings_type(**options)
+    if not no_save:
+        record.make_folder(save)  # before minutes of measuring
+    figures = record.make_record(settings, measure(settings))
+    typer.echo(record.to_json(figures) if json else (table or record.table)(figures), nl=not json)
+    if not no_save:
+        path = record.save(figures, settings.name(), save)
+        if not json:
+            typer.echo(f"wrote {path}")

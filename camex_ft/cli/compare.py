@@ -79,8 +79,7 @@ def compare(
 ) -> None:
     """Run the missing cells of a grid of protocols, tasks and seeds; write its table, pictures and report.
 
-    Interrupted at any point, the same command goes on. A cell that fails does not stop the others; the exit code is
-    then 1.
+    Interrupted at any point, the same command goes on. A failed cell does not stop the others, but sets exit code 1.
     """
     parameters = places.read(on, slurm or [])
     comparisons = _comparisons(specs, protocols, seeds, places.environment(on, parameters))

@@ -59,18 +59,18 @@ def python() -> Finding:
 def packages(tested: Mapping[str, str] | None = None) -> list[Finding]:
     """Report missing core packages and those whose version is not the `tested` one (of constraints.txt by default)."""
     tested = read_constraints(SOURCES / "constraints.txt") if tested is None else tested
-    found = []
+    findings = []
     for name in PACKAGES:
         try:
             installed = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
-            found.append(Finding(name, "wrong", "not installed: run make install"))
+            findings.append(Finding(name, "wrong", "not installed: run make install"))
             continue
         # A local part such as +cpu is another build of the same release.
         if name in tested and installed.split("+")[0] != tested[name]:
-            found.append(Finding(name, "note", f"{installed}; tested with {tested[name]}"))
-    if found:
-        return found
+            findings.append(Finding(name, "note", f"{installed}; tested with {tested[name]}"))
+    if findings:
+        return findings
     detail = (
         f"all {len(PACKAGES)} as tested"
         if tested
@@ -115,7 +115,7 @@ def processes() -> list[Finding]:
         if gpus > 1
         else f"{gpus} GPUs: --gpus needs two or more"
     )
-    found = [
+    findings = [
         Finding(
             "several GPUs",
             "ok" if gpus > 1 and nccl else "note",
@@ -128,14 +128,14 @@ def processes() -> list[Finding]:
     missing = [name for name in ("deepspeed", "bitsandbytes") if importlib.util.find_spec(name) is None]
     serves = {"deepspeed": "engines zero2 and zero3", "bitsandbytes": "8-bit optimizers"}
     detail = "; ".join(f"{name} is not installed: no {serves[name]}" for name in missing)
-    found.append(
+    findings.append(
         Finding(
             "GPU packages", "note" if missing else "ok", detail or "deepspeed and bitsandbytes are installed"
         )
     )
     bf16 = gpus > 0 and torch.cuda.is_bf16_supported(including_emulation=False)
     return [
-        *found,
+        *findings,
         Finding("bf16", "ok" if bf16 else "note", "in hardware" if bf16 else "no GPU here supports it"),
     ]
 

@@ -36,13 +36,13 @@ def export(
     license: License = None,
 ) -> None:
     """Write a run's model as a dense checkpoint, or with curvature folded in, and measure the difference."""
-    from camex_ft.exporting.export import export as make
+    from camex_ft.exporting.export import export as export_run
     from camex_ft.exporting.writing import lines
 
-    made = make(run, out, as_=as_, split=split, rows=rows, license=license)
-    for line in lines(made):
+    exported = export_run(run, out, as_=as_, split=split, rows=rows, license=license)
+    for line in lines(exported):
         typer.echo(line)
-    typer.echo(f"wrote {made.folder}")
+    typer.echo(f"wrote {exported.folder}")
 
 
 def push(

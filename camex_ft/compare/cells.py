@@ -124,11 +124,11 @@ def make_comparison(
         known: dict[str, str] = {}
         for label, keys in here.row_list():
             try:
-                made = list(_seeds(here, label, keys, [*own, *overrides_of(keys)], environment))
+                row_cells = list(_seeds(here, label, keys, [*own, *overrides_of(keys)], environment))
             except ConfigErrors as errors:
                 problems += map(here.placed, errors.problems)
                 continue
-            settled = made[0].settled
+            settled = row_cells[0].settled
             content = contents(settled.backbone) or ""
             same = known.setdefault(config_hash(settled, backbone=content), label)
             if same != label:
@@ -137,7 +137,7 @@ def make_comparison(
                     "no effect"
                 )
                 problems.append(Problem(message, key=("rows",)))
-            cells += made
+            cells += row_cells
     if problems:
         raise ConfigErrors(dict.fromkeys(problems))
     return Comparison(

@@ -116,21 +116,21 @@ def with_gpu(parameters: Mapping[str, str]) -> bool:
     return "gres" in values or "gpus_per_node" in values
 
 
-def read(on: str, given: Sequence[str]) -> dict[str, str]:
+def read(on: str, texts: Sequence[str]) -> dict[str, str]:
     """Return the parameters of each job, by key.
 
     Args:
         on: one of `PLACES`.
-        given: ``KEY=VALUE`` texts; see `PARAMETERS`.
+        texts: ``KEY=VALUE`` texts; see `PARAMETERS`.
 
     Raises:
         UserError: there is no such place, or no such parameter of it.
     """
     if on not in PLACES:
         raise UserError(f"--on: there is no '{on}'.{nearest(on, PLACES)} Known: {', '.join(PLACES)}")
-    if given and on == HERE:
+    if texts and on == HERE:
         raise UserError(f"--slurm is for jobs: add --on {SLURM} or --on {LOCAL_JOBS}, or leave it out")
-    return read_parameters(given)
+    return read_parameters(texts)
 
 
 def environment(on: str, parameters: Mapping[str, str]) -> Environment | None:

@@ -236,7 +236,7 @@ def _is_error(line: str) -> bool:
 def _listen(lines: Iterable[str], state: CellState) -> None:
     try:
         for line in lines:
-            told = json.loads(line)
-            state.share = told["step"] / max(told["steps"], 1)
+            progress = json.loads(line)
+            state.share = progress["step"] / max(progress["steps"], 1)
     except ValueError:  # the pipe was closed, or a line cut short by a kill
         return

@@ -180,10 +180,10 @@ def _submitit() -> Any:
 def _read(file: Path) -> dict[str, str]:
     """Return the id of the job of each submitted cell, by the name of its run."""
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
+        ids = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return ids if isinstance(ids, dict) else {}
 
 
 def _queued(console: Console) -> set[str]:

@@ -122,8 +122,9 @@ class Spec(Changes):
         if profile != "embedded":
             return self
         other = self.embedded
-        given = {k: getattr(other, k) for k in ("tasks", "rows", "seeds") if getattr(other, k) is not None}
-        return self.model_copy(update={"set": {**self.set, **other.set}, **given})
+        parts = {key: getattr(other, key) for key in ("tasks", "rows", "seeds")}
+        replaced = {key: part for key, part in parts.items() if part is not None}
+        return self.model_copy(update={"set": {**self.set, **other.set}, **replaced})
 
     def seed_list(self) -> list[int]:
         """Return the seeds."""
@@ -163,8 +164,7 @@ def read_spec(path: str | Path) -> Spec:
     try:
         spec = Spec.model_validate(document.values)
     except ValidationError as error:
-        found = error.errors(include_url=False)
-        raise ConfigErrors(refusals(found, document, str(file), (Spec, Changes))) from None
+        raise ConfigErrors(refusals(error.errors(include_url=False), document, str(file))) from None
     problems = list(faults(spec, document, str(file)))
     if problems:
         raise ConfigErrors(problems)
@@ -196,19 +196,14 @@ def of_config(path: str | Path, *, protocols: Sequence[str] | None = None) -> Sp
     return Spec(config=str(path), rows=[{PROTOCOL: names}], baseline=DENSE if DENSE in names else names[0])
 
 
-def refusals(
-    found: Iterable[ErrorDetails],
-    document: Document,
-    file: str,
-    models: tuple[type[BaseModel], type[BaseModel]],
-) -> list[Problem]:
-    """Return the errors of pydantic, a problem a key; `models` are the specification and its part `embedded`."""
-    made: dict[Key, Problem] = {}
-    for detail in found:
+def refusals(details: Iterable[ErrorDetails], document: Document, file: str) -> list[Problem]:
+    """Return the errors of pydantic as problems, one a key."""
+    problems: dict[Key, Problem] = {}
+    for detail in details:
         key = tuple(str(part) for part in detail["loc"])
         own = key[1:] if key[0] == "embedded" else key
         if detail["type"] == "extra_forbidden":
-            known = list(models[own != key].model_fields)
+            known = list((Spec if own == key else Changes).model_fields)
             message = f"unknown key.{nearest(key[-1], known) or ' Expected one of ' + ', '.join(known)}"
         elif detail["type"] == "missing":
             message = "is missing: expected the configuration that every cell starts from, such as glue"
@@ -217,8 +212,8 @@ def refusals(
             message = f"{KINDS[own[0]]}, got {show(_value(document.values, key))}"
         else:
             message = f"{expected(detail)}, got {show(detail['input'])}"
-        made.setdefault(key, Problem(message, document.origin(key) or Origin(file), key))
-    return list(made.values())
+        problems.setdefault(key, Problem(message, document.origin(key) or Origin(file), key))
+    return list(problems.values())
 
 
 def faults(spec: Spec, document: Document, file: str) -> Iterator[Problem]:
@@ -239,10 +234,11 @@ def faults(spec: Spec, document: Document, file: str) -> Iterator[Problem]:
             yield Problem(f"{sum(sizes):,} rows: expected at most {ROWS:,}", document.origin(key), key)
             continue
         labels = [label for label, _ in part.own_rows()]
-        for what, given in (("rows", labels), ("tasks", part.tasks), ("seeds", part.seeds)):
-            twice = _twice(given) if isinstance(given, list) else []
+        lists: dict[str, Any] = {"rows": labels, "tasks": part.tasks, "seeds": part.seeds}
+        for name, items in lists.items():
+            twice = [v for n, v in enumerate(items) if v in items[:n]] if isinstance(items, list) else []
             if twice:
-                key = (*above, what)
+                key = (*above, name)
                 yield Problem(f"{twice[0]} occurs twice", document.origin(key), key)
         if labels and spec.baseline not in labels:
             known = f"{nearest(spec.baseline, labels)} Rows: {', '.join(labels)}"
@@ -260,20 +256,20 @@ def faults(spec: Spec, document: Document, file: str) -> Iterator[Problem]:
 
 def places(spec: Spec, document: Document) -> dict[str, Origin]:
     """Return the line of each override of the specification: by its text, and by its key alone."""
-    made: dict[str, Origin] = {}
+    origins: dict[str, Origin] = {}
     for above, part in _parts(spec):
         for place, values in _changes(above, part):
             for key, value in values.items():
                 origin = document.origins.get((*place, key))
-                for each in value if "rows" in place and isinstance(value, list) else [value]:
+                for item in value if "rows" in place and isinstance(value, list) else [value]:
                     if origin is not None:
-                        made[override(key, each)] = origin
-                        made.setdefault(key, origin)
+                        origins[override(key, item)] = origin
+                        origins.setdefault(key, origin)
         for task in part.task_list():
             origin = document.origins.get((*above, "tasks", task)) or document.origin((*above, "tasks"))
             if origin is not None:
-                made[f"task.name={task.rpartition('/')[2]}"] = origin
-    return made
+                origins[f"task.name={task.rpartition('/')[2]}"] = origin
+    return origins
 
 
 def _parts(spec: Spec) -> list[tuple[Key, Changes]]:
@@ -326,8 +322,3 @@ def _value(values: Any, key: Key) -> Any:
     for part in key:
         values = values.get(part) if isinstance(values, Mapping) else None
     return values
-
-
-def _twice(values: Sequence[Any]) -> list[Any]:
-    seen: list[Any] = []
-    return [value for value in values if value in seen or seen.append(value)]  # type: ignore[func-returns-value]

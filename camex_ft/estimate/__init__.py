@@ -55,11 +55,11 @@ class CostEstimate:
 
     Attributes:
         backbone, task: of the configuration.
-        batch: what one training step reads.
-        setting: how and where it is run.
+        batch: rows and tokens of one training step.
+        setting: precision, device and processes of it.
         columns: one a protocol.
-        notes: what the reader must know of them.
-        advice: what would make the own protocol's step fit, where a limit was given.
+        notes: on the columns, for the reader.
+        advice: settings with which a step of the own protocol would fit, if there is a limit.
     """
 
     backbone: str
@@ -87,7 +87,7 @@ class CostEstimate:
 
 
 def plan(
-    given: Config,
+    written: Config,
     *,
     gpu: bool | None = None,
     protocols: Sequence[str] | None = None,
@@ -95,20 +95,20 @@ def plan(
     tflops: float | None = None,
     limit: int | None = None,
 ) -> CostEstimate:
-    """Return what a configuration costs, under its own protocol and beside it dense, mixture, static and dynamic.
+    """Estimate the cost of a configuration, with its own protocol and with dense, mixture, static and dynamic ones.
 
     Args:
-        given: the configuration; neither its data nor the backbone's weights need to be there.
-        gpu: estimate for a GPU's kernels; None: as on this machine.
-        protocols: the columns, in place of those.
-        where: processes and what they hold by themselves; None: one process, without its framework.
+        written: the configuration; neither its data nor the weights of its backbone are needed.
+        gpu: estimate for a GPU's kernels; None: for this machine.
+        protocols: of the columns, in place of the above.
+        where: processes and the memory of their framework; None: one process, without its framework.
         tflops: 10^12 operations a second that a device sustains; None: measured on a CPU, `TFLOPS` for a GPU.
-        limit: bytes of a device, for advice; None: none is wanted.
+        limit: bytes of a device, for advice; None: no advice.
 
     Raises:
         UserError: the backbone's configuration is at fault or out of reach, or the configuration contradicts itself.
     """
-    settled, reason = configuration.resolve(given, needs=False)
+    settled, reason = configuration.resolve(written, needs=False)
     settled = of_a_device(settled, (where or Where()).engine.processes)
     task: Task = TASKS.get(settled.task.id)
     dense = dense_of(settled, task)

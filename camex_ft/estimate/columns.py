@@ -99,14 +99,14 @@ class Column:
 
 
 def column(
-    settled: Config, dense: PreTrainedModel, found: Survey, setting: Setting, *, own: bool = True
+    settled: Config, dense: PreTrainedModel, dense_survey: Survey, setting: Setting, *, own: bool = True
 ) -> Column:
     """Return what a configuration costs.
 
     Args:
         settled: the resolved configuration.
         dense: its backbone, on the meta device.
-        found: the survey of the backbone.
+        dense_survey: of the backbone.
         setting: of a step.
         own: it is the configuration that was asked for.
     """
@@ -118,16 +118,16 @@ def column(
         protocol=settled.merging.protocol,
         own=own,
         parameters=count_parameters(model),
-        operations=operations(found, layers),
-        memory=memory(model, found, layers, precision, where),
-        duration=duration(model, found, layers, precision, tflops=setting.tflops, engine=where.engine),
+        operations=operations(dense_survey, layers),
+        memory=memory(model, dense_survey, layers, precision, where),
+        duration=duration(model, dense_survey, layers, precision, tflops=setting.tflops, engine=where.engine),
         chains=chains_of(layers),
     )
 
 
 def duration(
     model: nn.Module,
-    found: Survey,
+    dense_survey: Survey,
     layers: Mapping[str, ExpertFFN],
     precision: Precision,
     *,
@@ -139,7 +139,7 @@ def duration(
     weights, gradients = sum(stored.weights.values()), sum(stored.gradients.values())
     sent = 2 * weights + gradients if engine.shares_weights else 2 * gradients
     return Duration(
-        computing=2 * step_operations(model, found, layers, precision) / (tflops * 1e12),
+        computing=2 * step_operations(model, dense_survey, layers, precision) / (tflops * 1e12),
         sending=sent * (engine.processes - 1) / engine.processes / BANDWIDTH,
     )
 

@@ -14,23 +14,23 @@ from camex_ft.config.backbones import NEW
 
 def rows(task: str) -> Mapping[str, int] | None:
     """Return the rows that the model reads in each split of a task's public data set; None where it is not known."""
-    facts = _load()
-    examples, each = facts["rows"].get(task), facts["rows_of_an_example"].get(task, 1)
-    if examples is None or each is None:
+    examples = _load()["rows"].get(task)
+    rows_of_an_example = _load()["rows_of_an_example"].get(task, 1)
+    if examples is None or rows_of_an_example is None:
         return None
-    return {split: count * each for split, count in examples.items()}
+    return {split: count * rows_of_an_example for split, count in examples.items()}
 
 
 def tokens(task: str) -> Mapping[str, int] | None:
     """Return the tokens of each split under GPT-2's tokenizer; None where they are not known."""
-    found: Mapping[str, int] | None = _load()["tokens"].get(task)
-    return found
+    counts: Mapping[str, int] | None = _load()["tokens"].get(task)
+    return counts
 
 
 def backbone(spec: str) -> dict[str, Any] | None:
-    """Return the config.json of a backbone of the hub, as much as decides its shape; None where it is not known."""
-    found = _load()["backbones"].get(spec.removeprefix(NEW))
-    return None if found is None else dict(found["config"])
+    """Return the shape of a backbone of the hub, the entries of its config.json; None where it is not known."""
+    entry = _load()["backbones"].get(spec.removeprefix(NEW))
+    return None if entry is None else dict(entry["config"])
 
 
 @lru_cache

@@ -54,10 +54,11 @@ LABELS = {
 }
 LEGEND = (
     "* the configuration's own protocol. M: 10^6; MB: 10^6 bytes.",
-    "Exact: parameters, weights, gradients, the state of AdamW. Multiply-adds are those",
-    "of matrix products, by formula. The rest of memory is estimated, and with it the",
-    "total, which is the peak. Times are those of matrix products alone: norms, softmax,",
-    "the optimizer and reading data come on top, and take most of a step of a small model.",
+    "Exact: parameters, weights, gradients, the state of AdamW. Multiply-adds are",
+    "those of matrix products, by formula. The rest of memory is estimated, and with",
+    "it the total, which is the peak. Times are those of matrix products alone:",
+    "norms, softmax, the optimizer and reading data come on top, and take most of a",
+    "step of a small model.",
 )
 
 

@@ -207,12 +207,12 @@ def _check(gpus: int | None, cpus: int | None, engine: str | None, variables: Ma
 def _check_devices(placed: Placement, *, asked: str | None, machine: Machine) -> None:
     there = machine.gpus() if placed.device == "gpu" else 0
     if placed.device == "gpu" and placed.processes > there:
-        found = f"only {there} visible here" if there else "no GPU is visible here"
+        visible = f"only {there} visible here" if there else "no GPU is visible here"
         limited = f" ({DEVICES}={machine.variables[DEVICES]})" if DEVICES in machine.variables else ""
         instead = (
             f"--gpus {there}" if there else f"--cpus {placed.processes} for as many processes on the CPU"
         )
-        raise UserError(f"--gpus {placed.processes}: {found}{limited}; expected {instead}")
+        raise UserError(f"--gpus {placed.processes}: {visible}{limited}; expected {instead}")
     if asked and placed.all == 1:
         raise UserError(
             f"--engine {asked} is for several processes, and this is one: leave it out, or ask for more with "
@@ -292,6 +292,6 @@ def environment(placed: Placement) -> dict[str, str]:
 
 
 def _threads(placed: Placement) -> int:
-    given = os.environ.get("OMP_NUM_THREADS", "")
+    threads = os.environ.get("OMP_NUM_THREADS", "")
     cores = system.cores()
-    return int(given) if given.isdigit() and int(given) else max(cores // placed.processes, 1)
+    return int(threads) if threads.isdigit() and int(threads) else max(cores // placed.processes, 1)

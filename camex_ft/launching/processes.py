@@ -96,17 +96,17 @@ def find_failures(reports: Iterable[Mapping[str, Any]], printed: str) -> list[Fa
         reports: messages of the processes, see `rank`.
         printed: by torch's launcher, which knows their exit codes.
     """
-    found = {report["rank"]: Failure(**report) for report in reports}
+    failures = {report["rank"]: Failure(**report) for report in reports}
     for words in BLOCK.findall(printed):
         number, local, code = map(int, words)
-        found[number] = replace(found.get(number, Failure(rank=number, local=local)), code=code)
-    return sorted(found.values(), key=lambda failure: failure.order)
+        failures[number] = replace(failures.get(number, Failure(rank=number, local=local)), code=code)
+    return sorted(failures.values(), key=lambda failure: failure.order)
 
 
 def log_of(failure: Failure, logs: Path) -> Path:
     """Return the file with the standard error of a process, or the folder of all where it is not there."""
-    found = sorted(logs.glob(f"*/attempt_*/{failure.local}/stderr.log"))
-    return found[-1] if found else logs
+    paths = sorted(logs.glob(f"*/attempt_*/{failure.local}/stderr.log"))
+    return paths[-1] if paths else logs
 
 
 def describe(failures: Sequence[Failure], *, placed: Placement, logs: Path, code: int, printed: str) -> str:
@@ -320,8 +320,8 @@ class Tail:
     def show(self) -> None:
         """Write what has been added since the last call."""
         if self.file is None:
-            found = sorted(self.logs.glob(f"*/attempt_*/0/{self.name}"))
-            self.file = found[-1].open("rb") if found else None
+            paths = sorted(self.logs.glob(f"*/attempt_*/0/{self.name}"))
+            self.file = paths[-1].open("rb") if paths else None
         if self.file is not None and (added := self.decode(self.file.read())):
             self.last = added[-1]
             self._write(added)
