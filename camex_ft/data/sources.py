@@ -14,9 +14,9 @@ import datasets
 from datasets import Dataset
 
 from camex_ft import synthetic
-from camex_ft.data.columns import to_dataset
-from camex_ft.data.files import check_names, read_split, split_files, task_folder
+from camex_ft.data.checks import to_dataset
 from camex_ft.data.readers import Columns, read_file, with_names
+from camex_ft.data.split_files import check_names, read_split, split_files, task_folder
 from camex_ft.tasks.base import Task
 from camex_ft.utils import hub
 from camex_ft.utils.errors import UserError, nearest

@@ -9,7 +9,7 @@ from camex_ft.backbones import source
 from camex_ft.backbones.base import family_of, select_layers
 from camex_ft.backbones.loading import configuration, skeleton
 from camex_ft.config import Config, ConfigErrors, Problem
-from camex_ft.data.files import check_headers
+from camex_ft.data.split_files import check_headers
 from camex_ft.tasks.base import Task
 from camex_ft.utils import registry
 from camex_ft.utils.errors import UserError

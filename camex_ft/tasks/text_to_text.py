@@ -93,8 +93,8 @@ class Window:
         return self.start < end and start < self.end
 
 
-class Layout:
-    """Layout of texts with a label before each, such as ``question: Q context: C``, between special tokens.
+class PromptLayout:
+    """PromptLayout of texts with a label before each, such as ``question: Q context: C``, between special tokens.
 
     Args:
         tokenizer: the backbone's.
@@ -182,7 +182,7 @@ class Windows:
                 "question answering needs a fast tokenizer, whose tokens know their characters; "
                 f"{type(tokenizer).__name__} is a slow one. Expected a backbone with a tokenizer.json"
             )
-        self.layout = Layout(tokenizer, ("question:", "context:"), max_length=max_length)
+        self.layout = PromptLayout(tokenizer, ("question:", "context:"), max_length=max_length)
         self.doc_stride, self.question_room = doc_stride, self.layout.room // 2
         least = self.layout.room - self.question_room
         if doc_stride >= least:

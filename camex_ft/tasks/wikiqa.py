@@ -22,7 +22,7 @@ from camex_ft.tasks.base import Predictions, map_rows, write_submission
 from camex_ft.tasks.metrics import RankedAnswers, Scores
 from camex_ft.tasks.text_to_text import (
     ENCODED,
-    Layout,
+    PromptLayout,
     QuestionAnsweringConfig,
     TextToText,
     log_probabilities,
@@ -64,7 +64,7 @@ class SentenceSelection(TextToText):
         In rows that are too long the sentence loses its last tokens. Question and title get up to half and a quarter of
         the room.
         """
-        layout = Layout(tokenizer, tuple(PARTS.values()), max_length=settings.max_length)
+        layout = PromptLayout(tokenizer, tuple(PARTS.values()), max_length=settings.max_length)
         known = self.labelled(rows)
         features = {**ENCODED, **({"labels": List(Value("int64"))} if known else {})}
         targets = [target_tokens(word, tokenizer, settings.answer_length) for word in WORDS]
@@ -129,7 +129,7 @@ class SentenceSelection(TextToText):
         write_submission(path, lines.getvalue())
 
 
-def _encode(layout: Layout, targets: list[list[int]] | None, row: Mapping[str, Any]) -> dict[str, Any]:
+def _encode(layout: PromptLayout, targets: list[list[int]] | None, row: Mapping[str, Any]) -> dict[str, Any]:
     ids = layout.fit([row[name] for name in PARTS])
     made = {"input_ids": ids, "attention_mask": [1] * len(ids)}
     return made if targets is None else {**made, "labels": targets[row["label"]]}

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from camex_ft.synthetic import backbone
 from camex_ft.tasks import text_to_text
-from camex_ft.tasks.text_to_text import Layout, Window, Windows
+from camex_ft.tasks.text_to_text import PromptLayout, Window, Windows
 from camex_ft.utils.errors import UserError
 
 MODEL, TOKENIZER = backbone("t5", head="seq2seq-lm", seed=3)
@@ -110,7 +110,7 @@ def test_what_a_window_holds_and_touches():
 
 
 def test_a_layout_gives_each_text_before_the_last_at_most_half_of_what_is_left():
-    layout = Layout(TOKENIZER, ("question:", "title:", "answer:"), max_length=32 + 7)
+    layout = PromptLayout(TOKENIZER, ("question:", "title:", "answer:"), max_length=32 + 7)
     assert layout.room == 32
     made = layout.fit(["who " * 40, "saw " * 40, "cook " * 40])
     assert len(made) == 39

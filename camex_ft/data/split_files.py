@@ -16,7 +16,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from camex_ft.data.columns import check_columns
+from camex_ft.data.checks import check_columns
 from camex_ft.data.readers import PLAIN, Columns, read_file, read_parquet, suffixes
 from camex_ft.tasks.base import Task
 from camex_ft.utils.errors import UserError, nearest

@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 from datasets import ClassLabel, Dataset, Features, Value
 
-from camex_ft.data.columns import to_dataset
+from camex_ft.data.checks import to_dataset
 from camex_ft.tasks.base import Task
 from camex_ft.utils import registry
 from camex_ft.utils.errors import UserError

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from camex_ft import cli
 from camex_ft.data import sources
-from camex_ft.data.files import check_headers
+from camex_ft.data.split_files import check_headers
 from camex_ft.utils import registry
 from camex_ft.utils.errors import UserError
 from tests.helpers.task_files import ROWS, SST2, complaint, load, write
