@@ -45,7 +45,7 @@ class Point:
         return float(np.quantile(self.times, 0.25))
 
     def shape(self) -> Shape:
-        """Return what the model predicts from."""
+        """Return the sizes that the cost model predicts from."""
         s = self.settings
         return Shape(
             groups=s.batch,

@@ -1,10 +1,10 @@
 """``camex-ft bench step`` and ``decode``: a whole backbone, dense and with experts in every layer.
 
-Backbones have their published sizes and random weights: nothing is downloaded. A training step is what the Trainer does
-with one batch: forward pass, the model's loss and the balance losses, backward pass, SGD, and gradients freed. In
+Backbones have their published sizes and random weights: nothing is downloaded. A training step is the Trainer's work
+on one batch: forward pass, the model's loss and the balance losses, backward pass, SGD, and gradients freed. In
 decoding, a prompt is read into each model's key-value cache; then some tokens are fed one by one, all within one
-segment, and removed from the cache, so that every repeat begins at the same place. The merged experts of a segment are
-made at its first token, which is timed separately.
+segment, and removed from the cache, so that every repeat begins at the same place. The merged experts of a segment
+are computed at its first token, which is timed separately.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ GIB = 2**30
 LABELS = 2
 RATE = 1e-3
 NOISE = 0.1  # of experts around the base, relative to the weights' standard deviation
-STEPS = 2  # whose memory is measured: the second finds what the first has left
+STEPS = 2  # whose memory is measured: the second meets memory that the first has freed
 
 
 def build(name: str, *, head: str = "sequence-classification", seed: int = 0) -> PreTrainedModel:

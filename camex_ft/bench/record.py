@@ -85,7 +85,7 @@ def make_record(settings: Bench, figures: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def machine(device: str) -> dict[str, Any]:
-    """Return what the figures depend on beside the settings; memory in GiB."""
+    """Return the properties of the machine that the figures depend on; memory in GiB."""
     return {
         "processor": processor(),
         "cores": system.cores(),

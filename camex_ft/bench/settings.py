@@ -52,7 +52,7 @@ class Bench:
         """Check every field.
 
         Raises:
-            UserError: a value that is out of range, unknown, or not to be had on this machine.
+            UserError: a value is out of range, unknown, or not available on this machine.
         """
         for field in fields(self):
             value = getattr(self, field.name)
@@ -114,7 +114,7 @@ class LayerBench(Bench):
     skip_plain: bool = False
 
     def check_form(self, form: str) -> None:
-        """Refuse protocols that merge no weights, and those that carry a base expert from one map to another."""
+        """Refuse protocols that merge no weights, and those that propagate a base expert from one map to another."""
         if form != "weights":
             merging = [name for name in PROTOCOLS.names() if PROTOCOLS.get(name).form == "weights"]
             raise UserError(
@@ -190,7 +190,7 @@ class DecodeBench(BackboneBench):
 
     Attributes:
         length: of the prompt.
-        tokens: that are fed before time is taken; all in the segment in which the prompt ends.
+        tokens: fed one by one and timed; all in the segment in which the prompt ends.
         segment: T, of routing.
         same_prompt: whether all rows have one prompt, and so one merged expert.
     """

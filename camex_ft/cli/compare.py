@@ -95,7 +95,7 @@ def compare(
     try:
         failed = slurm_jobs.run(on, comparisons, parameters=parameters, jobs=jobs, force=force)
     except KeyboardInterrupt:
-        typer.echo("\nInterrupted. The same command runs what is missing.", err=True)
+        typer.echo("\nInterrupted. The same command runs the missing cells.", err=True)
         raise typer.Exit(INTERRUPTED) from None
     if failed:
         raise typer.Exit(1)

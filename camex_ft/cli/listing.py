@@ -74,12 +74,12 @@ def tasks() -> Rows:
 
 
 KINDS: dict[str, tuple[tuple[str, ...], Callable[[], Rows]]] = {
-    "protocols": (("protocol", "options", "what it does"), protocols),
-    "backbones": (("family", "model types", "what it covers"), backbones),
+    "protocols": (("protocol", "options", "summary"), protocols),
+    "backbones": (("family", "model types", "summary"), backbones),
     "embedded": (("embedded backbone",), embedded),
-    "tasks": (("task", "metric", "what it asks"), tasks),
-    "configs": (("configuration", "what it is"), configs),
-    "comparisons": (("comparison", "what it is"), comparisons),
+    "tasks": (("task", "metric", "summary"), tasks),
+    "configs": (("configuration", "summary"), configs),
+    "comparisons": (("comparison", "summary"), comparisons),
 }
 
 

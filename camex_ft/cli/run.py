@@ -105,7 +105,7 @@ def plan(
     memory: Annotated[
         str | None,
         typer.Option(
-            "--memory", help="Memory of each device, such as 24GiB: does a step fit, and if not, with what?"
+            "--memory", help="Memory of each device, such as 24GiB: does a step fit, and with which settings?"
         ),
     ] = None,
     measure: Annotated[

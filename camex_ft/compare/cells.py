@@ -94,9 +94,9 @@ def make_comparison(
     """Return a specification's cells on this machine. Neither data nor weights need to be there.
 
     Args:
-        spec: what to compare.
+        spec: the specification.
         name: of the comparison; by default its task's.
-        overrides: further ``key=value`` for every cell; they win over what the specification sets, but for its rows.
+        overrides: further ``key=value`` for every cell; they override the specification, except for its rows.
         seeds: in place of the specification's.
         environment: of the machine.
 

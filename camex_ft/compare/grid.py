@@ -258,7 +258,7 @@ def conclude(comparisons: Sequence[Comparison], console: Console) -> None:
     """Print and write the results; for a comparison without a single record, print the reason."""
     outcomes: list[ComparisonOutcome] = []
     results: list[Result] = []
-    with suppress(UserError):  # there is none
+    with suppress(UserError):  # no record yet
         results = read_results(comparisons[0].output)
     for comparison in comparisons:
         try:

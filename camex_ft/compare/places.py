@@ -38,7 +38,7 @@ def _gigabytes(text: str) -> str:
 
 
 def _word(text: str) -> str:
-    # a line break, or what a terminal obeys, would end up in the script
+    # a line break or control character would end up in the script
     if not text or not text.isprintable():
         raise ValueError("a text on one line")
     return text
@@ -111,7 +111,7 @@ def check_folder(folder: Path) -> None:
 
 
 def with_gpu(parameters: Mapping[str, str]) -> bool:
-    """Return whether the jobs will have a GPU, whatever there is where they are submitted."""
+    """Return whether the jobs will have a GPU, independently of the submitting node."""
     values = convert(parameters)
     return "gres" in values or "gpus_per_node" in values
 
@@ -136,7 +136,7 @@ def read(on: str, texts: Sequence[str]) -> dict[str, str]:
 def environment(on: str, parameters: Mapping[str, str]) -> Environment | None:
     """Return the environment that cells find where they run; None for that of this machine.
 
-    Jobs of a cluster have the GPU that they ask for, whatever the submitting node has.
+    Jobs of a cluster have the GPU that they ask for, even if the submitting node has none.
     """
     if on != SLURM:
         return None

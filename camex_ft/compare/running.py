@@ -122,7 +122,7 @@ def visible_gpus() -> list[str]:
 
 @dataclass
 class Runner:
-    """Runs cells that wait; call `close` whatever happens, so that no process is left.
+    """Runs waiting cells; `close` must be called in any case, so that no process is left.
 
     Attributes:
         states: of all cells.

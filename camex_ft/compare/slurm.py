@@ -158,7 +158,7 @@ class _Started:
         return self.returncode if self.job.done() else None
 
     def kill(self) -> None:
-        """End it and what it has started."""
+        """End the job and its processes."""
         self.job.cancel()
 
     def wait(self) -> int:

@@ -67,7 +67,7 @@ def key_of(text: str) -> str:
 
 
 class Changes(BaseModel):
-    """Tasks, rows and seeds of a comparison; under a profile, what differs there."""
+    """Tasks, rows and seeds of a comparison; or the changes to them under a profile."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
@@ -102,7 +102,7 @@ class Spec(Changes):
         tasks: names of tasks, with their suite where it is another (``superglue/boolq``), or each with changes of its
             own, by dotted key, which win over `set`; default: the configuration's.
         rows: each a mapping of dotted keys to a value, or to a list of values, of which every combination is a row;
-            ``name`` is the row's label, else the label is made of the keys. Default: every protocol.
+            ``name`` is the row's label, by default formed from the keys. Default: every protocol.
         seeds: how many, counted from 0, or a list.
         baseline: label of the row that the others are tested against.
         published: published experiment whose figures are shown beside ours, of `camex_ft.results.published`.
@@ -148,7 +148,7 @@ def read_spec(path: str | Path) -> Spec:
     """Return the specification in a file.
 
     Args:
-        path: a YAML file, or the name of one that comes with the package, such as ``tables/glue``.
+        path: a YAML file, or the name of a specification of the package, such as ``tables/glue``.
 
     Raises:
         ConfigErrors: everything that is wrong with it, with lines.

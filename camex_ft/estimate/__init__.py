@@ -2,10 +2,10 @@
 
     config --resolve, skeleton--> dense model on the meta device --upcycle, once a column--> counts
 
-Exact are the parameters (those of a run's own model, made by the same code) and what follows from them: weights,
-gradients, the state of AdamW. Multiply-adds are counted by the formulas in `operations`; `memory` follows a step to its
-peak; `columns` brings them together for a protocol; `advice` tries other settings; `measured` takes real steps. Data
-are not read: every row is taken to have its full length, and no padding.
+Exact are the parameters, those of the model that a run builds, and with them weights, gradients and the state of AdamW.
+Multiply-adds are counted by the formulas in `operations`; `memory` follows a step to its peak; `columns` brings them
+together for a protocol; `advice` tries other settings; `measured` takes real steps. Data are not read: every row counts
+with its full length, without padding.
 """
 
 from __future__ import annotations

@@ -16,8 +16,8 @@ With e bytes a number (2 under autocast, else 4) and T tokens, a forward pass sa
     base expert    out in 4                of each map that gets it from the layer before
     mixture        k (feed-forward + T d e)
 
-Weights cast for autocast count once, parameters themselves not. What comes before the first trained parameter of its
-stack saves nothing, and a frozen matrix does not save its input. Beside what is saved, a step needs
+Weights cast for autocast count once, parameters themselves not. Modules before the first trained parameter of their
+stack save nothing, and a frozen matrix does not save its input. Beside saved tensors, a step needs
 
     logits          2 T V 4                    their gradient, and that of their log-probabilities
     feed-forward    T (2 f + d) e              gradients on both sides of the activation
@@ -72,10 +72,10 @@ class Saved:
 
     Attributes:
         blocks: by block, in the order of the model.
-        stream: what a block saves under gradient checkpointing, its input, by block.
+        stream: input of each block, which is saved under gradient checkpointing.
         outside: outside of all blocks, less `logits`.
         logits: log-probabilities of a language model, the last that is saved and the first that is freed.
-        fixed: what is there throughout: propagated base experts, weights cast for autocast.
+        fixed: present throughout the step: propagated base experts, weights cast for autocast.
     """
 
     blocks: Mapping[str, float]
@@ -90,7 +90,7 @@ class Saved:
         return sum(self.blocks.values()) + self.outside + self.logits + self.fixed
 
     def checkpointed(self) -> float:
-        """Return what is left of it with gradient checkpointing, and everything of one block."""
+        """Return the bytes under gradient checkpointing: the inputs of blocks, and everything of the largest block."""
         if not self.blocks:
             return self.total
         largest = max(self.blocks.values())
@@ -100,7 +100,7 @@ class Saved:
 def saved(
     dense: Survey, layers: Mapping[str, ExpertFFN], precision: Precision, model: nn.Module | None = None
 ) -> Saved:
-    """Return what one forward pass saves.
+    """Return the bytes that one forward pass saves.
 
     Args:
         dense: the dense backbone.
@@ -208,7 +208,7 @@ def fed_forward(ffn: DenseFFN, precision: Precision, *, learns: bool = True) -> 
     steps = WRITTEN_OUT.get(type(ffn.activation).__name__, 1)
     units = (1 if learns or not steps else 0) + steps + (2 if ffn.gated else 0)
     if ffn.inner_dropout and not steps and not ffn.gated and learns:
-        units += 1  # the activation saves its result, which is no longer what `down` reads
+        units += 1  # the activation saves its result, which `down` no longer reads
     masked = ffn.inner_size * precision.mask if ffn.inner_dropout else 0
     return ((ffn.hidden_size if learns else 0) + units * ffn.inner_size) * precision.size + masked
 
@@ -293,7 +293,7 @@ def _curvature_buffers(linear: ExpertLinear, most: int) -> dict[str, int]:
 
 
 def backward_bytes(dense: Survey, layers: Mapping[str, ExpertFFN], precision: Precision) -> dict[str, float]:
-    """Return by block what its backward pass needs beside what was saved."""
+    """Return by block the bytes that its backward pass needs beside saved activations."""
     rows, size = dense.batch.rows, precision.size
     needed: dict[str, float] = defaultdict(float)
     for ffn in dense.ffns:
@@ -321,6 +321,6 @@ def tied_bytes(model: nn.Module) -> int:
 
 
 def optimizer_step_bytes(trained: list[nn.Parameter], optimizer: str) -> int:
-    """Return what the optimizer needs while it steps."""
+    """Return the temporary bytes of an optimizer step."""
     largest = max((p.numel() for p in trained), default=0)
     return 2 * FLOAT * largest if optimizer in UNFUSED else 0

@@ -1,4 +1,4 @@
-"""Settings that would make a step fit, tried one by one and together, each with a cost estimate of its own.
+"""Settings that would make a step fit, tried one by one and together, each with its own cost estimate.
 
 Cheapest first: those that leave the result as it is (a smaller batch with more micro-batches, gradient checkpointing,
 domain vectors computed in every micro-batch, an engine that shares out), then half precision, then those that train
@@ -74,7 +74,7 @@ Change = Callable[[Candidate], Candidate | None]
 
 
 def advise(settled: Config, where: Where, limit: int, peak: Peak, *, gpu: bool) -> Advice:
-    """Return what would make a step fit into `limit` bytes.
+    """Return settings with which a step would fit into `limit` bytes.
 
     Args:
         settled: the resolved configuration.

@@ -40,7 +40,7 @@ OPTIMIZER = "adamw_torch_fused"  # the default of transformers.TrainingArguments
 DENSE, MIXTURE, STATIC, DYNAMIC = "dense", "smoe", "domain-ca", "ep-camex"
 SHIPPED = "shipped"
 LORA = "lora"
-BANDWIDTH = 10e9  # what a process is taken to send and receive, in bytes a second
+BANDWIDTH = 10e9  # bytes a second between processes, assumed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +84,7 @@ class Column:
     Attributes:
         protocol: its name.
         own: it is the configuration's own.
-        parameters, operations, memory: what it costs.
+        parameters, operations, memory: counts and estimates.
         duration: of an optimizer step.
         chains: of dynamic merging, a line each: which layers share a base expert.
     """
@@ -101,7 +101,7 @@ class Column:
 def column(
     settled: Config, dense: PreTrainedModel, dense_survey: Survey, setting: Setting, *, own: bool = True
 ) -> Column:
-    """Return what a configuration costs.
+    """Return the column of a configuration.
 
     Args:
         settled: the resolved configuration.
@@ -145,7 +145,7 @@ def duration(
 
 
 def materials(settled: Config) -> tuple[PreTrainedModel, Batch]:
-    """Return the model of a configuration with random weights, and what a step of it reads."""
+    """Return the model of a configuration with random weights, and the batch of a step."""
     task: Task = TASKS.get(settled.task.id)
     meta = dense_of(settled, task)
     dense = type(meta)._from_config(meta.config, dtype=torch.float32).train()
@@ -200,7 +200,7 @@ def of_a_device(settled: Config, processes: int) -> Config:
 
 
 def batch_of(settled: Config, task: Task, model: PreTrainedModel) -> Batch:
-    """Return what one training step of a task reads at a time; all rows at their longest."""
+    """Return the batch of one training step of a task; all rows at their full length."""
     length, target = settled.task.length, settled.task.target_length
     extra = settled.training.model_extra or {}
     return Batch(

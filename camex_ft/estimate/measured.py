@@ -1,7 +1,7 @@
 """Memory and time of real work: the peak of a process or a GPU, and the training steps of ``camex-ft plan --measure``.
 
-On Linux the process's peak (VmHWM) can be set back to what it holds now, so that building the inputs does not hide what
-is measured after them. Elsewhere it cannot: then a peak is that since the process began, an upper bound.
+On Linux the process's peak (VmHWM) can be set back to what it holds now, so that building the inputs does not hide
+later measurements. Elsewhere it cannot: there a peak is that since the process began, an upper bound.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 RESET_PEAK = "5"  # proc(5): sets VmHWM back to VmRSS
 NO_MEMORY = ("can't allocate memory", "out of memory")  # as torch's allocators say it
 ADVICE = "Choose smaller sizes; `bench layer` can leave the plain formula out: --skip-plain"
-STEPS = 3  # the second finds what the first has left: the optimizer's state, and freed memory
+STEPS = 3  # from the second on, the optimizer's state and freed memory are there
 QUIET = {
     "num_train_epochs": 1.0,
     "eval_strategy": "no",
@@ -77,7 +77,7 @@ def _status(key: str) -> int:
 
 
 def reset_peak() -> bool:
-    """Give back what is free, then start the peak from what is held now; False where the system cannot."""
+    """Give back free memory, then start the peak from what is held now; False where the system cannot."""
     gc.collect()
     with contextlib.suppress(AttributeError, OSError):
         # freed memory that glibc holds would hide as much of what is allocated next

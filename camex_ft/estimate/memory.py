@@ -1,6 +1,6 @@
 """Peak memory of one training step on one device, in bytes.
 
-    peak     = framework + greatest over the step of what is live + heap
+    peak     = framework + largest live memory over the step + heap
     live     = weights + optimizer + vectors + working + activations not freed yet + gradients made so far
 
 The step is followed block by block: forward, where activations grow; backward from the last block to the first, where
@@ -15,7 +15,7 @@ Several processes share a model by the engine that trains it:
 
     ddp      everything on each, and gradients once more in the buckets that are sent
     zero2    weights whole, gradients and optimizer shared out; the gradients of a block before they are
-    fsdp     all three shared out; what stands outside of blocks gathered throughout, two blocks in turn, and the
+    fsdp     all three shared out; weights outside of blocks gathered throughout, two blocks in turn, and the
     zero3    gradients of a block before they are shared out
 
 A second block is gathered while the one before it is at work.
@@ -79,7 +79,7 @@ class Engine:
 
 @dataclass(frozen=True, kw_only=True)
 class Stored:
-    """Bytes of weights and gradients by block, "" for what is outside of all, each tensor once; bytes of buffers."""
+    """Bytes of weights and gradients by block, "" outside of all blocks, each tensor once; bytes of buffers."""
 
     weights: Mapping[str, int]
     gradients: Mapping[str, int]
@@ -87,7 +87,7 @@ class Stored:
 
     @classmethod
     def of(cls, model: nn.Module) -> Stored:
-        """Return what a model on any device stores."""
+        """Return the bytes that a model on any device stores."""
         weights: dict[str, int] = defaultdict(int)
         gradients: dict[str, int] = defaultdict(int)
         for name, parameter in model.named_parameters():
@@ -98,7 +98,7 @@ class Stored:
         return cls(weights=weights, gradients=gradients, buffers=buffers)
 
     def per_process(self, engine: Engine) -> tuple[float, float, float]:
-        """Return bytes of weights and of all gradients that one process stores, and of what it gathers or sends."""
+        """Return bytes of weights and of gradients that one process stores, and bytes that it gathers or sends."""
         n = engine.processes
         weights, gradients = sum(self.weights.values()), sum(self.gradients.values())
         if n == 1:
@@ -139,7 +139,7 @@ class Memory:
         optimizer: its state.
         vectors: transformed domain vectors cached from micro-batch to micro-batch.
         activations: saved by the forward pass; estimated, as are those that follow.
-        working: of kernels, the backward pass, and what an engine gathers or sends.
+        working: of kernels, the backward pass, and the gathering or sending of an engine.
         heap: freed memory that the C library of a CPU's process does not give back.
         framework: held before there is a model.
         total: the peak, less than the sum of the parts, which are not all there at once.
@@ -171,14 +171,14 @@ def memory(
     precision: Precision,
     where: Where | None = None,
 ) -> Memory:
-    """Return what one training step of a model holds on one device.
+    """Return the memory of one training step of a model on one device.
 
     Args:
         model: with experts or dense, on any device.
         dense: the dense backbone.
         layers: those of its feed-forward layers that have experts, by path.
         precision: of the step.
-        where: on what; None: one process, without its framework.
+        where: its processes; None: one process, without its framework.
     """
     where = where or Where()
     trained = [p for p in model.parameters() if p.requires_grad]
@@ -235,7 +235,7 @@ def _backward(
     stored: Stored,
     share: int,
 ) -> Iterator[float]:
-    """Yield what of activations, gradients and working memory is live at each block, from the last to the first."""
+    """Yield live activations, gradients and working memory at each block, from the last to the first."""
     # gradients of earlier micro-batches are there, and new ones are added to them
     accumulates = dense.batch.steps > 1
     largest = max((p.numel() for p in model.parameters() if p.requires_grad), default=0) * FLOAT

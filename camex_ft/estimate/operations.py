@@ -1,4 +1,4 @@
-"""Multiply-adds of a forward pass, by what they are for, and of a training step.
+"""Multiply-adds of a forward pass, by purpose, and of a training step.
 
 A forward pass in training takes, a token of the input,
 
@@ -10,7 +10,7 @@ A forward pass in training takes, a token of the input,
     curvature   R N out in F for each map, once a step of all its micro-batches
     chain       N out in for each propagated base expert once a micro-batch, and N^2 out in for a Gram matrix
 
-Products of matrices alone are counted, over all positions (padding, and what a causal mask hides, included): biases,
+Products of matrices alone are counted, over all positions (padding and masked ones included): biases,
 norms, activations, softmax and look-ups are not, nor LoRA on attention and curvature of factors of low rank, which are
 small. The counts equal those of `torch.utils.flop_counter` (`tests/estimate/test_operations.py`). Whether a map is
 merged or mixed is decided as in a run (`moe.merging.functional`).
@@ -36,7 +36,7 @@ from camex_ft.moe.layers.ffn import ExpertFFN, MergedFFN, MixtureFFN
 from camex_ft.moe.layers.low_rank_expert_linear import LowRankLinear
 from camex_ft.moe.merging.functional import RATES, Shape, cheaper, counts, predict
 
-TFLOPS = 10.0  # what a GPU is taken to sustain, in 10^12 operations a second
+TFLOPS = 10.0  # 10^12 operations a second that a GPU sustains, assumed
 PROBE, REPEATS = 1024, 5
 PASSES = 3.0  # of a layer with experts: forward, and two gradients
 
@@ -59,7 +59,7 @@ class Operations:
 
 
 def operations(dense: Survey, layers: Mapping[str, ExpertFFN]) -> Operations:
-    """Return what one forward pass takes.
+    """Return the multiply-adds of one forward pass.
 
     Args:
         dense: the dense backbone.
@@ -222,7 +222,7 @@ def _layer_step(layer: ExpertFFN, rows: int, tokens: int, passes: float) -> floa
 
 @lru_cache
 def measured_tflops(*, half: bool = False) -> float:
-    """Return what this machine's CPU sustains in a product of two matrices, in 10^12 operations a second."""
+    """Return the rate of this machine's CPU in a product of two matrices, in 10^12 operations a second."""
     left = torch.ones(PROBE, PROBE, dtype=torch.bfloat16 if half else torch.float32)
     times = []
     for _ in range(REPEATS):

@@ -130,7 +130,7 @@ def compare(estimate: CostEstimate, measured: Measured) -> list[str]:
             f"; without the framework {gibibytes(rest)}, planned {gibibytes(planned)} ({planned / rest:.2f})"
         )
     return [
-        f"measured here, {own.protocol}: {measured.steps} optimizer steps in a process of their own",
+        f"measured here, {own.protocol}: {measured.steps} optimizer steps in a separate process",
         f"  parameters   {millions(measured.parameters.total)}, planned {millions(parameters.total)}",
         f"  trained      {millions(measured.parameters.trainable)}, planned {millions(parameters.trainable)}",
         f"  peak memory  {gibibytes(measured.peak)}, {peak}",
@@ -194,7 +194,7 @@ def tables(estimate: CostEstimate) -> list[tuple[tuple[str, ...], Rows]]:
 
 
 def millions(count: float) -> str:
-    """Return a count as "1,132.83 M", or whole where it is below a million; "-" for none."""
+    """Return a count as "1,132.83 M", in full below a million; "-" for none."""
     if not count:
         return "-"
     return f"{count / 1e6:,.2f} M" if count >= 1e6 else f"{count:,.0f}"

@@ -159,7 +159,7 @@ class Survey:
 
 
 def survey(model: PreTrainedModel, batch: Batch) -> Survey:
-    """Return what a dense model of a known family computes in one step over `batch`."""
+    """Return the computations of a dense model of a known family in one step over `batch`."""
     ffns = tuple(family_of(model).ffns(model))
     inside = tuple(f"{path}." for ffn in ffns for path in (ffn.path, *ffn.silence))
     outside = {
@@ -269,7 +269,7 @@ def _pointwise(
 class GradientFlow:
     """Modules that are trained, and modules that a gradient passes through, by the paths of the dense model.
 
-    A gradient passes through what comes after the first trained parameter of its stack, in the order of the modules; a
+    A gradient passes through the modules after the first trained parameter of its stack, in the order of the modules; a
     decoder's cross-attention passes one on to its encoder.
 
     Args:

@@ -104,7 +104,7 @@ def find_failures(reports: Iterable[Mapping[str, Any]], printed: str) -> list[Fa
 
 
 def log_of(failure: Failure, logs: Path) -> Path:
-    """Return the file with the standard error of a process, or the folder of all where it is not there."""
+    """Return the file with the standard error of a process, or the folder of all logs if there is none."""
     paths = sorted(logs.glob(f"*/attempt_*/{failure.local}/stderr.log"))
     return paths[-1] if paths else logs
 

@@ -22,7 +22,7 @@ from camex_ft.training.signals import SIGNALS, note
 from camex_ft.utils.errors import INTERRUPTED, UserError, guard
 
 PARENT = "CAMEX_FT_PARENT"  # set if standard input is that socket
-FILE = "TORCHELASTIC_ERROR_FILE"  # torch's launcher sets it, and reads what is written there
+FILE = "TORCHELASTIC_ERROR_FILE"  # set by torch's launcher, which reads the file
 MOST = 8000  # characters of a report: short enough not to be mixed with that of another process
 # Words of torch's backends for the loss of another process.
 LOST = (

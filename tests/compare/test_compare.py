@@ -175,7 +175,7 @@ def test_an_interruption_has_its_own_exit_code(folder, write, monkeypatch):
     monkeypatch.setattr(slurm, "run", interrupt)
     left = invoke("compare", str(write(SPEC)))
     assert left.exit_code == compare.INTERRUPTED == 130
-    assert "The same command runs what is missing." in left.output
+    assert "The same command runs the missing cells." in left.output
 
 
 def test_comparisons_with_different_output_folders_are_refused(folder, write):
