@@ -164,7 +164,7 @@ def test_a_backbone_that_is_gone(adapter: Path, tmp_path: Path) -> None:
 
 def test_a_backbone_without_a_name(tmp_path: Path) -> None:
     save(lora(), tmp_path)
-    with pytest.raises(UserError, match=r"does not know where its backbone is.*backbone=\.\.\."):
+    with pytest.raises(UserError, match=r"does not say which backbone it belongs to.*backbone=\.\.\."):
         load(tmp_path)
 
 

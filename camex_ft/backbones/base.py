@@ -1,4 +1,4 @@
-"""Backbone families: what each one tells the upcycler, and which one serves a model.
+"""Backbone families: the description that each gives the upcycler, and the family of a model.
 
     model --family_of--> Family --ffns--> [DenseFFN, ...] --select_layers--> the ones that become experts
                          Family --masks--> {"encoder": [B, L], "decoder": [B, L]} at every forward pass
@@ -25,8 +25,6 @@ if TYPE_CHECKING:  # so that listing the families needs no torch
     CountPositions = Callable[[Any], int | None]
 
 Stack = Literal["encoder", "decoder"]
-# of families that name no maps of attention
-QUERIES_AND_VALUES = ("q", "v", "q_lin", "v_lin", "query", "value", "q_proj", "v_proj", "c_attn")
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,7 +86,8 @@ class Family:
             positions (zero: padding) or None where all are real. With a key-value cache L counts the cached
             positions too. `ValueError` for a mask of another shape.
         positions: the most tokens that a model reads, from its transformers configuration; None: no limit.
-        attention: last names of the linear maps of attention that get LoRA: queries and values, as in the paper.
+        attention: last names of the linear maps of attention that get LoRA, queries and values as in the paper; empty:
+            those that PEFT names for the type.
     """
 
     name: str
@@ -119,7 +118,7 @@ def register(
     model_types: Sequence[str],
     masks: MakeMasks,
     positions: CountPositions = all_positions,
-    attention: Sequence[str] = QUERIES_AND_VALUES,
+    attention: Sequence[str] = (),
 ) -> Callable[[FindFFNs], FindFFNs]:
     """Decorate the function that lists a family's feed-forward layers, and register the family `name`."""
 
@@ -134,15 +133,15 @@ def register(
 
 def _registered(name: str) -> Family:
     """Return a registered family."""
-    found: Family = registry.BACKBONES.get(name)
-    return found
+    family: Family = registry.BACKBONES.get(name)
+    return family
 
 
 def family_for(model_type: str) -> Family:
     """Return the family that serves `config.model_type`, of a dense or an upcycled model.
 
     Raises:
-        UserError: there is none; names those that are known and the file to add.
+        UserError: no family serves it; names the known types and the file to add.
     """
     known = families()
     model_type = plain_type(model_type)

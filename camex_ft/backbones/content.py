@@ -67,7 +67,7 @@ def read_local(spec: str) -> str | None:
 
 
 def digest(path: Path, *, weights: bool = True) -> str:
-    """Return the SHA-256 (hex) of what is loaded from a folder or GGUF file; neither its path nor its name counts.
+    """Return the SHA-256 (hex) of the files that are loaded from a folder, or of a GGUF file, wherever it is.
 
     Args:
         path: the folder or file, complete: see `source.check_files`.
@@ -79,10 +79,10 @@ def digest(path: Path, *, weights: bool = True) -> str:
     if path.is_file():
         size = path.stat().st_size
         return _of_file(path, size if weights else min(size, gguf.read_header(path).start))
-    made = hashlib.sha256()
+    sha256 = hashlib.sha256()
     for file in sorted(_files(path, weights)):
-        made.update(json.dumps([file.name, _of_file(file, file.stat().st_size)]).encode())
-    return made.hexdigest()
+        sha256.update(json.dumps([file.name, _of_file(file, file.stat().st_size)]).encode())
+    return sha256.hexdigest()
 
 
 def _files(folder: Path, weights: bool) -> Iterable[Path]:
@@ -100,12 +100,12 @@ def _of_file(path: Path, length: int) -> str:
     entry = _entry(path)
     if entry is not None and (cached := _cached(entry, state)):
         return cached
-    made = _hash(path, length)
+    sha256 = _hash(path, length)
     changed = max(state["mtime"], state["ctime"]) / 1e9
     if entry is not None and state == _state(path, length) and time.time() - changed > SETTLED:
         with contextlib.suppress(OSError):  # without it the file is hashed again
-            write_atomically(entry, json.dumps({**state, "sha256": made}))
-    return made
+            write_atomically(entry, json.dumps({**state, "sha256": sha256}))
+    return sha256
 
 
 def _hash(path: Path, length: int) -> str:
@@ -116,16 +116,16 @@ def _hash(path: Path, length: int) -> str:
 
 
 def _block(path: Path, start: int, length: int) -> bytes:
-    made, buffer = hashlib.sha256(), memoryview(bytearray(min(PIECE, length)))
+    sha256, buffer = hashlib.sha256(), memoryview(bytearray(min(PIECE, length)))
     with path.open("rb", buffering=0) as file:
         file.seek(start)
         while length:
             count = file.readinto(buffer[: min(PIECE, length)])
             if not count:
                 raise OSError(None, "it ends before its end: it is being written", str(path))
-            made.update(buffer[:count])
+            sha256.update(buffer[:count])
             length -= count
-    return made.digest()
+    return sha256.digest()
 
 
 def _state(path: Path, length: int) -> dict[str, int]:
@@ -154,8 +154,8 @@ def _entry(path: Path) -> Path | None:
 def _cached(entry: Path, state: dict[str, int]) -> str | None:
     """Return the digest that the cache has of a file in this state, or None."""
     try:
-        found = json.loads(entry.read_bytes())
-        made = found.pop("sha256")
-        return made if found == state and HEX.fullmatch(made) else None
+        stored = json.loads(entry.read_bytes())
+        sha256 = stored.pop("sha256")
+        return sha256 if stored == state and HEX.fullmatch(sha256) else None
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return None

@@ -23,7 +23,7 @@ CLASSIFIERS = ("sequence-classification", "token-classification")
 def has_head(kind: type[PreTrainedConfig], head: str) -> bool:
     """Return whether transformers has this head, a key of `HEADS`, for models of a configuration class.
 
-    Asked of the mapping itself: whether it is empty would take the import of every model that there is.
+    The mapping itself is asked: iterating over it would import every model of transformers.
     """
     mapping: Any = HEADS[head]._model_mapping
     return kind in mapping

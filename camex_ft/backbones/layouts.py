@@ -51,10 +51,10 @@ def two_dimensional(inputs: Mapping[str, Any], name: str) -> Tensor | None:
     if getattr(mask, "ndim", 0) == 3 and getattr(inputs.get("input_ids"), "ndim", 0) == 3:
         mask = mask.flatten(0, 1)  # type: ignore[union-attr]  # [B * C, L]
     if mask is not None and getattr(mask, "ndim", None) != 2:
-        found = f"shape {list(mask.shape)}" if hasattr(mask, "shape") else type(mask).__name__
+        shown = f"shape {list(mask.shape)}" if hasattr(mask, "shape") else type(mask).__name__
         raise ValueError(
             f"{name}: routing needs the padding mask [batch, length] (1 real, 0 padding), "
-            f"not a ready-made attention mask ({found})"
+            f"not a ready-made attention mask ({shown})"
         )
     return mask
 

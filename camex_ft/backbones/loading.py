@@ -151,8 +151,8 @@ def skeleton(
         config.vocab_size = EMBEDDED_FAMILIES.get(spec.removeprefix(EMBEDDED)).trained_size
     config.__dict__.pop("quantization_config", None)  # of the weights that are not read
     with torch.device("meta"):
-        made: PreTrainedModel = HEADS[head].from_config(config, dtype=torch.float32, trust_remote_code=False)
-    return made.train()
+        model: PreTrainedModel = HEADS[head].from_config(config, dtype=torch.float32, trust_remote_code=False)
+    return model.train()
 
 
 def label_fields(
@@ -232,11 +232,11 @@ def _tokenizer(path: Path, spec: str) -> PreTrainedTokenizerBase:
             f"backbone {spec}: the folder has no tokenizer: expected one of {', '.join(VOCABULARIES)}"
         )
     try:
-        made: PreTrainedTokenizerBase = transformers.AutoTokenizer.from_pretrained(
+        tokenizer: PreTrainedTokenizerBase = transformers.AutoTokenizer.from_pretrained(
             **where(path), trust_remote_code=False
         )
-        made("a", "b")  # what is wrong with it may show only here
-        return made
+        tokenizer("a", "b")  # what is wrong with it may show only here
+        return tokenizer
     except Exception as error:
         raise UserError(f"backbone {spec}: its tokenizer cannot be loaded: {_one_line(error)}") from error
 
@@ -245,8 +245,8 @@ def _new_model(config: PreTrainedConfig, *, head: str, seed: int) -> PreTrainedM
     config.__dict__.pop("quantization_config", None)  # of the weights that are not read
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        made: PreTrainedModel = HEADS[head].from_config(config, dtype=torch.float32, trust_remote_code=False)
-    return made.eval()
+        model: PreTrainedModel = HEADS[head].from_config(config, dtype=torch.float32, trust_remote_code=False)
+    return model.eval()
 
 
 def _model(path: Path, spec: str, *, config: PreTrainedConfig, head: str, seed: int) -> PreTrainedModel:

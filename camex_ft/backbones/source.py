@@ -1,7 +1,6 @@
-"""From the words after `backbone:` to checked files: a folder of weights, or a GGUF file.
+"""The files of a backbone, located and checked: a folder with weights, or a GGUF file.
 
-The forms of those words are in `camex_ft.config.backbones`. Everything that can be wrong with them is said as a
-`UserError` before a model is built.
+The forms of its name are in `camex_ft.config.backbones`. Every fault is a `UserError` before a model is built.
 """
 
 from __future__ import annotations
@@ -34,10 +33,10 @@ class OutOfReach(UserError):
 
 
 def kind(spec: str) -> Kind:
-    """Return which of the five forms `spec` has, or what follows its ``new:``.
+    """Return which of the five forms `spec` has, without a leading ``new:``.
 
     Raises:
-        UserError: it has none, or it looks like the path of a folder or file that does not exist.
+        UserError: it has none of them, or looks like the path of a folder or file that does not exist.
     """
     spec = _named(bare, spec)
     if spec.startswith(EMBEDDED):

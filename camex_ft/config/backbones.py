@@ -1,4 +1,4 @@
-"""The words after `backbone:`: what their forms are, and what of them can be looked up without a model.
+"""Forms of a backbone's name, the value of `backbone:`, and the checks of it that need no model.
 
 embedded/<family>     made by the project itself
 package:NAME/PATH     a folder or a .gguf file inside an installed package, which is found and not imported
@@ -52,11 +52,11 @@ def in_package(spec: str) -> Path:
     name, _, inside = spec.removeprefix(PACKAGE).partition("/")
     if not name.isidentifier():
         raise UserError(f"'{spec}': expected package:NAME/PATH, NAME a top-level package as in `import NAME`")
-    found = importlib.util.find_spec(name)  # finds a top-level package without running any of its code
-    if found is None:
+    package = importlib.util.find_spec(name)  # finds a top-level package without running any of its code
+    if package is None:
         hint = name.replace("_", "-")
         raise UserError(f"'{spec}': there is no installed package '{name}' (try: pip install {hint})")
-    roots = [Path(root).resolve() for root in found.submodule_search_locations or []]
+    roots = [Path(root).resolve() for root in package.submodule_search_locations or []]
     path = PurePosixPath(inside)
     if ".." in path.parts or path.is_absolute() or "\\" in inside or not inside.isprintable():
         raise UserError(
@@ -84,6 +84,6 @@ def _models(root: Path) -> Iterator[str]:
 
 
 def near_file(path: Path) -> str:
-    """Return a hint at the GGUF file beside `path` that is nearest to it, and name those that there are."""
+    """Return a hint at the nearest GGUF file in the folder of `path`, with a list of the others."""
     there = sorted(p.name for p in path.parent.glob("*") if is_gguf(p)) if os.path.isdir(path.parent) else []
     return nearest(path.name, there) + (f" There: {', '.join(there[:8])}." if there else "")

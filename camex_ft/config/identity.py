@@ -148,16 +148,18 @@ def _drop_idle_keys(values: dict[str, Any], config: Config) -> None:
 def _training(values: dict[str, Any], training: TrainingConfig) -> dict[str, Any]:
     """Drop what has no effect; null is the learning rate, and an extra key at its default is as if not written."""
     extra = training.model_extra or {}
-    kept = {name: value for name, value in values.items() if name not in WITHOUT_EFFECT}
-    kept = {k: v for k, v in kept.items() if k not in extra or v != training_arguments.default(k)}
+    effective = {name: value for name, value in values.items() if name not in WITHOUT_EFFECT}
+    effective = {k: v for k, v in effective.items() if k not in extra or v != training_arguments.default(k)}
     for name in ("router_learning_rate", "curvature_learning_rate"):
-        if name in kept and kept[name] is None:
-            kept[name] = training.learning_rate
+        if name in effective and effective[name] is None:
+            effective[name] = training.learning_rate
     if training.max_steps > 0:
-        del kept["num_train_epochs"]
+        del effective["num_train_epochs"]
     follows = training.eval_strategy == "steps" and extra.get("eval_steps") is None
     if follows and training.logging_steps != LOGGED:  # at the default as before it counted
-        kept["eval_steps"] = training.logging_steps
+        effective["eval_steps"] = training.logging_steps
     # as before there was such a key; where it is given, it decides
-    del kept["global_batch_size" if training.global_batch_size is None else "per_device_train_batch_size"]
-    return kept
+    del effective[
+        "global_batch_size" if training.global_batch_size is None else "per_device_train_batch_size"
+    ]
+    return effective

@@ -35,7 +35,7 @@ def local_backbone(spec: str) -> Path | None:
 
 
 def missing_from_hub(config: Config, environment: Environment) -> list[str]:
-    """Return what `config` takes from the hub and neither the hub nor its cache can give, as words for a message."""
+    """Return, in words for a message, what a run needs from the hub and can get neither there nor from its cache."""
     missing = []
     backbone, new = config.backbone.removeprefix(NEW), config.backbone.startswith(NEW)
     hub_id = local_backbone(backbone) is None and not backbone.startswith((EMBEDDED, PACKAGE))
@@ -50,7 +50,7 @@ def missing_from_hub(config: Config, environment: Environment) -> list[str]:
 
 
 def lacking(config: Config, environment: Environment) -> Iterator[Lack]:
-    """Yield each thing that a resolved configuration needs and that is not there, with the key that asks for it."""
+    """Yield everything that a resolved configuration needs and this machine lacks, with the key that needs it."""
     missing = missing_from_hub(config, environment)
     wrong = _wrong_backbone(config.backbone)
     if wrong:
@@ -73,7 +73,7 @@ def lacking(config: Config, environment: Environment) -> Iterator[Lack]:
 
 
 def _wrong_backbone(spec: str) -> str:
-    """Say what is wrong with a backbone's name, or with the package, folder or GGUF file that it means."""
+    """Return the fault of a backbone's name, or of the package, folder or GGUF file that it means; "" for none."""
     try:
         name = bare(spec)
         path = in_package(name) if name.startswith(PACKAGE) else local_backbone(name)

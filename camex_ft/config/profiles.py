@@ -32,8 +32,8 @@ AUTO = "auto"
 def load_config(path: str | Path, overrides: Iterable[str] = ()) -> Config:
     """Return what the file at `path` (or the shipped configuration of that name) says, with overrides applied.
 
-    The profile's defaults are not in it yet: `resolve` puts them under what was written. Combinations are judged with
-    them all the same: what is wrong under every profile that the run may have is reported here.
+    It does not hold the profile's defaults yet: `resolve` puts them under what was written. Combinations are checked
+    with them all the same: a problem under every profile that the run may have is reported here.
 
     Args:
         path: a YAML file, or a name from ``camex-ft ls configs``.
@@ -45,16 +45,16 @@ def load_config(path: str | Path, overrides: Iterable[str] = ()) -> Config:
     written = compose(path, overrides)
     if not written.values and written.problems:
         raise ConfigErrors(written.problems)
-    found = [check(under(profile, written))[1] for profile in candidates(written)]
-    problems = _common(found)
+    problems_by_profile = [check(under(profile, written))[1] for profile in candidates(written)]
+    problems = _common(problems_by_profile)
     if problems:
         raise ConfigErrors(problems)
     return check(written)[0]
 
 
-def _common(found: list[list[Problem]]) -> list[Problem]:
-    """Return the problems that there are under every profile that the run may have."""
-    first, *others = found
+def _common(problems_by_profile: list[list[Problem]]) -> list[Problem]:
+    """Return the problems that occur under every profile that the run may have."""
+    first, *others = problems_by_profile
     return [
         p
         for p in first
@@ -67,7 +67,7 @@ def resolve(
 ) -> tuple[Config, str]:
     """Return `config` with its profile applied and nothing left to `auto`, and in words which profile, and why.
 
-    What is in `routing.granularity` stays: it depends on the backbone's stacks. Resolving twice changes nothing.
+    `routing.granularity` stays as written: it depends on the backbone's stacks. Resolving twice changes nothing.
 
     Args:
         config: what was written.

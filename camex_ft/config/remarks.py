@@ -18,7 +18,7 @@ START = "so that training starts from a changed function"
 
 
 def summary(config: Config) -> dict[str, str]:
-    """Return what a resolved configuration amounts to: heading -> a short text."""
+    """Summarise a resolved configuration: heading -> a short text."""
     training, merging, protocol = config.training, config.merging, PROTOCOLS.get(config.merging.protocol)
     length = (
         f"{training.max_steps} steps" if training.max_steps > 0 else f"{training.num_train_epochs:g} epochs"
@@ -45,11 +45,11 @@ def summary(config: Config) -> dict[str, str]:
 
 
 def _routing_of(config: Config) -> str:
-    """Return what is not as by default."""
-    given, plain = config.routing, RoutingConfig()
+    """Return the settings of routing that differ from their defaults."""
+    routing, plain = config.routing, RoutingConfig()
     keys = ("router", "temperature", "normalise", "z_loss")
     return ", ".join(
-        f"{key} {getattr(given, key)}" for key in keys if getattr(given, key) != getattr(plain, key)
+        f"{key} {getattr(routing, key)}" for key in keys if getattr(routing, key) != getattr(plain, key)
     )
 
 
@@ -64,24 +64,24 @@ def changes(merging: MergingConfig, routing: RoutingConfig, upcycle: UpcycleConf
     `init: noise` is not among them: how far it moves the experts is what its key says.
     """
     protocol = PROTOCOLS.get(merging.protocol)
-    found: list[str] = []
+    reasons: list[str] = []
     if protocol.form == "dense":
-        return found
+        return reasons
     if protocol.form == "dynamic" and merging.alpha != 1:
-        found.append(
+        reasons.append(
             f"merging.alpha: {protocol.name} carries the base expert from other layers, and E_m + alpha * (E_i - E_m) "
             f"is E_i at alpha = 1 alone; with {merging.alpha:g} every layer but the first is mixed with another "
             f"layer's weights, {START}"
         )
     scaled = protocol.form != "weights" or not protocol.base
     if routing.normalise == "before" and merging.k < merging.experts and scaled:
-        found.append(
+        reasons.append(
             f"routing.normalise: before leaves routing weights of less than 1 in all to the {merging.k} of "
             f"{merging.experts} experts, and {protocol.name} scales with them, {START}"
         )
     if upcycle.init == "drop" and upcycle.drop > 0:
-        found.append(f"upcycle.init: drop draws {upcycle.drop:.0%} of each expert's units anew, {START}")
-    return found
+        reasons.append(f"upcycle.init: drop draws {upcycle.drop:.0%} of each expert's units anew, {START}")
+    return reasons
 
 
 def notes(config: Config) -> list[str]:
@@ -100,11 +100,11 @@ def notes(config: Config) -> list[str]:
         remarks.append(f"merging.alpha has no effect: {protocol} has no base expert")
     remarks += _idle_routing(config, written.get("routing", {}))
     for key in ("noise", "drop"):
-        given = getattr(config.upcycle, key)
+        value = getattr(config.upcycle, key)
         if (
             config.upcycle.init != key
             and key in written.get("upcycle", {})
-            and given != getattr(default.upcycle, key)
+            and value != getattr(default.upcycle, key)
         ):
             remarks.append(f"upcycle.{key} has no effect with upcycle.init: {config.upcycle.init}")
     if config.data.dir is not None and config.data.source not in ("auto", "disk"):

@@ -147,7 +147,7 @@ def _tuning(config: Config) -> Iterator[Broken]:
 
 
 def not_low_rank(entry: Any) -> str:
-    """Say why a protocol cannot have experts of low rank, and what can be had instead; "" where it can."""
+    """Return the reason why a protocol cannot have experts of low rank, with alternatives; "" if it can."""
     why = ""
     if entry.step is not None:
         why = "carries the base expert from layer to layer, and in lora every layer's own stays frozen"
@@ -160,10 +160,10 @@ def not_low_rank(entry: Any) -> str:
     return f"protocol '{entry.name}' {why}: expected merging.protocol: one of {able}, or tuning.mode: experts"
 
 
-def _options(entry: Any, given: dict[str, Any]) -> Iterator[Broken]:
+def _options(entry: Any, written: dict[str, Any]) -> Iterator[Broken]:
     """Check the protocol's own options by the signature that they come from."""
     protocol: Key = ("merging", "protocol")
-    for name, value in given.items():
+    for name, value in written.items():
         key: Key = ("merging", "options", name)
         if name not in entry.options:
             known = f"It has: {', '.join(entry.options)}" if entry.options else "It has none"
@@ -173,7 +173,7 @@ def _options(entry: Any, given: dict[str, Any]) -> Iterator[Broken]:
         if message:
             yield (key, protocol), message
     for name, parameter in entry.options.items():
-        if parameter.default is inspect.Parameter.empty and name not in given:
+        if parameter.default is inspect.Parameter.empty and name not in written:
             yield (protocol, ("merging", "options")), f"protocol '{entry.name}' needs merging.options.{name}"
 
 
@@ -183,7 +183,7 @@ def options_of(entry: Any) -> dict[str, Any]:
 
 
 def _misfit(hint: Any, value: Any) -> str:
-    """Say how `value` does not fit the annotation of an option, which may carry its range."""
+    """Return the misfit of `value` with an option's annotation, which may carry its range; "" for none."""
     if hint is inspect.Parameter.empty:
         return ""
     try:

@@ -367,7 +367,7 @@ class TrainingConfig(Section):
     def trackers(self) -> list[str]:
         """The trackers of `report_to`, ``all`` among them as it is; none where it is not given."""
         named = (self.model_extra or {}).get("report_to") or []
-        return [each for each in ([named] if isinstance(named, str) else named) if each != "none"]
+        return [tracker for tracker in ([named] if isinstance(named, str) else named) if tracker != "none"]
 
     def arguments(self) -> dict[str, Any]:
         """Return the keyword arguments for `transformers.TrainingArguments`: all keys but those of the toolkit."""

@@ -38,20 +38,20 @@ class Shipped:
 
 def list_configs() -> list[Shipped]:
     """Return all shipped configurations, those at the top first."""
-    return [each for each in _list() if not each.name.startswith(f"{SPECIFICATIONS}/")]
+    return [shipped for shipped in _list() if not shipped.name.startswith(f"{SPECIFICATIONS}/")]
 
 
 def list_specifications() -> list[Shipped]:
     """Return the specifications of comparisons that come with the package."""
-    return [each for each in _list() if each.name.startswith(f"{SPECIFICATIONS}/")]
+    return [shipped for shipped in _list() if shipped.name.startswith(f"{SPECIFICATIONS}/")]
 
 
 def find_config(name: str | Path, *, beside: Path | None = None) -> Path:
     """Return the file that `name` means: a path (from the folder `beside`, if given), else a shipped configuration.
 
     A shipped configuration goes by its name, or by its path in the checkout: ``glue`` or ``configs/glue.yaml``, never
-    ``glue.yaml``, which is a file of the user's. What is nowhere is returned as the path that it would be, for the
-    reader to report.
+    ``glue.yaml``, which is a file of the user's. A file that does not exist is returned as the path that it would have,
+    for the reader to report.
     """
     path = expand(name)
     path = path if beside is None or path.is_absolute() else Path(os.path.normpath(beside / path))
@@ -92,7 +92,7 @@ def copy_config(name: str, destination: str | Path) -> Path:
 
 def suggest(name: str | Path, among: Iterable[str] = ()) -> str:
     """Return a hint at the shipped configuration, or the name in `among`, that is nearest to `name`."""
-    return nearest(_short(str(name)), [*(each.name for each in _list()), *among])
+    return nearest(_short(str(name)), [*(shipped.name for shipped in _list()), *among])
 
 
 def _list() -> list[Shipped]:

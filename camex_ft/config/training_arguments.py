@@ -104,7 +104,7 @@ def fields() -> dict[str, tuple[Any, Any, tuple[str, ...]]]:
     from transformers import TrainingArguments
 
     hints = typing.get_type_hints(TrainingArguments)
-    found = {}
+    known = {}
     for field in dataclasses.fields(TrainingArguments):
         if not field.init:
             continue
@@ -113,20 +113,22 @@ def fields() -> dict[str, tuple[Any, Any, tuple[str, ...]]]:
         default = None if field.default is dataclasses.MISSING else field.default
         if field.default_factory is not dataclasses.MISSING:
             default = field.default_factory()
-        found[field.name] = (hints[field.name], default, tuple(str(word) for word in words))
-    return found
+        known[field.name] = (hints[field.name], default, tuple(str(word) for word in words))
+    return known
 
 
 def missing_reporters(named: Any) -> list[str]:
     """Return which of these trackers' packages are not installed."""
     wanted = [
-        each for each in ([named] if isinstance(named, str) else named or []) if each not in ("none", "all")
+        tracker
+        for tracker in ([named] if isinstance(named, str) else named or [])
+        if tracker not in ("none", "all")
     ]
     if not wanted:
         return []
     from transformers.integrations import get_available_reporting_integrations
 
-    return [each for each in wanted if each not in get_available_reporting_integrations()]
+    return [tracker for tracker in wanted if tracker not in get_available_reporting_integrations()]
 
 
 def default(name: str) -> Any:
@@ -149,22 +151,24 @@ def coerce(name: str, value: Any) -> Any:
     if isinstance(value, str) and bool in members and str not in members:
         value = WORDS.get(value.lower(), value)
     try:
-        made = TypeAdapter(hint, config=STRICT).validate_python(value)
+        coerced = TypeAdapter(hint, config=STRICT).validate_python(value)
     except ValidationError:
         raise ValueError(f"expected {' or '.join(map(_kind, members))}") from None
-    if name in MAPPINGS and isinstance(made, str):  # a mapping in JSON, as on transformers' own command lines
-        made = _mapping(made)
+    if name in MAPPINGS and isinstance(
+        coerced, str
+    ):  # a mapping in JSON, as on transformers' own command lines
+        coerced = _mapping(coerced)
     if name in MAPPINGS[1:]:
-        _check_checkpointing(made or {})
+        _check_checkpointing(coerced or {})
     if name == "report_to":
-        _check_reporters(made)
+        _check_reporters(coerced)
     if name == "include_for_metrics":
-        _check_words(made, FOR_METRICS)
-    if name == "include_num_input_tokens_seen" and made not in TOKENS_SEEN:
+        _check_words(coerced, FOR_METRICS)
+    if name == "include_num_input_tokens_seen" and coerced not in TOKENS_SEEN:
         raise ValueError("expected true or false, or one of no, all, non_padding")
-    if made is not None:
-        _check_range(made, RANGES.get(name, {}))
-    return every(made) if made is not None and name in ("eval_steps", "save_steps") else made
+    if coerced is not None:
+        _check_range(coerced, RANGES.get(name, {}))
+    return every(coerced) if coerced is not None and name in ("eval_steps", "save_steps") else coerced
 
 
 def _check_range(value: float, ends: Mapping[str, float]) -> None:
@@ -178,17 +182,17 @@ def _check_range(value: float, ends: Mapping[str, float]) -> None:
 
 def _mapping(text: str) -> dict[str, Any]:
     try:
-        made = json.loads(text)
+        mapping = json.loads(text)
     except (ValueError, RecursionError):
-        made = None
-    if not isinstance(made, dict):
+        mapping = None
+    if not isinstance(mapping, dict):
         raise ValueError("expected a mapping")
-    return made
+    return mapping
 
 
-def _check_checkpointing(given: dict[str, Any]) -> None:
+def _check_checkpointing(options: dict[str, Any]) -> None:
     """Raise `ValueError` unless these are options of transformers' activation checkpointing."""
-    for key, value in given.items():
+    for key, value in options.items():
         if key not in CHECKPOINTING:
             raise ValueError(
                 f"unknown option '{key}'.{nearest(key, CHECKPOINTING)} Known: {', '.join(CHECKPOINTING)}"
@@ -209,11 +213,11 @@ def _check_reporters(named: str | list[str] | None) -> None:
     _check_words([named] if isinstance(named, str) else named or [], known)
 
 
-def _check_words(given: typing.Iterable[str], known: typing.Sequence[str]) -> None:
+def _check_words(words: typing.Iterable[str], known: typing.Sequence[str]) -> None:
     """Raise `ValueError` unless each of the words is known."""
-    for each in given:
-        if each not in known:
-            raise ValueError(f"expected any of {', '.join(known)}.{nearest(each, known)}")
+    for word in words:
+        if word not in known:
+            raise ValueError(f"expected any of {', '.join(known)}.{nearest(word, known)}")
 
 
 def _members(hint: Any) -> tuple[Any, ...]:

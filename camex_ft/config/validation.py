@@ -136,9 +136,9 @@ def _nearest_key(key: Key) -> str:
     same = [name for name in known if name[-1] == key[-1]]
     for candidates, cutoff in ((same, 0.0), (here, 0.6), (known, 0.7)):
         by_leaf = {name[-1]: name for name in reversed(candidates)}
-        found = difflib.get_close_matches(key[-1].lower(), by_leaf, n=1, cutoff=cutoff)
-        if found:
-            return f" Did you mean '{'.'.join(by_leaf[found[0]])}'?"
+        near = difflib.get_close_matches(key[-1].lower(), by_leaf, n=1, cutoff=cutoff)
+        if near:
+            return f" Did you mean '{'.'.join(by_leaf[near[0]])}'?"
     return (
         f" Expected one of {', '.join(name[-1] for name in here[:20])}"
         if here
@@ -161,7 +161,7 @@ def _without_empty_sections(values: Mapping[str, Any], model: type[Section]) -> 
 
 
 def _remove(values: dict[str, Any], key: Key) -> None:
-    """Take out what is at `key`; of what is in a list, the whole list."""
+    """Remove the value at `key`; for an item of a list, the whole list."""
     for part in key[:-1]:
         inner = values.get(part)
         if not isinstance(inner, dict):

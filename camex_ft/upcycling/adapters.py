@@ -1,4 +1,4 @@
-"""Adapters: of a model with low-rank experts what was trained, saved by itself, and put onto its backbone again.
+"""Adapters: the trained parameters of a model with low-rank experts, saved without the backbone.
 
     adapter.safetensors   the trained parameters and the buffers that change, under their names in the model
     adapter.json          the backbone: where it is, and a SHA-256 of all that stays frozen; the plan; versions
@@ -44,13 +44,13 @@ class About:
     """Description of an adapter, from its own files.
 
     Attributes:
-        folder: where it is.
+        folder: of the adapter.
         plan: the sections of the configuration, as mappings.
-        name: of the backbone, as in a configuration; "" where it has none.
-        head: of `embedded.HEADS`.
+        name: of the backbone, as in a configuration; "" if it has none.
+        head: a key of `backbones.heads.HEADS`.
         seed: of new weights.
         dtype: of the frozen weights.
-        sha256: of the frozen weights, their names and shapes; "" where they were never there (the meta device).
+        sha256: of the frozen weights, their names and shapes; "" for a model on the meta device.
     """
 
     folder: Path
@@ -65,7 +65,7 @@ class About:
         """Return the backbone, under the head and with the labels of the adapter's model.
 
         Raises:
-            UserError: it is not there.
+            UserError: the backbone is missing.
         """
         try:
             config = AutoConfig.from_pretrained(self.folder, trust_remote_code=False)
@@ -77,11 +77,11 @@ class About:
         spec = name or self.name
         if not spec:
             raise UserError(
-                f"{self.folder} is an adapter and does not know where its backbone is: expected "
-                "load(folder, backbone=...) with the dense model that it was made from, or that one's folder"
+                f"{self.folder} is an adapter and does not say which backbone it belongs to: call "
+                "load(folder, backbone=...) with the dense model or its folder"
             )
         try:
-            made = (
+            model = (
                 _embedded(config, self.head, self.seed)
                 if spec.startswith(EMBEDDED)
                 else self._read(spec, config)
@@ -91,9 +91,9 @@ class About:
                 f"{self.folder} is an adapter, and its backbone {spec} cannot be made: {error}\nIf it lies elsewhere: "
                 "load(folder, backbone=...) with the dense model or its folder"
             ) from error
-        made.config.problem_type = getattr(config, "problem_type", None)
-        made.name_or_path = made.config.name_or_path = spec
-        return made
+        model.config.problem_type = getattr(config, "problem_type", None)
+        model.name_or_path = model.config.name_or_path = spec
+        return model
 
     def _read(self, spec: str, config: Any) -> PreTrainedModel:
         labels: dict[str, Any] = {}
@@ -104,11 +104,11 @@ class About:
 
     def check(self, model: PreTrainedModel) -> None:
         """Raise `UserError` unless the model's frozen weights are those that the adapter was trained on."""
-        found = fingerprint(model)
-        if self.sha256 and found != self.sha256:
+        sha256 = fingerprint(model)
+        if self.sha256 and sha256 != self.sha256:
             raise UserError(
                 f"{self.folder} is an adapter of another backbone than {model.name_or_path or 'the one given'}: its "
-                f"frozen weights have the SHA-256 {self.sha256[:12]}..., these {found[:12]}...: expected the weights "
+                f"frozen weights have the SHA-256 {self.sha256[:12]}..., these {sha256[:12]}...: expected the weights "
                 "that it was trained on (of a backbone with new weights, also the same seed and version of torch)"
             )
 
@@ -119,7 +119,7 @@ def is_adapter(folder: Path) -> bool:
 
 
 def locate(name: Any, arguments: Mapping[str, Any]) -> Path | None:
-    """Return the folder of an adapter, fetched from the hub where it is there, or None where it is none.
+    """Return the folder of an adapter, fetched from the hub if necessary, or None if `name` is no adapter.
 
     Args:
         name: a folder or an id on the hub, as `from_pretrained` takes it; None: weights are given otherwise.
@@ -158,14 +158,14 @@ def fetch(name: str, **options: Any) -> Path:
 
 
 def has_adapter(model: nn.Module) -> bool:
-    """Return whether a model is saved as an adapter: one that was made for ``tuning.mode: lora``."""
-    kept = getattr(getattr(model, "config", None), KEY, None) or {}
-    return BACKBONE in kept
+    """Return whether a model is saved as an adapter: it was upcycled with ``tuning.mode: lora``."""
+    entry = getattr(getattr(model, "config", None), KEY, None) or {}
+    return BACKBONE in entry
 
 
 def source_of(model: PreTrainedModel, *, seed: int, dtype: torch.dtype) -> dict[str, Any]:
-    """Return what an adapter says of the backbone that `model` was made from; what is frozen counts as its own."""
-    # asked of the mapping itself: whether it is empty would take the import of every model that there is
+    """Return an adapter's entry for the backbone that `model` was made from: all frozen weights belong to it."""
+    # the mapping itself is asked: iterating over it would import every model of transformers
     mappings: dict[str, Any] = {name: auto._model_mapping for name, auto in HEADS.items()}
     kinds = {name: mapping.get(type(model.config), ()) for name, mapping in mappings.items()}
     heads = [n for n, kind in kinds.items() if type(model) in (kind if isinstance(kind, tuple) else (kind,))]
@@ -192,7 +192,7 @@ def fingerprint(model: nn.Module) -> str:
 
 
 def trained_state(model: nn.Module) -> dict[str, Tensor]:
-    """Return what training changes: the trained parameters and the buffers that are saved, by name, detached."""
+    """Return the trained parameters and the saved buffers by name, detached."""
     trained = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
     parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
     buffers = {name: value for name, value in model.state_dict().items() if name not in parameters}
@@ -200,12 +200,12 @@ def trained_state(model: nn.Module) -> dict[str, Tensor]:
 
 
 def save(model: PreTrainedModel, folder: str | Path, *, state: Mapping[str, Tensor] | None = None) -> None:
-    """Write a model to a folder, from which `upcycling.load` reads it: an adapter for low-rank experts, else all of it.
+    """Write a model to a folder that `upcycling.load` reads: an adapter for low-rank experts, else the whole model.
 
     Args:
         model: with or without experts.
-        folder: is made where it is not there.
-        state: the model's state, where an engine has taken its parameters apart; None: the parameters themselves.
+        folder: created if missing.
+        state: the model's gathered state, if an engine has sharded its parameters; None: the parameters themselves.
     """
     if not has_adapter(model):
         model.save_pretrained(folder, state_dict=None if state is None else dict(state))
@@ -224,18 +224,18 @@ def save(model: PreTrainedModel, folder: str | Path, *, state: Mapping[str, Tens
     model.config.save_pretrained(target)
     if model.can_generate() and isinstance(model.generation_config, GenerationConfig):
         model.generation_config.save_pretrained(target)
-    kept = getattr(model.config, KEY)
+    entry = getattr(model.config, KEY)
     about = {
         "format": FORMAT,
-        "backbone": kept[BACKBONE],
-        "plan": {name: section for name, section in kept.items() if name not in NOT_PLAN},
+        "backbone": entry[BACKBONE],
+        "plan": {name: section for name, section in entry.items() if name not in NOT_PLAN},
         "versions": versions(),
     }
     (target / ABOUT).write_text(json.dumps(about, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def read(folder: Path) -> About:
-    """Return what an adapter says of itself; `UserError` where it cannot be read."""
+    """Read the description of an adapter; `UserError` if it cannot be read."""
     try:
         said = read_json(folder / ABOUT)
         check_format(said, what=f"{folder}: its {ABOUT}")
@@ -250,7 +250,7 @@ def read(folder: Path) -> About:
 
 
 def restore(model: PreTrainedModel, folder: str | Path) -> None:
-    """Put the trained parameters of an adapter's folder into a model of the same plan, in place.
+    """Load the trained parameters of an adapter into a model of the same plan, in place.
 
     Raises:
         UserError: the folder's weights cannot be read, or are of another model.
@@ -262,8 +262,8 @@ def restore(model: PreTrainedModel, folder: str | Path) -> None:
         raise UserError(f"{path}: its {WEIGHTS} cannot be read: {str(error).splitlines()[0]}") from error
     due = trained_state(model)
     shapes = {name: tensor.shape for name, tensor in due.items()}
-    given = {name: tensor.shape for name, tensor in tensors.items()}
-    wrong = sorted(n for n in shapes.keys() | given.keys() if shapes.get(n) != given.get(n))
+    saved = {name: tensor.shape for name, tensor in tensors.items()}
+    wrong = sorted(n for n in shapes.keys() | saved.keys() if shapes.get(n) != saved.get(n))
     if wrong:
         raise UserError(
             f"{path}: the adapter is incomplete or of another model: {len(wrong)} weights do not match, such as "
@@ -275,7 +275,7 @@ def restore(model: PreTrainedModel, folder: str | Path) -> None:
 
 
 def _embedded(config: Any, head: str, seed: int) -> PreTrainedModel:
-    """Return a tiny backbone again: its weights follow from the configuration and the seed."""
+    """Rebuild a tiny backbone: its weights follow from the configuration and the seed."""
     plain = plain_config(config)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -27,12 +27,12 @@ from camex_ft.moe.layers.ffn import ExpertFFN
 from camex_ft.moe.layers.low_rank_expert_linear import LowRankLinear
 
 
-def set_experts_apart(layers: Sequence[ExpertFFN], given: UpcycleConfig) -> None:
+def set_experts_apart(layers: Sequence[ExpertFFN], upcycle: UpcycleConfig) -> None:
     """Make the experts differ as ``upcycle.init`` says: of a model that is upcycled, not of a saved one."""
-    if given.init == "noise":
-        add_noise(layers, given.noise)
-    elif given.init == "drop":
-        drop_units(layers, given.drop)
+    if upcycle.init == "noise":
+        add_noise(layers, upcycle.noise)
+    elif upcycle.init == "drop":
+        drop_units(layers, upcycle.drop)
 
 
 @torch.no_grad()
@@ -67,8 +67,8 @@ def _add(tensor: Tensor, relative: float) -> None:
 
 def _add_low_rank(linear: LowRankLinear, relative: float) -> None:
     """Draw B with the variance that gives c B A the wanted one: var(c B A) = c^2 r var(B) var(A)."""
-    given = linear.low_rank
-    one = given.scale * given.rank**0.5 * linear.expert_in.std()
+    low_rank = linear.low_rank
+    one = low_rank.scale * low_rank.rank**0.5 * linear.expert_in.std()
     linear.expert_out.normal_().mul_(relative * linear.base.std() / one)
 
 

@@ -19,17 +19,21 @@ import torch
 from peft import LoraConfig as PeftConfig
 from peft import inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
+from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as NAMED
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from camex_ft.backbones import DenseFFN, family_of
+from camex_ft.backbones import DenseFFN, family_of, plain_type
 from camex_ft.config.schema import LoraConfig
 from camex_ft.moe.context import RoutingContext
 from camex_ft.moe.layers.ffn import ExpertFFN, MergedFFN
 from camex_ft.moe.layers.low_rank_expert_linear import LowRankLinear
 from camex_ft.moe.layers.propagation import propagation_paths
 from camex_ft.utils.errors import UserError, nearest
+
+# of types for which neither the family nor PEFT names the maps
+QUERIES_AND_VALUES = ("q", "v", "q_lin", "v_lin", "query", "value", "q_proj", "v_proj", "c_attn")
 
 
 def expert_layers(model: nn.Module) -> dict[str, ExpertFFN]:
@@ -38,7 +42,7 @@ def expert_layers(model: nn.Module) -> dict[str, ExpertFFN]:
 
 
 def base_chains(model: nn.Module) -> list[list[str]]:
-    """Return the names of the layers along which each base expert is carried, the one that stores it first."""
+    """Return the names of the layers along which each base expert is propagated, the layer that stores it first."""
     return propagation_paths(
         [layer for layer in expert_layers(model).values() if isinstance(layer, MergedFFN)]
     )
@@ -50,17 +54,17 @@ def routing_context(model: nn.Module) -> RoutingContext | None:
 
 
 def cached(model: nn.Module) -> AbstractContextManager[None]:
-    """Declare the model's parameters unchanged in a ``with`` block, so that what evaluation makes of them is made once.
+    """Declare the model's parameters unchanged in a ``with`` block, so that evaluation caches what depends on them.
 
-    Without it every forward pass makes transformed domain vectors and merged experts again. `generate` and the
-    Trainer's evaluations declare it themselves. In the block, a change through ``parameter.data`` is not seen.
+    Without it every forward pass computes transformed domain vectors and merged experts again. `generate` and the
+    Trainer's evaluations declare it themselves. In the block, changes through ``parameter.data`` are not noticed.
     """
     context = routing_context(model)
     return nullcontext() if context is None else context.cached()
 
 
 def keep_nothing(model: nn.Module) -> None:
-    """Let the layers with experts keep nothing that is made of their parameters, which are about to be sharded."""
+    """Disable the caches of the expert layers, whose parameters are about to be sharded."""
     for layer in expert_layers(model).values():
         layer.sharded = True
         for linear in layer.linears.values():
@@ -68,7 +72,7 @@ def keep_nothing(model: nn.Module) -> None:
 
 
 def caches(model: nn.Module) -> bool:
-    """Return whether generation may use a key-value cache: not where a first segment is routed by itself."""
+    """Return whether generation may use a key-value cache: not with `first_segment: self`."""
     groupings = [
         layer.settings.grouping for layer in expert_layers(model).values() if layer.stack == "decoder"
     ]
@@ -76,14 +80,14 @@ def caches(model: nn.Module) -> bool:
 
 
 def freeze(model: PreTrainedModel, mode: str) -> None:
-    """Choose what is trained.
+    """Freeze the parameters that a tuning mode does not train.
 
     "full": everything. "experts": the expert layers and the head alone. "lora": the same, less the base of low-rank
     experts and a language-modelling head, which is as large as the embeddings, and with LoRA's factors; all of it in
-    float32, whatever the frozen weights are.
+    float32, whatever the dtype of the frozen weights.
 
-    The head is what stands outside the model's body, or, where the body has no module of its own (T5 that generates),
-    the output embeddings. A head that is tied to the input embeddings belongs to the body.
+    The head consists of the parameters outside the model's body or, if the body is not a separate module (T5 that
+    generates), of the output embeddings. A head that is tied to the input embeddings belongs to the body.
 
     Raises:
         UserError: the model has nothing that the mode trains.
@@ -134,13 +138,13 @@ def _head(model: PreTrainedModel) -> Iterator[nn.Parameter]:
 
 
 def _lora(layer: LoraLayer) -> nn.ModuleList:
-    """Return the parts of a layer of PEFT's that LoRA adds to the dense one."""
-    found: Any = (getattr(layer, name, None) for name in layer.adapter_layer_names)
-    return nn.ModuleList(part for part in found if isinstance(part, nn.Module))
+    """Return the modules that LoRA adds to a dense layer."""
+    parts: Any = (getattr(layer, name, None) for name in layer.adapter_layer_names)
+    return nn.ModuleList(part for part in parts if isinstance(part, nn.Module))
 
 
 def _as_float32(model: PreTrainedModel, head: list[Any]) -> None:
-    """Turn what is trained to float32; a head then takes what a body of less precision gives it in float32 too."""
+    """Convert trained parameters to float32, and the inputs of a head whose body has less precision."""
     changed = {id(p) for p in head if p.dtype in (torch.bfloat16, torch.float16)}
     for module in model.modules():
         if any(id(p) in changed for p in module.parameters(recurse=False)):
@@ -154,45 +158,46 @@ def _widen(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
     return tuple(x.float() if isinstance(x, torch.Tensor) and x.is_floating_point() else x for x in inputs)
 
 
-def add_lora(model: PreTrainedModel, given: LoraConfig, ffns: Sequence[DenseFFN]) -> None:
-    """Give attention LoRA where the settings say so, and the maps of these feed-forward layers; in place.
+def add_lora(model: PreTrainedModel, lora: LoraConfig, ffns: Sequence[DenseFFN]) -> None:
+    """Add LoRA to attention, if the settings say so, and to these feed-forward layers; in place.
 
     Raises:
         UserError: the model has no maps of the names.
     """
-    chosen = _attention(model, given) if given.attention else []
+    chosen = _attention(model, lora) if lora.attention else []
     chosen += _within(model, ffns)
     if not chosen:
         return
     one = [isinstance(model.get_submodule(path), Conv1D) for path in chosen]
     settings = PeftConfig(
-        r=given.rank,
-        lora_alpha=given.scale * given.rank,  # type: ignore[arg-type]  # divided by r again
-        lora_dropout=given.dropout,
+        r=lora.rank,
+        lora_alpha=lora.scale * lora.rank,  # type: ignore[arg-type]  # divided by r again
+        lora_dropout=lora.dropout,
         target_modules=chosen,
         fan_in_fan_out=all(one),
     )
     inject_adapter_in_model(settings, model)
 
 
-def _attention(model: PreTrainedModel, given: LoraConfig) -> list[str]:
-    """Return the paths of the maps with the names that are wanted."""
-    named = given.targets or family_of(model).attention
+def _attention(model: PreTrainedModel, settings: LoraConfig) -> list[str]:
+    """Return the paths of attention's maps that get LoRA."""
+    family, model_type = family_of(model), plain_type(model.config.model_type)
+    named = settings.targets or family.attention or NAMED.get(model_type) or QUERIES_AND_VALUES
     linears = list(_linears(model))
     names = sorted({path.rpartition(".")[2] for path in linears})
-    unknown = [name for name in given.targets or () if name not in names]
-    found = [path for path in linears if path.rpartition(".")[2] in named]
-    if unknown or not found:
+    unknown = [name for name in settings.targets or () if name not in names]
+    paths = [path for path in linears if path.rpartition(".")[2] in named]
+    if unknown or not paths:
         wrong = unknown[0] if unknown else ", ".join(named)
         raise UserError(
             f"tuning.lora.targets: {type(model).__name__} has no linear map '{wrong}'.{nearest(wrong, names)} "
             f"It has: {', '.join(names)}"
         )
-    return found
+    return paths
 
 
 def _linears(model: PreTrainedModel) -> Iterable[str]:
-    """Yield the paths of the model's linear maps; those of experts are none."""
+    """Yield the paths of the model's linear maps, without those of experts."""
     return (path for path, module in model.named_modules() if isinstance(module, (nn.Linear, Conv1D)))
 
 

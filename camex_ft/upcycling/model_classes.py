@@ -98,14 +98,14 @@ class Upcycled:
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
-        """Return the saved model, as transformers does; of an adapter, on the backbone that it names.
+        """Load the saved model, as transformers does; an adapter on the backbone that it names.
 
-        No expert and no router is ever drawn at random. Elsewhere weights are new only where they were meant to be: of
-        another head than the one that was saved, and of other sizes with ``ignore_mismatched_sizes=True``.
+        Experts and routers are never drawn at random. Other weights are new only for another head than the saved one,
+        and for other sizes with ``ignore_mismatched_sizes=True``.
 
         Raises:
-            UserError: weights are missing, foreign or of other shapes; the entry in the config is of a newer version,
-                or unknown; an adapter is to be loaded otherwise than `camex_ft.load` does, or its backbone is gone.
+            UserError: weights are missing, foreign or of other shapes; the entry in the config is newer or unknown; an
+                adapter is loaded with arguments for whole checkpoints, or its backbone is missing.
         """
         name = pretrained_model_name_or_path
         adapter = adapters.locate(name, kwargs)
@@ -134,16 +134,18 @@ class Upcycled:
 
 
 def config_class(plain: type[PreTrainedConfig]) -> type[PreTrainedConfig]:
-    """Return the configuration class of upcycled models of a plain one's; the auto classes know it from then on."""
+    """Return the upcycled configuration class of a plain one, made and registered at the first call."""
     if issubclass(plain, UpcycledConfig):
         return plain
     with _lock:
         if plain not in _classes:
             members = {"plain": plain, "model_type": PREFIX + plain.model_type, "__module__": __name__}
-            made = cast(type[PreTrainedConfig], type(NAME + plain.__name__, (UpcycledConfig, plain), members))
-            _classes[plain] = made
-            AutoConfig.register(made.model_type, made, exist_ok=True)
-            _register_models(plain, made)
+            upcycled = cast(
+                type[PreTrainedConfig], type(NAME + plain.__name__, (UpcycledConfig, plain), members)
+            )
+            _classes[plain] = upcycled
+            AutoConfig.register(upcycled.model_type, upcycled, exist_ok=True)
+            _register_models(plain, upcycled)
         return _classes[plain]
 
 
@@ -175,26 +177,26 @@ def register_families() -> None:
             config_class(CONFIG_MAPPING[model_type])
 
 
-def _register_models(plain: type[PreTrainedConfig], made: type[PreTrainedConfig]) -> None:
+def _register_models(plain: type[PreTrainedConfig], upcycled: type[PreTrainedConfig]) -> None:
     """Tell the auto classes the models and the tokenizer of a configuration class, and PEFT its attention."""
     for auto in {id(kind): kind for kind in vars(modeling_auto).values() if _is_auto(kind)}.values():
         mapping = auto._model_mapping
         if plain not in mapping:
             continue
-        found = mapping[plain]
-        first: type[PreTrainedModel] = found[0] if isinstance(found, tuple) else found
+        models = mapping[plain]
+        first: type[PreTrainedModel] = models[0] if isinstance(models, tuple) else models
         if first.config_class is not plain:  # a model that has this one inside
             continue
-        auto.register(made, model_class(first), exist_ok=True)
+        auto.register(upcycled, model_class(first), exist_ok=True)
         # the Trainer and pipelines know a model's purpose by the name of its class
-        mapping._model_mapping.setdefault(made.model_type, NAME + first.__name__)
-    TOKENIZER_MAPPING_NAMES.setdefault(made.model_type, TOKENIZER_MAPPING_NAMES.get(plain.model_type))
+        mapping._model_mapping.setdefault(upcycled.model_type, NAME + first.__name__)
+    TOKENIZER_MAPPING_NAMES.setdefault(upcycled.model_type, TOKENIZER_MAPPING_NAMES.get(plain.model_type))
     tokenizer = TOKENIZER_MAPPING.get(plain, None)
     if tokenizer is not None:
-        AutoTokenizer.register(made, tokenizer, exist_ok=True)
+        AutoTokenizer.register(upcycled, tokenizer, exist_ok=True)
     for name, targets in vars(peft_constants).items():  # what PEFT adapts where it is not told
         if name.endswith("TARGET_MODULES_MAPPING") and plain.model_type in targets:
-            targets.setdefault(made.model_type, targets[plain.model_type])
+            targets.setdefault(upcycled.model_type, targets[plain.model_type])
 
 
 def _is_auto(kind: Any) -> bool:
@@ -207,13 +209,13 @@ def plain_class(kind: type[PreTrainedModel]) -> type[PreTrainedModel]:
 
 
 def class_named(name: str) -> type[PreTrainedModel] | None:
-    """Return the class of models that ``architectures`` names, plain or upcycled; None where there is none."""
+    """Return the class of models that ``architectures`` names, plain or upcycled; None for an unknown name."""
     with _lock:  # also of classes that are not transformers'
         own = [kind for kind in _classes.values() if kind.__name__ == name]
-    found = own[0] if own else getattr(transformers, name.removeprefix(NAME), None)
-    if not isinstance(found, type) or not issubclass(found, PreTrainedModel):
+    kind_named = own[0] if own else getattr(transformers, name.removeprefix(NAME), None)
+    if not isinstance(kind_named, type) or not issubclass(kind_named, PreTrainedModel):
         return None
-    return model_class(found) if name.startswith(NAME) else found
+    return model_class(kind_named) if name.startswith(NAME) else kind_named
 
 
 def __getattr__(name: str) -> Any:
@@ -221,16 +223,16 @@ def __getattr__(name: str) -> Any:
     plain = getattr(transformers, name.removeprefix(NAME), None) if name.startswith(NAME) else None
     if isinstance(plain, type) and issubclass(plain, PreTrainedConfig):
         return config_class(plain)
-    found = class_named(name) if name.startswith(NAME) else None
-    if found is None:
+    kind = class_named(name) if name.startswith(NAME) else None
+    if kind is None:
         raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
-    return found
+    return kind
 
 
-def _by_plain_class(made: Any, reduced: Any, kind: Callable[[Any], type]) -> tuple[Any, ...]:
-    """Return how to pickle an object whose class `kind` makes of a plain one; a subclass is pickled by its name."""
-    plain = made.plain
-    if _classes.get(plain) is not type(made):
+def _by_plain_class(instance: Any, reduced: Any, kind: Callable[[Any], type]) -> tuple[Any, ...]:
+    """Reduce an object for pickling to the plain class from which `kind` makes its class."""
+    plain = instance.plain
+    if _classes.get(plain) is not type(instance):
         return tuple(reduced)
     return _blank, (kind, plain), *reduced[2:]
 
@@ -295,10 +297,10 @@ def _was_causal(config: PreTrainedConfig) -> bool:
 def wrong_weights(
     model: PreTrainedModel, info: Mapping[str, Any], *, resized: bool = False
 ) -> dict[str, str]:
-    """Return the weights that loading did not find as it should have, by name, each with what is wrong.
+    """Return the names of weights that were not loaded as saved, each with its fault.
 
-    What another head than the saved one has or lacks is right, and so are other sizes where they are `resized`; but
-    experts and routers have to be there, whatever is asked for.
+    Differences between the saved head and another one are no fault, nor are other sizes if they are `resized`. Experts
+    and routers must be there in any case.
     """
     missing, foreign = set(info["missing_keys"]), set(info["unexpected_keys"])
     shaped = {key[0] for key in info["mismatched_keys"]}
@@ -321,14 +323,14 @@ def wrong_weights(
 
 
 def _saved_class(config: PreTrainedConfig) -> type[PreTrainedModel] | None:
-    """Return the class of upcycled models that a configuration was saved with; None where it does not say one."""
+    """Return the class of upcycled models that a configuration was saved with; None if it names none."""
     named = class_named(str((config.architectures or [""])[0]))
     kind = None if named is None else model_class(named)
     return kind if kind is not None and kind.config_class is type(config) else None
 
 
 def check_weights(name: Any, wrong: Mapping[str, str], saved: Any = None) -> None:
-    """Raise `UserError` where weights are wrong (`wrong_weights`), with what wrote them."""
+    """Raise `UserError` for wrong weights (`wrong_weights`), with the versions that wrote them."""
     if not wrong:
         return
     first = min(wrong)
@@ -346,7 +348,7 @@ def check_weights(name: Any, wrong: Mapping[str, str], saved: Any = None) -> Non
 
 
 def with_adapter(folder: Path, backbone: PreTrainedModel | str | None) -> PreTrainedModel:
-    """Return an adapter's model: its backbone made again, restructured, with what was trained put in."""
+    """Return an adapter's model: its backbone, restructured, with the trained parameters."""
     about = adapters.read(folder)
     dense: Any = copy.deepcopy(backbone) if isinstance(backbone, PreTrainedModel) else about.dense(backbone)
     dense = dense if dense.dtype == about.dtype else dense.to(about.dtype)
@@ -360,17 +362,17 @@ def _adapter_of_class(kind: type, folder: Path, arguments: Mapping[str, Any]) ->
     """Return an adapter's model for `from_pretrained` of its class.
 
     Raises:
-        UserError: the arguments ask for what only a whole checkpoint can be, or the model is of another class.
+        UserError: an argument is for whole checkpoints, or the model is of another class.
     """
     why = unsafe(folder)
     if why:
         raise UserError(f"{folder}: {why}")
-    given = {n: value for n, value in arguments.items() if value is not None and not n.startswith("_")}
-    asked = [n for n, value in given.items() if n not in HARMLESS and (n, value) != ("dtype", "auto")]
+    passed = {n: value for n, value in arguments.items() if value is not None and not n.startswith("_")}
+    asked = [n for n, value in passed.items() if n not in HARMLESS and (n, value) != ("dtype", "auto")]
     if asked:
         raise UserError(
             f"{folder} is an adapter, and {asked[0]} is for whole checkpoints: expected camex_ft.load(folder), then "
-            "what is to be changed of the model"
+            "the change to the model"
         )
     model = with_adapter(folder, None)
     if type(model) is not kind:

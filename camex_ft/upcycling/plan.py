@@ -43,13 +43,13 @@ class Plan(NamedTuple):
     tuning: TuningConfig
 
     def sections(self) -> dict[str, Any]:
-        """Return the sections as a saved config holds them; what is tuned only where it says how a model is made."""
-        made = {name: section.model_dump(mode="json") for name, section in self._asdict().items()}
-        return made if self.tuning.mode == LORA else {k: v for k, v in made.items() if k != "tuning"}
+        """Return the sections as a saved config holds them; `tuning` only if it changes the model's structure."""
+        sections = {name: section.model_dump(mode="json") for name, section in self._asdict().items()}
+        return sections if self.tuning.mode == LORA else {k: v for k, v in sections.items() if k != "tuning"}
 
 
 def plan_of(sections: Mapping[str, Any]) -> Plan:
-    """Return the plan of sections as they are or as mappings; `UserError` for what they do not know, or cannot be."""
+    """Return the plan of sections or mappings; `UserError` for unknown keys and impossible combinations."""
     plan = Plan(
         _section(MergingConfig, sections.get("merging")),
         _section(RoutingConfig, sections.get("routing")),
@@ -61,11 +61,11 @@ def plan_of(sections: Mapping[str, Any]) -> Plan:
     return plan
 
 
-def _section(kind: type[Options], given: Any) -> Options:
-    if isinstance(given, kind):
-        return given
+def _section(kind: type[Options], values: Any) -> Options:
+    if isinstance(values, kind):
+        return values
     try:
-        return kind.model_validate(dict(given or {}))
+        return kind.model_validate(dict(values or {}))
     except (TypeError, ValueError) as error:
         raise UserError(f"{kind.__name__}: {error}") from error
 
@@ -83,10 +83,10 @@ def granularity_of(
 ) -> Granularity:
     """Return the granularity of one stack's layers, with `auto` decided.
 
-    What was trained as a language model is routed as one under another head too, as its config's entry says then.
+    A model that was trained as a language model is routed as one under another head, too (``causal`` in the entry).
 
     Raises:
-        UserError: the protocol does not allow it, or it would let a token that generates see its future.
+        UserError: the protocol does not allow it, or tokens of a model that generates would see their future.
     """
     said = getattr(model.config, KEY, None) or {}
     causal = stack == "decoder" and (generates(model) or bool(said.get(CAUSAL)))
@@ -152,7 +152,7 @@ def plan_of_entry(saved: Any) -> Plan:
     """Return the plan of an entry.
 
     Raises:
-        UserError: it is of a newer format, or says what this version does not know; names the versions that wrote it.
+        UserError: its format is newer or its content unknown; names the versions that wrote it.
     """
     if not isinstance(saved, Mapping):
         raise UserError(
@@ -160,9 +160,9 @@ def plan_of_entry(saved: Any) -> Plan:
         )
     check_format(saved, what=f"the entry `{KEY}` of its config.json")
     try:
-        found = plan_of(saved)
-        PROTOCOLS.get(found.merging.protocol)
-        return found
+        plan = plan_of(saved)
+        PROTOCOLS.get(plan.merging.protocol)
+        return plan
     except UserError as error:
         raise UserError(
             f"the entry `{KEY}` of its config.json says what this version of camex_ft does not know: {error}\n"
@@ -171,18 +171,18 @@ def plan_of_entry(saved: Any) -> Plan:
 
 
 def check_format(saved: Mapping[str, Any], *, what: str) -> None:
-    """Raise `UserError` unless this version reads the format; one without is of before formats had numbers."""
-    found = saved.get("format", 0)
-    if isinstance(found, bool) or not isinstance(found, int) or not 0 <= found <= FORMAT:
-        newer = isinstance(found, int) and found > FORMAT
+    """Raise `UserError` unless this version reads the format; an entry in memory has none yet."""
+    number = saved.get("format", 0)
+    if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number <= FORMAT:
+        newer = isinstance(number, int) and number > FORMAT
         raise UserError(
-            f"{what} is of format {found!r:.40}, {written_by(saved)}; this is camex_ft {_version('camex_ft')}, which "
+            f"{what} is of format {number!r:.40}, {written_by(saved)}; this is camex_ft {_version('camex_ft')}, which "
             f"reads formats up to {FORMAT}: " + ("install that version" if newer else "the file is damaged")
         )
 
 
 def written_by(saved: Any) -> str:
-    """Return "written by camex_ft 0.1.0, torch ...", as far as the entry says it."""
+    """Return "written by camex_ft 0.1.0, torch ..." with the versions that the entry holds."""
     said = saved.get("versions") if isinstance(saved, Mapping) else None
     known = [f"{name} {said[name]}" for name in PACKAGES if name in said] if isinstance(said, Mapping) else []
     return "written by " + (", ".join(known) or "a version of camex_ft that does not say which")
@@ -197,9 +197,9 @@ def _version(package: str) -> str:
 
 def recast(config: PreTrainedConfig, kind: type[ConfigKind]) -> ConfigKind:
     """Return a shallow copy of a configuration as an object of another class, with the same values."""
-    made = object.__new__(kind)
-    made.__dict__.update(config.__dict__)
-    return made
+    recast_config = object.__new__(kind)
+    recast_config.__dict__.update(config.__dict__)
+    return recast_config
 
 
 def plain_kind(config: PreTrainedConfig) -> type[PreTrainedConfig]:
@@ -209,7 +209,7 @@ def plain_kind(config: PreTrainedConfig) -> type[PreTrainedConfig]:
 
 def plain_config(config: PreTrainedConfig) -> PreTrainedConfig:
     """Return a copy of a configuration as of the dense model: of the plain class, without the entry ``camex``."""
-    made = recast(copy.deepcopy(config), plain_kind(config))
-    made.__dict__.pop(KEY, None)
-    made.architectures = [name.removeprefix(NAME) for name in made.architectures or ()] or None
-    return made
+    plain = recast(copy.deepcopy(config), plain_kind(config))
+    plain.__dict__.pop(KEY, None)
+    plain.architectures = [name.removeprefix(NAME) for name in plain.architectures or ()] or None
+    return plain

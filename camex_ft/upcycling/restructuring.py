@@ -1,4 +1,4 @@
-"""Chosen feed-forward layers of a model exchanged for layers with experts, in place, as a configuration says."""
+"""Replace chosen feed-forward layers of a model by layers with experts, in place, as the plan says."""
 
 from __future__ import annotations
 
@@ -46,8 +46,8 @@ def _add_experts(model: PreTrainedModel, protocol: Protocol, plan: Plan) -> None
     family = family_of(model)
     merging, low_rank = plan.merging, None
     if plan.tuning.mode == LORA:
-        given = plan.tuning.lora
-        low_rank = LowRank(rank=given.rank, scale=given.scale, dropout=given.dropout)
+        lora = plan.tuning.lora
+        low_rank = LowRank(rank=lora.rank, scale=lora.scale, dropout=lora.dropout)
     if merging.k > merging.experts or merging.experts < 2:
         raise UserError(
             f"merging: experts is {merging.experts} and top_k is {merging.k}: expected at least 2 experts and a top_k "
@@ -63,8 +63,8 @@ def _add_experts(model: PreTrainedModel, protocol: Protocol, plan: Plan) -> None
             continue
         before = last.get(ffn.stack) if protocol.form == "dynamic" else None
         previous = before if before is not None and continues(before.linears, ffn.weights) else None
-        made = partial(MergedFFN, context=context, settings=settings, previous=previous, low_rank=low_rank)
-        last[ffn.stack] = _replace(model, ffn, made)
+        layer = partial(MergedFFN, context=context, settings=settings, previous=previous, low_rank=low_rank)
+        last[ffn.stack] = _replace(model, ffn, layer)
     for module in model.modules():
         if isinstance(module, PreTrainedModel):
             context.attach(module)

@@ -127,10 +127,10 @@ def load(
             f"{folder}: its weights cannot be read: {_first_line(error)}{by}. Expected the files as they were written: "
             "copy the folder again, or take another checkpoint"
         ) from error
+    model: PreTrainedModel
     model, info = loaded
     check_weights(folder, wrong_weights(model, info))
-    made: PreTrainedModel = model.eval()
-    return made
+    return model.eval()
 
 
 def _described(folder: Path) -> tuple[PreTrainedConfig, type[PreTrainedModel]]:

@@ -60,7 +60,7 @@ def sync_tree(folder: Path) -> None:
 
 
 def files_below(folder: Path) -> Iterator[Path]:
-    """Yield what is below a folder and is no folder, links not followed."""
+    """Yield the files below a folder, without following links."""
     for parent, _, names in os.walk(folder):
         yield from (Path(parent) / name for name in names)
 
@@ -96,7 +96,7 @@ def put(whole: Path, target: Path) -> None:
 
 
 def delete(path: Path) -> None:
-    """Remove a folder with what is in it, or a file; of a link the link alone. What cannot be removed stays."""
+    """Remove a folder with its content, a file, or a link without its target; ignore what cannot be removed."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:
@@ -115,7 +115,7 @@ def remove(path: Path) -> None:
 
 @contextmanager
 def whole_folder(target: Path) -> Iterator[Path]:
-    """Give a new folder to write into, which becomes `target` where the body ends well, and else is removed at once."""
+    """Yield a new folder to write into, which becomes `target` if the body succeeds and is removed if it fails."""
     draft = unfinished(target)
     delete(draft)
     draft.mkdir(parents=True)
@@ -128,7 +128,7 @@ def whole_folder(target: Path) -> Iterator[Path]:
 
 
 def sweep(folder: Path) -> None:
-    """Remove what was left unfinished in a folder by a process that is gone."""
+    """Remove unfinished files and folders that an ended process left in a folder."""
     for path in folder.glob(f".*{UNFINISHED}"):
         delete(path)
 

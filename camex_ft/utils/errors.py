@@ -1,4 +1,4 @@
-"""Errors that are the user's to mend, and the nearest-name hint that goes with them."""
+"""Errors in the user's input, exit codes, and hints at the nearest name."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ TORCH = re.compile(r"PytorchStreamWriter failed writing|inline_container\.cc.*un
 
 
 def is_full(error: BaseException) -> bool:
-    """Return whether an error, or one that it came of, says that there is no room to write."""
+    """Return whether an error, or one of its causes, is an out-of-space error."""
     seen: BaseException | None = error
     while seen is not None:
         if isinstance(seen, OSError) and seen.errno in ERRNOS:
@@ -47,7 +47,7 @@ def is_full(error: BaseException) -> bool:
 
 
 def reason_full(error: BaseException) -> str:
-    """Return in a line what an error of `is_full` says."""
+    """Return the first line of an out-of-space error."""
     if TORCH.search(str(error)):
         return "a file of torch's was cut short"
     return str(error).strip().partition("\n")[0]
@@ -85,7 +85,7 @@ def guard(command: Callable[[], object]) -> int:
 
 
 def _flush() -> None:
-    """Write out what was printed, where a full disk would be noticed only after the exit code is given."""
+    """Flush standard output, so that a full disk is noticed before the exit code is returned."""
     try:
         sys.stdout.flush()
     except OSError as error:

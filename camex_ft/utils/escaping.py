@@ -116,7 +116,7 @@ def html_notes(text: str) -> str:
 def csv_text(value: object) -> object:
     """Return a cell of a CSV file: a text that a spreadsheet would take for a formula gets an apostrophe before it.
 
-    Numbers, and what is no text, stay as they are.
+    Values that are not text stay as they are.
     """
     if not isinstance(value, str):
         return value

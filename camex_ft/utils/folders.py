@@ -99,7 +99,7 @@ def writing(path: Path | str) -> Iterator[None]:
 
 
 def _entries_fault(root: Path, jsons: list[Path], *, linked: bool) -> str | None:
-    """Return what is wrong with the entries below a folder, or None; JSON files to be read are added to `jsons`."""
+    """Return the first fault of the entries below a folder, or None; add JSON files to be checked to `jsons`."""
     allowed = [root]
     if root.parent.name == "snapshots":  # of the hub cache: files are links to ../../blobs
         allowed.append(root.parent.parent / "blobs")

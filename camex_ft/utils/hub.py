@@ -126,12 +126,12 @@ def cache_alone() -> Iterator[None]:
     import datasets
     from huggingface_hub import constants
 
-    kept = datasets.config.HF_HUB_OFFLINE, constants.HF_HUB_OFFLINE
+    before = datasets.config.HF_HUB_OFFLINE, constants.HF_HUB_OFFLINE
     datasets.config.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE = True
     try:
         yield
     finally:
-        datasets.config.HF_HUB_OFFLINE, constants.HF_HUB_OFFLINE = kept
+        datasets.config.HF_HUB_OFFLINE, constants.HF_HUB_OFFLINE = before
 
 
 def is_prepared(name: str, configuration: str) -> bool:
@@ -166,14 +166,14 @@ def refusal(error: BaseException, name: str, kind: Kind) -> str | None:
 
     page = f"https://huggingface.co/{'datasets/' if kind == 'dataset' else ''}{name}"
     what = "model" if kind == "model" else "data set"
-    for each in _chain(error):
-        if isinstance(each, errors.GatedRepoError):
+    for inner in _chain(error):
+        if isinstance(inner, errors.GatedRepoError):
             return f"'{name}' is gated: ask for access at {page}, then log in with `hf auth login` or set HF_TOKEN"
-        if isinstance(each, errors.RepositoryNotFoundError):
+        if isinstance(inner, errors.RepositoryNotFoundError):
             return f"the hub has no {what} '{name}' (or it is private: log in with `hf auth login` or set HF_TOKEN)"
-        if isinstance(each, errors.DisabledRepoError):
+        if isinstance(inner, errors.DisabledRepoError):
             return f"the hub has disabled the {what} '{name}': see {page}"
-        status = getattr(getattr(each, "response", None), "status_code", None)
+        status = getattr(getattr(inner, "response", None), "status_code", None)
         if status in (401, 403):
             return (
                 f"the hub does not let you read '{name}' (HTTP {status}): see {page}, and log in with `hf auth login` "

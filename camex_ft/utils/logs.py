@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 
 def fault(entry: Any) -> str | None:
-    """Return what is wrong with an entry of a log, or None."""
+    """Return the fault of an entry of a log, or None."""
     if not isinstance(entry, dict):
         return "it is no object"
     step = entry.get("step")
@@ -48,7 +48,7 @@ def read_lines(file: Path) -> list[dict[str, Any]]:
             text = stream.read().decode("utf-8", "replace")
     except OSError:
         return []
-    found = []
+    entries = []
     experts: dict[str, int] = {}  # by layer, of the first line that has them
     lines = text.split("\n")
     for number, line in enumerate(lines, start=1):
@@ -58,14 +58,14 @@ def read_lines(file: Path) -> list[dict[str, Any]]:
         except (ValueError, RecursionError) as error:
             wrong = f"it is no JSON: {error}" if line.strip() and number < len(lines) else ""
         if wrong is None:
-            found.append(entry)
+            entries.append(entry)
         elif wrong:
             log.warning("%s: line %d is passed over: %s", file, number, wrong)
-    return found
+    return entries
 
 
 def _load_fault(entry: dict[str, Any], experts: dict[str, int]) -> str | None:
-    """Return what is wrong with a line's load beside `experts`, which are added to, or None."""
+    """Return the fault of a line's load, or None; add its numbers of experts to `experts`."""
     for layer, shares in entry.get(LOAD, {}).items():
         if len(shares) != experts.setdefault(layer, len(shares)):
             return f"its {LOAD} of {short(layer)} has {len(shares)} experts, and {experts[layer]} in lines before"

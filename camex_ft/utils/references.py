@@ -42,7 +42,7 @@ def is_checked(name: str) -> bool:
 
 
 def fault(name: str, content: Any, folder: Path) -> str | None:
-    """Return what is wrong with the references in a JSON file of a model's folder, or None.
+    """Return the first fault of the references in a JSON file of a model's folder, or None.
 
     Args:
         name: of the file, one that `is_checked`.
@@ -52,10 +52,10 @@ def fault(name: str, content: Any, folder: Path) -> str | None:
     if TOKENIZER.fullmatch(name):  # the rest of it is read by the library tokenizers, which opens no files
         model = content.get("model") if isinstance(content, dict) else None
         pairs: Iterable[tuple[str, Any]] = model.items() if isinstance(model, dict) else ()
-        found = (_file_fault(key, value, folder) for key, value in pairs if key in TABLES)
+        faults = (_file_fault(key, value, folder) for key, value in pairs if key in TABLES)
     else:
-        found = (_fault(key, value, folder) for key, value in nested_pairs(content))
-    return next((wrong for wrong in found if wrong is not None), None)
+        faults = (_fault(key, value, folder) for key, value in nested_pairs(content))
+    return next((wrong for wrong in faults if wrong is not None), None)
 
 
 def may_name_tables(text: bytes) -> bool:

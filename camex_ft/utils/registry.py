@@ -71,7 +71,7 @@ class Registry(Generic[T]):
 
 
 def import_plugins() -> None:
-    """Import every plug-in file once; a file that fails is the user's to mend (`UserError`)."""
+    """Import every plug-in file once; `UserError` for a file that fails."""
     for folder in filter(None, os.environ.get(PLUGINS, "").split(os.pathsep)):
         if not Path(folder).is_dir():
             raise UserError(f"{PLUGINS} names '{folder}', which is not a folder")
@@ -80,7 +80,7 @@ def import_plugins() -> None:
 
 
 def import_file(file: Path) -> None:
-    """Import one plug-in file under a name of its own; a second call does nothing."""
+    """Import one plug-in file under a unique name; a second call does nothing."""
     name = f"camex_ft_plugin_{file.resolve()}"
     if name in sys.modules:
         return
@@ -125,7 +125,7 @@ def positions(config: Any) -> int | None:
 
 
 def not_supported(model_type: object) -> str:
-    """Say that no family serves a type of model, and which types are supported."""
+    """Return a message: no family serves this type of model, and the supported types."""
     module = str(model_type).replace("-", "_")
     return (
         f"holds a model of the type '{model_type}', which no backbone family serves. Supported types: "

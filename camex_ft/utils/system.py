@@ -1,4 +1,4 @@
-"""Properties of the machine: CUDA, the Hugging Face hub, its cache. Tests put in answers of their own."""
+"""Properties of the machine: cores, CUDA, the Hugging Face hub and its cache."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def data_are_cached(name: str, configuration: str) -> bool:
 
 @dataclass(frozen=True, kw_only=True)
 class Environment:
-    """Answers about the machine, each found out only when asked for.
+    """Answers about the machine, each computed when it is asked for; tests put in others.
 
     Attributes:
         cuda: whether there is a CUDA device.

@@ -29,9 +29,9 @@ def masks(model: nn.Module, inputs: Mapping[str, Any]) -> Masks:
 
 
 def _decoder_mask(model: nn.Module, inputs: Mapping[str, Any], encoder: Tensor | None) -> Tensor | None:
-    given = two_dimensional(inputs, "decoder_attention_mask")
-    if given is not None:
-        return given
+    mask = two_dimensional(inputs, "decoder_attention_mask")
+    if mask is not None:
+        return mask
     pad = getattr(model.config, "pad_token_id", None)
     ids, embeds = inputs.get("decoder_input_ids"), inputs.get("decoder_inputs_embeds")
     if generates(model):
@@ -55,14 +55,14 @@ def _stack(model: nn.Module, path: str) -> Stack:
 
 
 def positions(config: Any) -> None:
-    """Return that there is no limit: positions are relative."""
+    """Return None, no limit: positions are relative."""
     return
 
 
 @register("t5", model_types=("t5", "mt5", "umt5"), masks=masks, positions=positions, attention=("q", "v"))
 def ffns(model: nn.Module) -> list[DenseFFN]:
     """T5 (relu, gated), mT5, UMT5: encoder and decoder."""
-    found: list[DenseFFN] = []
+    layers: list[DenseFFN] = []
     count: Counter[str] = Counter()
     for path, block in [*find(model, "wi", "wo", "act"), *find(model, "wi_0", "wi_1", "wo", "act")]:
         stack = _stack(model, path)
@@ -71,7 +71,7 @@ def ffns(model: nn.Module) -> list[DenseFFN]:
             if hasattr(block, "wi_0")
             else {"up": linear(block.wi)}
         )
-        found.append(
+        layers.append(
             DenseFFN(
                 path=path,
                 stack=stack,
@@ -82,4 +82,4 @@ def ffns(model: nn.Module) -> list[DenseFFN]:
             )
         )
         count[stack] += 1
-    return found
+    return layers
