@@ -215,7 +215,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], None], str]] = {
     ),
     "type without a family": (
         edit("config.json", model_type="bart"),
-        r"(?s)holds a model of the type 'bart', which no .*Supported types: bert.*backbones/bart\.py",
+        r"(?s)holds a model of the type 'bart', which no .*Supported types: bert.*backbones/families/bart\.py",
     ),
     "wrong field": (edit("config.json", hidden_size="big"), "config.json is not usable.*'hidden_size'"),
     "quantised": (edit("config.json", quantization_config={"bits": 4}), "its weights are quantised"),
