@@ -141,6 +141,10 @@ class ExpertFFN(nn.Module):
                 z_coef=settings.router.z_loss,
                 mask=groups.mask,
             )
+            if torch.is_grad_enabled():
+                sums = partial(
+                    replace, sums()
+                )  # computed before the maps: autograd adds up gradients in this order
         state.layers[self.name] = LayerRouting(served.detach(), groups.mask, sums)
         return groups, state
 
