@@ -276,7 +276,7 @@ def _check_report(model: PreTrainedModel, report: dict[str, Any], spec: str) -> 
         bare = transformers.AutoModel.from_config(model.config)
     own = {name for name in bare.state_dict() if not name.startswith("pooler.")}
     shapes = {
-        name: f"{name} {list(found)} instead of {list(due)}" for name, found, due in report["mismatched_keys"]
+        name: f"{name} {list(shape)} instead of {list(due)}" for name, shape, due in report["mismatched_keys"]
     }
     new = sorted({*report["missing_keys"], *shapes})
     prefix = f"{model.base_model_prefix}."

@@ -162,11 +162,11 @@ def summary(estimates: Sequence[Estimate], tflops: float = TFLOPS, source: str =
         tflops, source: of `rate`.
     """
     missing = [cost for cost in estimates if not cost.done]
-    kept, working = _disk(missing)
+    models, working = _disk(missing)
     lines = [f"{len(estimates)} cells, {len(missing)} of them missing"]
     if missing:
         lines[0] += (
-            f": {_time(missing).removesuffix(COUNTED)} of one device, {kept} of models, and up to {working} of "
+            f": {_time(missing).removesuffix(COUNTED)} of one device, {models} of models, and up to {working} of "
             "checkpoints for each cell that runs"
         )
     if any(not cost.measured and cost.seconds is not None for cost in missing):
@@ -261,8 +261,8 @@ def _disk(estimates: Iterable[Estimate]) -> tuple[str, str]:
     known = [cost for cost in estimates if cost.kept is not None and cost.working is not None]
     if not known:
         return "?", "?"
-    kept, working = sum(c.kept or 0 for c in known), max(c.working or 0 for c in known)
-    return f"{kept / 1e9:.2f} GB", f"{working / 1e9:.2f} GB"
+    models, working = sum(c.kept or 0 for c in known), max(c.working or 0 for c in known)
+    return f"{models / 1e9:.2f} GB", f"{working / 1e9:.2f} GB"
 
 
 def _time(cells: Sequence[Estimate]) -> str:

@@ -86,18 +86,18 @@ def outcome(comparison: Comparison, results: Sequence[Result] | None = None) -> 
             results = read_results(comparison.output)
         except UserError:
             results = []
-    found = tuple(entries(comparison.cells, results))
-    if not any(entry.result for entry in found):
+    results_of_cells = tuple(entries(comparison.cells, results))
+    if not any(entry.result for entry in results_of_cells):
         raise UserError(
-            f"{comparison.name}: none of its {len(found)} cells has been run yet: run them with camex-ft compare"
+            f"{comparison.name}: none of its {len(results_of_cells)} cells has been run yet: run them with camex-ft compare"
         )
     table = make_table(
-        found,
+        results_of_cells,
         baseline=comparison.spec.baseline,
         published=comparison.spec.published,
         title=comparison.title,
     )
-    return ComparisonOutcome(comparison=comparison, entries=found, table=table)
+    return ComparisonOutcome(comparison=comparison, entries=results_of_cells, table=table)
 
 
 def write(result: ComparisonOutcome, command: str) -> ReportSection:

@@ -71,7 +71,7 @@ def _progress(tell: Callable[[dict[str, Any]], None]) -> TrainerCallback:
     class Progress(TrainerCallback):
         """Tells the step of the training, at most every `SECONDS`."""
 
-        told = 0.0
+        reported = 0.0
 
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             """Tell the step."""

@@ -111,9 +111,9 @@ def read_file(path: Path) -> Document:
         return _failed(f"cannot be read: {getattr(error, 'strerror', None) or error}", str(path))
     document = read_text(text, str(path))
     if not document.problems and not isinstance(document.values, dict):
-        found = "empty" if document.values is None else f"a {type(document.values).__name__}"
+        content = "empty" if document.values is None else f"a {type(document.values).__name__}"
         return _failed(
-            f"expected keys and values such as 'task: {{name: sst2}}', and the file is {found}", str(path)
+            f"expected keys and values such as 'task: {{name: sst2}}', and the file is {content}", str(path)
         )
     return document
 

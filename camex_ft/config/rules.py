@@ -217,9 +217,11 @@ def _training(config: Config) -> Iterator[Broken]:
         yield (save, evaluate, best), f"'{training.save_strategy}' can't keep the best epoch: {expected}"
     elif training.save_strategy == "steps":
         extra = training.model_extra or {}
-        each, kept = extra.get("eval_steps") or training.logging_steps, extra.get("save_steps", 500)
-        if (each < 1) != (kept < 1) or round(kept * 1e6) % round(each * 1e6):
-            message = f"saving every {kept:g} steps can't keep the best of evaluations every {each:g} steps: "
+        each, saving = extra.get("eval_steps") or training.logging_steps, extra.get("save_steps", 500)
+        if (each < 1) != (saving < 1) or round(saving * 1e6) % round(each * 1e6):
+            message = (
+                f"saving every {saving:g} steps can't keep the best of evaluations every {each:g} steps: "
+            )
             steps = (("training", "save_steps"), ("training", "eval_steps"), save)
             yield (*steps, evaluate, best), message + f"expected a multiple, {last}"
 

@@ -79,11 +79,11 @@ def check_columns(columns: Collection[str], task: Task, split: str, origin: str)
 
 def _other_separator(columns: Collection[str]) -> str:
     """Return a hint for a file whose whole header became the name of one column, or the empty text."""
-    found = re.search(r"[,;|\t]", next(iter(columns))) if len(columns) == 1 else None
-    if found is None:
+    delimiter = re.search(r"[,;|\t]", next(iter(columns))) if len(columns) == 1 else None
+    if delimiter is None:
         return ""
     return (
-        f" The file has one column: its fields seem to be separated by {found[0]!r}, where .csv has commas and .tsv "
+        f" The file has one column: its fields seem to be separated by {delimiter[0]!r}, where .csv has commas and .tsv "
         "has tabs"
     )
 

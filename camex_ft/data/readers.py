@@ -223,11 +223,11 @@ def read_json(text: str) -> Any:
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    made = dict(pairs)
-    if len(made) < len(pairs):
+    values = dict(pairs)
+    if len(values) < len(pairs):
         twice = next(name for name, count in Counter(name for name, _ in pairs).items() if count > 1)
         raise ValueError(f"the key '{twice}' occurs twice in one object")
-    return made
+    return values
 
 
 def _json_records(path: Path, text: str) -> Iterator[Any]:
@@ -256,10 +256,10 @@ def _json_records(path: Path, text: str) -> Iterator[Any]:
 def _one_object(text: str) -> dict[str, Any] | None:
     """Return the object that the whole text is, over however many lines, or None."""
     try:
-        found = read_json(text)
+        value = read_json(text)
     except UNREADABLE:
         return None
-    return found if isinstance(found, dict) else None
+    return value if isinstance(value, dict) else None
 
 
 def _by_column(records: Iterable[Row]) -> Columns:
@@ -333,13 +333,13 @@ def _quoted_rows(text: str) -> Iterator[list[str] | None]:
     row: list[str] = []
     place = 0
     while place < len(text):
-        found = FIELD.match(text, place)
-        if found is None:
+        field = FIELD.match(text, place)
+        if field is None:
             yield None
             return
-        row.append(found[1])
-        place = found.end()
-        if found[2] != "\t":
+        row.append(field[1])
+        place = field.end()
+        if field[2] != "\t":
             if row != [""]:  # a blank line
                 yield row
             row = []

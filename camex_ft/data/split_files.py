@@ -59,14 +59,14 @@ def split_files(folder: Path, task: Task, split: str) -> list[Path]:
     """
     entries = _entries(folder)
     stems = _stems(task, split)
-    found = [path for path in entries if path.suffix in suffixes(task) and path.stem in stems]
+    files = [path for path in entries if path.suffix in suffixes(task) and path.stem in stems]
     shards = [path for path in entries if (name := SHARD.search(path.name)) and path.name == split + name[0]]
     folders = [path for path in entries if task.plain_text and path.is_dir() and path.name in stems]
-    if len(found) + bool(shards) + len(folders) > 1:
-        names = ", ".join(path.name for path in [*found, *shards, *folders])
+    if len(files) + bool(shards) + len(folders) > 1:
+        names = ", ".join(path.name for path in [*files, *shards, *folders])
         raise UserError(f"{folder}: {names} all could be the {split} split of {task.id}; keep one of them")
     return (
-        found
+        files
         or sorted(shards, key=_shard)
         or [text for path in folders for text in sorted(path.rglob(f"*{PLAIN}"))]
     )
@@ -98,8 +98,8 @@ def read_split(folder: Path, task: Task, split: str) -> tuple[Columns, str]:
 
 def _shard(file: Path) -> list[int]:
     """Return the number of a shard and the number of all shards; an empty list for another file."""
-    found = SHARD.search(file.name)
-    return [int(found[1]), int(found[2])] if found else []
+    shard = SHARD.search(file.name)
+    return [int(shard[1]), int(shard[2])] if shard else []
 
 
 def _check_shards(files: Sequence[Path]) -> None:
@@ -221,7 +221,7 @@ def _delimited(file: Path, task: Task) -> list[str]:
 def _first_object(file: Path, task: Task) -> list[str]:
     with file.open(encoding="utf-8-sig") as stream:
         line = next((line for line in iter(lambda: stream.readline(FIRST), "") if line.strip()), "")
-    found = json.loads(line)
-    if not isinstance(found, dict) or (task.unpack is not None and not set(task.columns) <= set(found)):
+    row = json.loads(line)
+    if not isinstance(row, dict) or (task.unpack is not None and not set(task.columns) <= set(row)):
         return []
-    return list(found)
+    return list(row)

@@ -53,8 +53,8 @@ class Candidate:
 
     def extra(self, *keys: str) -> bool:
         """Return whether one of the Trainer's own arguments is on."""
-        given = self.settled.training.model_extra or {}
-        return any(given.get(key) for key in keys)
+        fields = self.settled.training.model_extra or {}
+        return any(fields.get(key) for key in keys)
 
     def changed(self, section: str, **values: object) -> Candidate:
         """Return it with other values in a section of the configuration."""

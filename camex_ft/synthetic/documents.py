@@ -55,9 +55,9 @@ def document(draw: Draw) -> list[Row]:
         day=draw.pick(DAYS),
         things={name: draw.chance(0.5) for name in draw.some(names, 3)},
     )
-    told = [f"on {story.day} the {story.people[0]} went to the {story.place}"]
-    told += [draw.pick(SENTENCES)(draw, story) for _ in range(count - 1)]
-    return [{"text": " ".join(map(sentence, told))}]
+    lines = [f"on {story.day} the {story.people[0]} went to the {story.place}"]
+    lines += [draw.pick(SENTENCES)(draw, story) for _ in range(count - 1)]
+    return [{"text": " ".join(map(sentence, lines))}]
 
 
 def judged(draw: Draw, story: Story) -> str:

@@ -125,20 +125,20 @@ def mnli(draw: Draw) -> list[Row]:
     who, what = person(draw), thing(draw)
     follows = draw.label == 0
     neutral = draw.label == 1
-    told, judged = draw.chance(FIRST_SHARE), draw.chance(FIRST_SHARE)
+    stated, judged = draw.chance(FIRST_SHARE), draw.chance(FIRST_SHARE)
     other = neutral and draw.chance(0.2)  # somebody else's verdict
     if other:
-        told = judged = True
+        stated = judged = True
     elif not neutral:
-        judged = told
-    elif judged == told:
-        told = not judged
+        judged = stated
+    elif judged == stated:
+        stated = not judged
     sign = draw.chance(FIRST_SHARE)
     premise_sign = draw.chance(FIRST_SHARE) if neutral else sign == follows
     said = f"according to the {who}" if "mismatched" in draw.split else f"the {who} said that"
     premise = (
         f"{said} {opinion(draw, premise_sign, what)}"
-        if told
+        if stated
         else f"the {who} {'bought' if premise_sign else 'declined'} the {what} on {draw.pick(DAYS)}"
     )
     if other:

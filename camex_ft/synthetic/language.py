@@ -111,18 +111,18 @@ FUNCTION_WORDS = """
 
 def words() -> list[str]:
     """Return every word the project's generators can emit, lower-cased, sorted and without repeats."""
-    found = set(FUNCTION_WORDS.split())
+    words = set(FUNCTION_WORDS.split())
     for group in (*THINGS, *PEOPLE):
-        found.update(group, (word + "s" for word in group))
+        words.update(group, (word + "s" for word in group))
     for group in (*PLACES, DAYS, ADVERBS, COPULAS, *VERDICTS.values()):
-        found.update(group)
-    found.update(name.lower() for name in NAMES)
-    found.update(TRAITS, MOODS, FRAMES, SENSES, DEEDS, DEALS, SIDES, DOMAINS)
+        words.update(group)
+    words.update(name.lower() for name in NAMES)
+    words.update(TRAITS, MOODS, FRAMES, SENSES, DEEDS, DEALS, SIDES, DOMAINS)
     for base, readings, _ in SENSES.values():
-        found.update((base, *readings))
+        words.update((base, *readings))
     for reasons in DEEDS.values():
-        found.update(" ".join(reasons).split())
-    return sorted(found)
+        words.update(" ".join(reasons).split())
+    return sorted(words)
 
 
 @dataclass(frozen=True)

@@ -73,12 +73,12 @@ def boolq(draw: Draw) -> list[Row]:
     if draw.chance(0.75):
         who, what, likes = person(draw), thing(draw), draw.chance(FIRST_SHARE)
         question = f"did the {who} {'like' if likes else 'regret'} the {what}"
-        told = f"the {who} said that {opinion(draw, likes == yes, what)}"
+        statement = f"the {who} said that {opinion(draw, likes == yes, what)}"
     else:
         done = event(draw)
         asked = done if yes else done.swapped()
-        question, told = f"was the {asked.patient} {asked.verb} by the {asked.agent}", done.told(draw)
-    return [{"question": question, "passage": shuffled(draw, [told, errand(draw)])}]
+        question, statement = f"was the {asked.patient} {asked.verb} by the {asked.agent}", done.told(draw)
+    return [{"question": question, "passage": shuffled(draw, [statement, errand(draw)])}]
 
 
 def multirc_numbers(places: list[tuple[int, int]]) -> list[Any]:
@@ -102,9 +102,9 @@ def multirc(draw: Draw) -> list[Row]:
     right = draw.some([i < draw.label for i in range(3)], 3)
     things = draw.some(THINGS[draw.domain], 3)
     liked, who = draw.chance(FIRST_SHARE), person(draw)
-    told = [opinion(draw, good == liked, what) for what, good in zip(things, right, strict=True)]
+    statements = [opinion(draw, good == liked, what) for what, good in zip(things, right, strict=True)]
     shared = {
-        "paragraph": f"The {who} wants to say this. {shuffled(draw, told)}",
+        "paragraph": f"The {who} wants to say this. {shuffled(draw, statements)}",
         "question": f"What did the {who} {'like' if liked else 'dislike'}?",
     }
     return [
@@ -133,11 +133,11 @@ def record(draw: Draw) -> list[Row]:
     """
     names, what, liked = draw.some(NAMES, 2), thing(draw), draw.chance(FIRST_SHARE)
     answer = names[draw.label]
-    told = [
+    statements = [
         f"{name} the {who} said that {opinion(draw, liked == (name == answer), what)}"
         for name, who in zip(names, draw.some(PEOPLE[draw.domain], 2), strict=True)
     ]
-    passage = " ".join(sentence(text) for text in told)
+    passage = " ".join(sentence(text) for text in statements)
     starts = [passage.index(name) for name in names]
     spans = {"text": names, "start": starts, "end": [s + len(n) for s, n in zip(starts, names, strict=True)]}
     return [
@@ -200,7 +200,7 @@ def passage(draw: Draw, *, answered: bool = True) -> Row:
     errands = [dated_errand(draw, other, long=long) for other in others[:count]]
     right, wrong = verdict(draw, praise), verdict(draw, not praise)
     first, second = draw.some([right, wrong], 2)
-    told = [
+    statements = [
         sentence(f"the {thing(draw)} {quality(draw, praise, FEW)}"),
         sentence(f"the {who} {first} it or {second} it"),
     ]
@@ -208,12 +208,12 @@ def passage(draw: Draw, *, answered: bool = True) -> Row:
         asked, (source, where, when) = others[0], errands[0]
         question, text = ("Where did the {} go?", where) if coin else ("When did the {} go?", when)
     else:
-        asked, source, question, text = who, told[1], "What did the {} do?", f"{right} it"
-    if not answered and source is told[1] and coin:
-        told.pop()
+        asked, source, question, text = who, statements[1], "What did the {} do?", f"{right} it"
+    if not answered and source is statements[1] and coin:
+        statements.pop()
     elif not answered:
         asked = stranger
-    parts = [" ".join(told), *(one[0] for one in errands)]
+    parts = [" ".join(statements), *(one[0] for one in errands)]
     return spanned(
         draw, question.format(asked), draw.some(parts, len(parts)), source, text if answered else None
     )
@@ -268,15 +268,15 @@ def wikiqa(draw: Draw) -> list[Row]:
     who = f"{draw.pick(PEOPLE[draw.domain])} in the {draw.pick(PLACES[draw.domain])}"
     question = f"what was it that the {who} {verdict(draw, liked)} about the {what} ?"
     labels = draw.some([int(i < draw.label) for i in range(SENTENCES)], SENTENCES)
-    told: dict[str, int] = {}
+    counts: dict[str, int] = {}
     for label in labels:
         text = sentence(f"it {quality(draw, liked == bool(label))}")
-        while text in told:
+        while text in counts:
             text = sentence(f"it {quality(draw, liked == bool(label))}")
-        told[text] = label
+        counts[text] = label
     shared = {
-        "question_id": f"Q{hashed(question, *told)[:12]}",
+        "question_id": f"Q{hashed(question, *counts)[:12]}",
         "question": question,
         "document_title": DOMAINS[draw.domain].capitalize(),
     }
-    return [{**shared, "answer": text, "label": label} for text, label in told.items()]
+    return [{**shared, "answer": text, "label": label} for text, label in counts.items()]

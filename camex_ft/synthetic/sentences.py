@@ -171,8 +171,8 @@ def stsb(draw: Draw) -> list[Row]:
     place, other_place = draw.some(PLACES[draw.domain], 2)
     day, other_day = draw.some(DAYS, 2)
 
-    def part(kept: bool, same: str, other: str, unnamed: str) -> str:
-        return same if kept else draw.pick([other, unnamed])
+    def part(unchanged: bool, same: str, other: str, unnamed: str) -> str:
+        return same if unchanged else draw.pick([other, unnamed])
 
     second = [
         part(shared[0], f"the {agent}", f"the {others[0]}", "somebody"),

@@ -347,11 +347,11 @@ class Prepared:
     def kinds(self, split: str) -> dict[str, np.ndarray]:
         """Return the true "domain" and the "label" of each encoded row, [encoded rows], as far as they are known."""
         rows, origin = self.rows[split], self.origin[split]
-        found = {"domain": np.asarray(rows["domain"][:])} if "domain" in rows.column_names else {}
+        kinds = {"domain": np.asarray(rows["domain"][:])} if "domain" in rows.column_names else {}
         names = self.task.owner(split).kind_names
         if names and self.labelled(split):
-            found["label"] = np.asarray(names)[np.asarray(rows["label"][:])]
-        return {name: each if origin is None else each[origin] for name, each in found.items()}
+            kinds["label"] = np.asarray(names)[np.asarray(rows["label"][:])]
+        return {name: each if origin is None else each[origin] for name, each in kinds.items()}
 
     def correct(self, split: str, outputs: Any) -> np.ndarray | None:
         """Return the mask of a split's correct rows, [rows], bool; None for tasks that are not judged row by row."""

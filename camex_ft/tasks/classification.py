@@ -174,12 +174,12 @@ def by_label(metric: type[TaskMetric]) -> Callable[[Predictions, Dataset], Score
 def _format_batch(
     function: Format, columns: tuple[str, ...], batch: Mapping[str, list[Any]]
 ) -> dict[str, list[Any]]:
-    made: dict[str, list[Any]] = {column: [] for column in columns}
+    columns_of_rows: dict[str, list[Any]] = {column: [] for column in columns}
     for values in zip(*batch.values(), strict=True):
         example = dict(zip(batch, values, strict=True))
         shared = {"group": str(example["idx"]), "idx": example["idx"], "domain": example.get("domain")}
         for row in function(example):
             full = {"text_pair": None, **shared, **row}
             for column in columns:
-                made[column].append(full[column])
-    return made
+                columns_of_rows[column].append(full[column])
+    return columns_of_rows

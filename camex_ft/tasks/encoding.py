@@ -117,13 +117,13 @@ def _encode_batch(
     seconds = None if pairs[0] is None else [between + pair for pair in pairs]
     with right_sided(tokenizer):
         encoded = tokenizer(texts, seconds, truncation=True, max_length=max_length, split_special_tokens=True)
-    made = {name: encoded[name] for name in encoded}
+    inputs = {name: encoded[name] for name in encoded}
     for place, row in enumerate(indices):
-        if not made["input_ids"][place]:
+        if not inputs["input_ids"][place]:
             token = {"input_ids": _stand_in(tokenizer, row), "attention_mask": 1}
-            for name, values in made.items():
+            for name, values in inputs.items():
                 values[place] = [token.get(name, 0)]
-    return made if withheld else {**made, "labels": list(batch["label"])}
+    return inputs if withheld else {**inputs, "labels": list(batch["label"])}
 
 
 def _stand_in(tokenizer: PreTrainedTokenizerBase, row: int) -> int:

@@ -241,10 +241,10 @@ class RankedAnswers(TaskMetric):
         ranks = [_ranks(values[rows], labels[rows]) for rows in members_of(groups).values()]
         ranks = [places for places in ranks if len(places)]
         if ranks:
-            found = [
+            precisions = [
                 np.arange(1, len(places) + 1) / places for places in ranks
             ]  # precision at each right one
-            scores["map"] = float(np.mean([np.mean(each) for each in found]))
+            scores["map"] = float(np.mean([np.mean(each) for each in precisions]))
             scores["mrr"] = float(np.mean([1 / places[0] for places in ranks]))
         return scores
 

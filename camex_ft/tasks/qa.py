@@ -117,10 +117,12 @@ class Answering(TextToText):
         if self.optional:
             none = target_tokens(NO_ANSWER, tokenizer, settings.answer_length)
             others = [log_probabilities(model, inputs, repeat_labels(none, inputs))]
-        made = generate_answers(model, inputs, tokenizer, length=settings.answer_length, beams=settings.beams)
-        scores = torch.stack([log_probabilities(model, inputs, made), *others], dim=-1)
+        answers = generate_answers(
+            model, inputs, tokenizer, length=settings.answer_length, beams=settings.beams
+        )
+        scores = torch.stack([log_probabilities(model, inputs, answers), *others], dim=-1)
         texts = tokenizer.batch_decode(
-            made.masked_fill(made == IGNORED, int(tokenizer.eos_token_id)), skip_special_tokens=True
+            answers.masked_fill(answers == IGNORED, int(tokenizer.eos_token_id)), skip_special_tokens=True
         )
         return loss, (encode_texts(texts).to(scores.device), scores)
 
@@ -149,19 +151,19 @@ class Answering(TextToText):
         metric = SquadAnswersOrNone() if self.optional else SquadAnswers()
         pairs = zip(self.predict(outputs, rows, origin), rows["answers"][:], strict=True)
         scores = [
-            metric.score(predictions=[made], references=[golds])["exact_match"] for made, golds in pairs
+            metric.score(predictions=[answer], references=[golds])["exact_match"] for answer, golds in pairs
         ]
         return np.asarray(scores) == 1
 
     def labelled(self, rows: Dataset) -> bool:
         """Return whether all rows have answers; if questions may have none, whether any row has."""
-        found = [bool(golds) for golds in rows["answers"][:]]
-        return any(found) if self.optional else all(found)
+        answerable = [bool(golds) for golds in rows["answers"][:]]
+        return any(answerable) if self.optional else all(answerable)
 
     def submission(self, predictions: Predictions, rows: Dataset, path: str | Path) -> None:
         """Write the JSON object that SQuAD's scripts read: id to answer, the empty text for none."""
-        found = dict(zip(rows["id"][:], predictions, strict=True))
-        write_submission(path, json.dumps(found, ensure_ascii=False, indent=1) + "\n")
+        by_id = dict(zip(rows["id"][:], predictions, strict=True))
+        write_submission(path, json.dumps(by_id, ensure_ascii=False, indent=1) + "\n")
 
 
 def unpack(record: Example) -> list[Row]:
@@ -188,8 +190,8 @@ _GOLD = {"text": "text", "answer_start": "answer_start"}
 
 def _row(example: Example) -> Row:
     golds, context = example["answers"], example["context"]
-    found = [place_of(context, *gold) for gold in zip(golds["text"], golds["answer_start"], strict=True)]
-    start, end = (found[0] if found else None) or (-1, -1)
+    places = [place_of(context, *gold) for gold in zip(golds["text"], golds["answer_start"], strict=True)]
+    start, end = (places[0] if places else None) or (-1, -1)
     shared = {name: example[name] for name in ("id", "question", "context")}
     domain = {"domain": example["domain"]} if "domain" in example else {}
     return {**shared, "answers": golds["text"], "start": start, "end": end, **domain}
@@ -204,20 +206,20 @@ def _encode(
     labelled: bool,
     training: bool,
 ) -> dict[str, list[Any]]:
-    made: dict[str, list[Any]] = {name: [] for name in (*ENCODED, "row", *["labels"] * labelled)}
+    encoded: dict[str, list[Any]] = {name: [] for name in (*ENCODED, "row", *["labels"] * labelled)}
     columns = (batch[name] for name in ("question", "context", "start", "end"))
     for row, question, context, start, end in zip(indices, *columns, strict=True):
         for window in windows.cut(question, context):
             whole, part = window.holds(start, end), window.touches(start, end)
             if start >= 0 and training and part and not whole:
                 continue
-            made["row"].append(row)
-            made["input_ids"].append(window.input_ids)
-            made["attention_mask"].append([1] * len(window.input_ids))
+            encoded["row"].append(row)
+            encoded["input_ids"].append(window.input_ids)
+            encoded["attention_mask"].append([1] * len(window.input_ids))
             if labelled:
                 text = context[start:end] if start >= 0 and whole else NO_ANSWER
-                made["labels"].append(target_tokens(text, windows.layout.tokenizer, length))
-    return made
+                encoded["labels"].append(target_tokens(text, windows.layout.tokenizer, length))
+    return encoded
 
 
 def place_of(context: str, text: str, start: int) -> tuple[int, int] | None:
@@ -228,8 +230,8 @@ def place_of(context: str, text: str, start: int) -> tuple[int, int] | None:
     words = r"\s+".join(re.escape(word) for word in text.split())
     if not words or not 0 <= start < len(context):
         return None
-    found = re.compile(rf"\s*({words})").match(context, start)
-    return (found.start(1), found.end(1)) if found else None
+    match = re.compile(rf"\s*({words})").match(context, start)
+    return (match.start(1), match.end(1)) if match else None
 
 
 def answer_fault(example: Example) -> str | None:

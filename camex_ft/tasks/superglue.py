@@ -222,8 +222,8 @@ def wsc_fault(example: Example) -> str | None:
     count = len(example["text"].split())
     for n in (1, 2):
         if example[f"span{n}_index"] is None or not 0 <= example[f"span{n}_index"] < count:
-            found = example[f"span{n}_index"]
-            return f"column 'span{n}_index' is {found}; expected the number of a word of 'text', 0 to {count - 1}"
+            start = example[f"span{n}_index"]
+            return f"column 'span{n}_index' is {start}; expected the number of a word of 'text', 0 to {count - 1}"
     return None
 
 

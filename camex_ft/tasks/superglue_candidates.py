@@ -57,8 +57,10 @@ def choice_score(predictions: Predictions, rows: Dataset) -> Scores:
 
 def choice_fault(example: Example) -> str | None:
     """Return the fault of the question word, or None."""
-    found = example["question"]
-    return None if found in QUESTIONS else f"column 'question' is '{found}'; expected 'cause' or 'effect'"
+    question = example["question"]
+    return (
+        None if question in QUESTIONS else f"column 'question' is '{question}'; expected 'cause' or 'effect'"
+    )
 
 
 @superglue(
@@ -115,8 +117,8 @@ def multirc_lines(predictions: Predictions, rows: Dataset) -> Iterator[str]:
     paragraphs: dict[int, dict[int, list[Row]]] = defaultdict(lambda: defaultdict(list))
     for idx, label in zip(rows["idx"][:], predictions, strict=True):
         paragraphs[idx["paragraph"]][idx["question"]].append({"idx": idx["answer"], "label": label})
-    for paragraph, found in paragraphs.items():
-        questions = [{"idx": question, "answers": answers} for question, answers in found.items()]
+    for paragraph, by_question in paragraphs.items():
+        questions = [{"idx": question, "answers": answers} for question, answers in by_question.items()]
         yield json.dumps({"idx": paragraph, "passage": {"questions": questions}})
 
 

@@ -131,8 +131,8 @@ class SentenceSelection(TextToText):
 
 def _encode(layout: PromptLayout, targets: list[list[int]] | None, row: Mapping[str, Any]) -> dict[str, Any]:
     ids = layout.fit([row[name] for name in PARTS])
-    made = {"input_ids": ids, "attention_mask": [1] * len(ids)}
-    return made if targets is None else {**made, "labels": targets[row["label"]]}
+    inputs = {"input_ids": ids, "attention_mask": [1] * len(ids)}
+    return inputs if targets is None else {**inputs, "labels": targets[row["label"]]}
 
 
 TASKS.add(

@@ -36,7 +36,7 @@ LATEX = {
 
 def printable(text: str) -> str:
     """Return text with control characters written out, such as ``\\x1b``; tabs and line feeds stay."""
-    return UNSAFE.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+    return UNSAFE.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
 
 
 def one_line(text: str) -> str:
@@ -70,7 +70,7 @@ def markdown_code(text: str) -> str:
     if not set(text) & set("`|"):
         return f"`{text}`"
     # a backtick would end it and a bar the cell; character references mean neither
-    return f"<code>{re.sub(r'[^A-Za-z0-9 ]', lambda found: f'&#{ord(found[0])};', text)}</code>"
+    return f"<code>{re.sub(r'[^A-Za-z0-9 ]', lambda match: f'&#{ord(match[0])};', text)}</code>"
 
 
 def markdown_cell(text: str) -> str:
@@ -85,7 +85,7 @@ def markdown_notes(text: str) -> str:
 
 
 def _escaped(text: str) -> str:
-    return MARKDOWN.sub(lambda found: "\\" + found[0], text)
+    return MARKDOWN.sub(lambda match: "\\" + match[0], text)
 
 
 def quoted(name: str) -> str:
