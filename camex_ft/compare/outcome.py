@@ -86,18 +86,18 @@ def outcome(comparison: Comparison, results: Sequence[Result] | None = None) -> 
             results = read_results(comparison.output)
         except UserError:
             results = []
-    results_of_cells = tuple(entries(comparison.cells, results))
-    if not any(entry.result for entry in results_of_cells):
+    filled = tuple(entries(comparison.cells, results))
+    if not any(entry.result for entry in filled):
         raise UserError(
-            f"{comparison.name}: none of its {len(results_of_cells)} cells has been run yet: run them with camex-ft compare"
+            f"{comparison.name}: none of its {len(filled)} cells has been run yet: run them with camex-ft compare"
         )
     table = make_table(
-        results_of_cells,
+        filled,
         baseline=comparison.spec.baseline,
         published=comparison.spec.published,
         title=comparison.title,
     )
-    return ComparisonOutcome(comparison=comparison, entries=results_of_cells, table=table)
+    return ComparisonOutcome(comparison=comparison, entries=filled, table=table)
 
 
 def write(result: ComparisonOutcome, command: str) -> ReportSection:

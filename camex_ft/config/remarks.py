@@ -23,6 +23,8 @@ def summary(config: Config) -> dict[str, str]:
     length = (
         f"{training.max_steps} steps" if training.max_steps > 0 else f"{training.num_train_epochs:g} epochs"
     )
+    layers = config.upcycle.layers
+    layers = layers.replace("_", " ") if isinstance(layers, str) else ", ".join(map(str, layers))
     lines = {
         "task": ", ".join(filter(None, (config.task.id, config.task.summary))),
         "data": f"{config.data.source} {config.data.dir}"
@@ -30,7 +32,7 @@ def summary(config: Config) -> dict[str, str]:
         else config.data.source,
         "backbone": config.backbone,
         "protocol": f"{protocol.name}: {protocol.summary}",
-        "experts": f"{merging.experts}, top {merging.k}, in layers: {_layers(config)}",
+        "experts": f"{merging.experts}, top {merging.k}, in layers: {layers}",
         "merging": f"alpha {merging.alpha:g}" if protocol.base else "",
         "routing": _routing_of(config),
         "curvature": f"{merging.curvature.kind}, rank {merging.curvature.rank}" if protocol.curvature else "",
@@ -51,11 +53,6 @@ def _routing_of(config: Config) -> str:
     return ", ".join(
         f"{key} {getattr(routing, key)}" for key in keys if getattr(routing, key) != getattr(plain, key)
     )
-
-
-def _layers(config: Config) -> str:
-    layers = config.upcycle.layers
-    return layers.replace("_", " ") if isinstance(layers, str) else ", ".join(map(str, layers))
 
 
 def changes(merging: MergingConfig, routing: RoutingConfig, upcycle: UpcycleConfig) -> list[str]:

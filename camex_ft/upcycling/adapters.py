@@ -69,9 +69,7 @@ class About:
         """
         try:
             config = AutoConfig.from_pretrained(self.folder, trust_remote_code=False)
-        except (
-            Exception
-        ) as error:  # transformers raises many types here; each one is about the file's content
+        except Exception as error:  # of many types, all about the file's content
             said = next(iter(str(error).splitlines()), "") or type(error).__name__
             raise UserError(f"{self.folder}: its config.json is not usable: {said}") from error
         spec = name or self.name

@@ -193,7 +193,8 @@ def _pickle_fault(root: Path) -> str | None:
     names = sorted(path.name for path in root.iterdir() if path.is_file())
     if any(name.endswith(SAFE) and name.startswith(WEIGHTS) for name in names):
         return None  # others beside them are not read
-    pickles = [name for name in names if name.endswith(PICKLES) and not _no_weights(name)]
+    others = [name for name in names if name in NO_WEIGHTS or name.startswith("rng_state")]
+    pickles = [name for name in names if name.endswith(PICKLES) and name not in others]
     if not pickles:
         return None
     return (
@@ -201,7 +202,3 @@ def _pickle_fault(root: Path) -> str | None:
         "refused; expected safetensors. If you trust it, convert it once: load it with transformers elsewhere and "
         "call save_pretrained"
     )
-
-
-def _no_weights(name: str) -> bool:
-    return name in NO_WEIGHTS or name.startswith("rng_state")

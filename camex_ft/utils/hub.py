@@ -24,9 +24,7 @@ def silence(name: str, kind: Kind) -> Exception | None:
 
     try:
         HfApi().repo_info(name, repo_type=kind, timeout=SECONDS)
-    except (
-        Exception
-    ) as error:  # each version of the hub's library has another transport, with errors of its own
+    except Exception as error:  # the library's transport, and its errors, differ from version to version
         return error
     return None
 
@@ -115,7 +113,7 @@ def fetch_model(name: str, *, allow: Sequence[str], ignore: Sequence[str], **opt
     try:
         with bounded():
             return Path(snapshot_download(name, local_files_only=silent is not None, **options))
-    except Exception as error:  # each version of the hub's library has a transport with errors of its own
+    except Exception as error:  # the library's transport, and its errors, differ from version to version
         reason = silent if silent is not None and isinstance(error, errors.LocalEntryNotFoundError) else error
         raise NotFetched(refusal(reason, name, "model"), cause(reason)) from error
 
