@@ -169,7 +169,7 @@ def test_draws_follow_the_seed(pretrained: Run) -> None:
 
 @pytest.mark.parametrize(
     ("prompt", "tokens", "words"),
-    [("", 5, "the prompt is empty"), (" It", 600, "are beyond the 512 that the model reads.*--tokens 51")],
+    [("", 5, "the prompt is empty"), (" It", 600, "exceeds the 512 positions.*--tokens 51")],
 )
 def test_a_prompt_must_fit(prompt: str, tokens: int, words: str, pretrained: Run) -> None:
     with pytest.raises(UserError, match=words):
@@ -198,7 +198,7 @@ def test_a_classifier_writes_no_text(monkeypatch: pytest.MonkeyPatch) -> None:
     classifier = type("Task", (), {"head": "sequence-classification", "id": "glue/sst2"})
     monkeypatch.setattr(inference, "read_run", lambda folder: (None, classifier))
     monkeypatch.setattr(inference, "load_trained", lambda folder: pytest.fail("loaded"))
-    with pytest.raises(UserError, match=r"glue/sst2 is a classification.*suite lm"):
+    with pytest.raises(UserError, match=r"glue/sst2 is a classification task.*suite lm"):
         inference.generate("somewhere", "the cook")
 
 

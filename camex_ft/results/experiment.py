@@ -1,4 +1,4 @@
-"""The experiment that a run belongs to: its settings, its data and the content of its backbone."""
+"""Find the runs of an experiment: of the same settings, data and backbone content."""
 
 from __future__ import annotations
 
@@ -19,14 +19,16 @@ HASH = re.compile(r".*--[0-9a-f]{8}")  # of a run folder's name
 def find_folder(output: Path, name: str) -> str | None:
     """Return the name of the run folder in `output` that has the hash of `name`, a finished one first, or None.
 
-    The backbone's label does not count: the same content may have another name.
+    The label of the backbone is ignored: the same content may have another name.
     """
-    there = _matching(output, name, 2)
-    return min(there, key=lambda each: (find_done(each) is None, each.name != name)).name if there else None
+    folders = _matching(output, name, 2)
+    if not folders:
+        return None
+    return min(folders, key=lambda folder: (find_done(folder) is None, folder.name != name)).name
 
 
 def may_be_of(folder: Path, backbone: str | None) -> bool:
-    """Return whether a folder is that of a run whose backbone may have had this content, as far as its record says."""
+    """Return whether the record in a folder, if there is one, allows this content of the backbone."""
     if not folder.is_dir():
         return False
     record = find_done(folder)
@@ -34,7 +36,7 @@ def may_be_of(folder: Path, backbone: str | None) -> bool:
 
 
 def has_settings(record: Record, settled: Config) -> bool:
-    """Return whether a run had the settings of a configuration, whatever its data and its backbone's content."""
+    """Return whether a run had the settings of a configuration, regardless of data and backbone content."""
     data, content = record.data.sha256, record.model.backbone_sha256
     hashes = {hash_by_name(settled, data=data)}
     if content is not None:
@@ -43,11 +45,11 @@ def has_settings(record: Record, settled: Config) -> bool:
 
 
 def changes(settled: Config, name: str, *, data: str, backbone: str | None) -> Iterator[str]:
-    """Yield a line for each run of the same name but for the hash, of the same settings: what has changed since.
+    """Yield a line for each run with the same settings and another hash: its data or backbone changed since.
 
     Args:
         settled: the resolved configuration.
-        name: of the run that is about to start.
+        name: of the run to start.
         data, backbone: SHA-256 of its data and of its backbone's content.
     """
     for folder in _matching(settled.output.path, name, -1):
@@ -57,8 +59,8 @@ def changes(settled: Config, name: str, *, data: str, backbone: str | None) -> I
         if record is None:
             if _was_interrupted(folder, settled):
                 yield (
-                    f"{folder.name} was interrupted: it has the same settings, but other data or another backbone. "
-                    "This run starts from the beginning"
+                    f"{folder.name} was interrupted. It has the same settings but other data or another backbone, "
+                    "so this run starts from the beginning"
                 )
             continue
         if not has_settings(record, settled):
@@ -76,9 +78,9 @@ def changes(settled: Config, name: str, *, data: str, backbone: str | None) -> I
 
 
 def differs(checkpoint: Path, *, data: str, backbone: str | None) -> bool:
-    """Return whether a checkpoint is known to be of a run on other data, or of another backbone, than these.
+    """Return whether a checkpoint is known to belong to a run on other data or of another backbone.
 
-    Nothing is known of one that does not lie in the folder of its run.
+    This is known only for a checkpoint in the folder of its run.
     """
     folder = checkpoint.resolve().parent.parent
     settled = _settings(folder)
@@ -96,7 +98,7 @@ def _was_interrupted(folder: Path, settled: Config) -> bool:
 
 
 def _settings(folder: Path) -> Config | None:
-    """Return the configuration in the folder of a run, or None where there is none that can be read."""
+    """Return the configuration in the folder of a run, or None without a readable one."""
     try:
         return load_config(RunFolder(folder).config)
     except UserError:
@@ -104,7 +106,7 @@ def _settings(folder: Path) -> Config | None:
 
 
 def _matching(output: Path, name: str, part: int) -> list[Path]:
-    """Return the run folders in `output` whose names differ from `name` in one of its parts at most."""
+    """Return the run folders in `output` whose names equal `name` except in one part."""
     parts = name.split("--")
     parts[part] = "*"
     found = (output / "runs").glob("--".join(parts))

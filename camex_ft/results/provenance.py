@@ -1,4 +1,4 @@
-"""Provenance of a run without anything private: versions, commit, kind of host; paths are removed from records."""
+"""Provenance of a run without private data: versions, commit, kind of host. Records have no absolute paths."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from typing import Any
 from camex_ft.results.record import Software
 from camex_ft.utils import system
 
-# The core dependencies of setup.cfg: their versions decide what a run computes.
+# The core dependencies of setup.cfg, whose versions can change the results of a run.
 PACKAGES = (
     "torch",
     "transformers",
@@ -61,7 +61,7 @@ def versions() -> dict[str, str]:
 def source_state(folder: Path = SOURCES) -> tuple[str | None, bool | None]:
     """Return (commit, dirty) of the checkout that the package runs from; (None, None) outside git.
 
-    Dirty means that the package or the configs differ from the commit; new results do not count.
+    Dirty: the package or the configs differ from the commit; new results do not count.
     """
     git = ["git", "-C", str(folder)]
     try:
@@ -87,9 +87,9 @@ def environment(*, gpus: Sequence[str] = ()) -> Software:
 
 
 def command_line(argv: Sequence[str] | None = None) -> str:
-    """Return the command that was typed, quoted for a shell, without absolute paths.
+    """Return the command line of the user, quoted for a shell, without absolute paths.
 
-    In a process that was launched as one of several it is that of the launching one, which says so in `COMMAND`.
+    One of several launched processes returns that of the launcher, from the environment variable `COMMAND`.
     """
     if argv is None and COMMAND in os.environ:
         return os.environ[COMMAND]
@@ -102,8 +102,8 @@ def command_line(argv: Sequence[str] | None = None) -> str:
 def strip_paths(value: Any) -> Any:
     """Return `value` (nested dicts, lists, tuples, strings, paths) without absolute paths.
 
-    A path below the working directory becomes relative to it, so that a command still runs; of any other only the last
-    part stays.
+    A path below the working directory becomes relative to it, so that a command still runs; others are reduced to their
+    last part.
     """
     if isinstance(value, dict):
         return {k: strip_paths(v) for k, v in value.items()}

@@ -1,4 +1,4 @@
-"""Published numbers beside ours: published.yaml, one entry a number, each with its source."""
+"""Published numbers to compare with, from published.yaml: one entry a number, each with its source."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import yaml
 
 from camex_ft.utils.errors import UserError, nearest
 
-PROFILE = "paper"  # the profile that is meant to give published numbers
+PROFILE = "paper"  # the profile of the published recipe
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,8 +23,8 @@ class Published:
         value: as printed: in hundredths, a perplexity as it is.
         source: short name, such as "camex".
         cite: the paper.
-        read: where in it, or by way of what, the number was read.
-        setting: what is known of how it was measured.
+        read: table or other place from which the number was read.
+        setting: known conditions of the measurement.
     """
 
     value: float
@@ -40,7 +40,7 @@ def experiments() -> tuple[str, ...]:
 
 
 def published_numbers(name: str, task: str, row: str) -> tuple[Published, ...]:
-    """Return what is published of a row, one number a source; empty where nothing is known.
+    """Return the published numbers of a row, one a source; empty if there are none.
 
     Args:
         name: of the experiment, one of `experiments`.
@@ -56,7 +56,7 @@ def published_numbers(name: str, task: str, row: str) -> tuple[Published, ...]:
 
 
 def why_not(name: str, task: str, *, profile: str, backbone: str, metric: str) -> str:
-    """Return why runs of this kind can't stand beside the published ones, or "" where they can or none are known."""
+    """Return the reason why runs are not comparable with the published ones, else ""."""
     experiment = _experiment(name)
     if task not in experiment["tasks"]:
         return ""

@@ -49,11 +49,11 @@ class RecordSection(BaseModel):
 
 
 class Run(RecordSection):
-    """The run itself.
+    """Circumstances of the run.
 
-    `profile` is the one in force, `profile_reason` says why it was picked; `started` is UTC, ISO 8601; `exit` is the
-    exit code. `status` is "done" only for a run that came to its end. `resumed` is the step that an interrupted run
-    went on from: `seconds`, like its speed, is of the last part alone.
+    `profile` is the one in force, with the reason for it; `started` is UTC, ISO 8601; `exit` is the exit code. `status`
+    is "done" for a finished run. `resumed` is the step from which an interrupted run was resumed: `seconds` and the
+    speed are of the last part alone.
     """
 
     name: str
@@ -68,11 +68,11 @@ class Run(RecordSection):
 
 
 class Metrics(RecordSection):
-    """Validation metrics: `primary` names what `best` and `last` hold; `all` is everything of the model that is kept.
+    """Validation metrics: `primary` is the name of `best` and `last`; `all` holds all metrics of the saved model.
 
-    `per_epoch` holds the evaluations during training. The final evaluation counts as one more where the model of the
-    last step is kept and had none: without evaluations in training `best` and `last` are both of the final one.
-    `correct` tells which rows of the deciding split the best model got right: see `camex_ft.results.record`.
+    `per_epoch` holds the evaluations during training. If the saved model is that of the last step and was not
+    among them, the final evaluation counts as one more; without evaluations in training it gives `best` and `last`.
+    `correct` holds one bit a row of the first validation split, see `pack`.
     """
 
     primary: str
@@ -89,7 +89,7 @@ class Metrics(RecordSection):
 class RoutingStatistics(RecordSection):
     """Routing of the validation inputs by one layer: see `camex_ft.run.record_builder`. `nmi` needs known domains.
 
-    `by` holds the mean routing weights [N] of the inputs of a kind: ``{"label": {"entailment": [...], ...}, ...}``.
+    `by` holds the mean routing weights [N] of each group of inputs: ``{"label": {"entailment": [...], ...}, ...}``.
     """
 
     entropy: Number
@@ -106,16 +106,18 @@ class RoutingStatistics(RecordSection):
 
 
 class LayerCurvature(RecordSection):
-    """Per expert, how far the curvature is from the identity (relative) and, where cheap, its condition number."""
+    """Per expert, the relative distance of the curvature from the identity and, if cheap, its condition number."""
 
     distance: list[Number]
     condition: list[Number] | None = None
 
 
 class Model(RecordSection):
-    """Parameters: all, trained ones, those that one token meets; FLOPs of a forward pass a token; a tokenizer that was
-    made for the text; SHA-256 of the backbone's content (`camex_ft.backbones.content`), None for an embedded one and in
-    records of versions that did not have it."""
+    """Size of the model: all parameters, trainable ones, those active for a token, FLOPs of a forward pass per token.
+
+    `tokenizer` describes one that was trained on the text. `backbone_sha256` is of the backbone's content
+    (`camex_ft.backbones.content`), None for an embedded one and in older records.
+    """
 
     parameters: Count
     trainable: Count
@@ -126,12 +128,11 @@ class Model(RecordSection):
 
 
 class Cost(RecordSection):
-    """Cost of training, on which kind of device ("cpu", "NVIDIA H100 80GB HBM3 x 2"), in how many processes.
+    """Cost of training on a kind of device ("cpu", "NVIDIA H100 80GB HBM3 x 2") in a number of processes.
 
-    Rows and tokens are counted, tokens without padding; memory is that of the process that took most; `rows_a_step` are
-    those of the largest optimizer step, over all processes. `steps`, `epochs` and `rows` are of the whole training,
-    interruptions included: optimizer steps, epochs, and rows (windows and blocks where a task makes these), each as
-    often as it was read.
+    Tokens are counted without padding; memory is of the largest process; `rows_a_step` is of the largest optimizer
+    step, over all processes. `steps`, `epochs` and `rows` are of the whole training, interruptions included. A row (or
+    a window or block of a task that has these) counts each time it is read.
     """
 
     samples_per_second: Number
@@ -203,13 +204,13 @@ def load_record(path: Path | str) -> Record:
     """Return the record in the file, or in the run folder, at `path`; `UserError` if there is none or it is broken."""
     path = Path(path)
     file = path / "record.json" if path.is_dir() else path
-    # not Path's own, which raise for a name that is too long; a pipe or device may never end, or never begin
+    # os.path, as Path raises for a name that is too long; a pipe or device might never end
     if os.path.exists(file) and not os.path.isfile(file):
         raise UserError(f"{file}: expected a file")
     try:
         return Record.model_validate_json(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UserError(f"{path}: no record.json here; a run writes it last, when it is done") from None
+        raise UserError(f"{path}: no record.json here. A run writes it at its end") from None
     except OSError as error:
         raise UserError(f"{file}: cannot be read ({error.strerror})") from error
     except (ValidationError, UnicodeDecodeError) as error:
@@ -234,7 +235,7 @@ def pack(correct: Sequence[bool] | np.ndarray) -> str:
 
 
 def unpack(text: str) -> np.ndarray:
-    """Return what `pack` was given; [rows], bool. `ValueError` for other text."""
+    """Return the rows that `pack` encoded; [rows], bool. `ValueError` for other text."""
     rows, _, digits = text.partition(":")
     bits = np.unpackbits(np.frombuffer(bytes.fromhex(digits), dtype=np.uint8))
     if not 0 <= len(bits) - int(rows) < 8:

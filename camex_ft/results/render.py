@@ -32,7 +32,7 @@ from camex_ft.utils.escaping import latex, markdown, one_line
 
 @dataclass(frozen=True, kw_only=True)
 class TableCell:
-    """Text, as it is in Unicode. `code` is a name of the package, `strong` the best of its column."""
+    """Unicode text of a cell. `code`: a name of the package; `strong`: the best of its column."""
 
     text: str
     code: bool = False
@@ -41,7 +41,7 @@ class TableCell:
 
 @dataclass(frozen=True, kw_only=True)
 class TableGrid:
-    """One table to write: a caption, headings, rows of as many cells, the first of which names the row."""
+    """One table to write: caption, headings, and rows of cells, the first of which names the row."""
 
     caption: str
     head: tuple[str, ...]
@@ -49,7 +49,7 @@ class TableGrid:
 
 
 def overview(table: Table) -> TableGrid:
-    """Return rows x tasks, of the best epochs (or evaluations); rows in the order in which they first come."""
+    """Return the best scores, rows x tasks; rows in the order of their first occurrence."""
     labels = list(dict.fromkeys(row.label for panel in table.panels for row in panel.rows))
     found = [{row.label: row for row in panel.rows} for panel in table.panels]
     rows = [
@@ -67,7 +67,7 @@ def overview(table: Table) -> TableGrid:
 
 
 def scores(panel: Panel) -> TableGrid:
-    """Return a task's scores and costs, and what is published, one column a source."""
+    """Return a task's scores and costs, and the published numbers, one column a source."""
     sources = list(dict.fromkeys(number.source for row in panel.rows for number in row.published))
     moment = panel.moment
     head = ("row", "seeds", f"best {moment}", f"last {moment}", "parameters", "time", "memory")
@@ -89,7 +89,7 @@ def scores(panel: Panel) -> TableGrid:
 
 
 def tests(panel: Panel, table: Table) -> TableGrid | None:
-    """Return a task's comparisons with the baseline; None where there is nothing to compare."""
+    """Return a task's comparisons with the baseline; None if there are none."""
     against = [(row, row.against) for row in panel.rows if row.against is not None and row.against.seeds]
     if not against:
         return None
@@ -114,29 +114,29 @@ def tests(panel: Panel, table: Table) -> TableGrid | None:
 
 
 def _moment(panels: Sequence[Panel]) -> str:
-    """Return what scores are of: an epoch, or an evaluation where any run was not evaluated by epochs."""
+    """Return "epoch" if every run was evaluated after each epoch, else "evaluation"."""
     return next((panel.moment for panel in panels if panel.moment != "epoch"), "epoch")
 
 
 def legend(tables: Sequence[Table]) -> list[str]:
-    """Return what the signs in these tables mean, one sentence an entry, only of those that are there."""
+    """Return the meaning of the signs that occur in these tables, an entry for each."""
     panels = [panel for table in tables for panel in table.panels]
     rows = [row for panel in panels for row in panel.rows]
     level = f"{100 * tables[0].level:g}%" if tables else "5%"
-    said = []
+    texts = []
     if any(len(row.seeds) > 1 for row in rows):
-        said.append("±: sample standard deviation over the seeds.")
+        texts.append("±: sample standard deviation over the seeds.")
     if any(panel.scale != 1 for panel in panels):
         less = any(panel.scale == 1 for panel in panels)
-        said.append("Scores are in hundredths" + ("; where less is better, as they are." if less else "."))
+        texts.append("Scores are in hundredths" + (", except where less is better." if less else "."))
     if any(row.mark == "best" for row in rows):
         mean = "mean" if any(len(row.seeds) > 1 for row in rows) else "score"
         level_rows = any(row.mark == "level" for row in rows)
-        said.append(
+        texts.append(
             f"Bold: best {mean} of the task."
             + (
-                f" =: not significantly worse than the best (paired t-test, Holm within the task, {level}), which is "
-                "no proof of being as good."
+                f" =: not significantly worse than the best (paired t-test, Holm within the task, {level}); this is "
+                "no proof that it is as good."
                 if level_rows
                 else ""
             )
@@ -148,32 +148,33 @@ def legend(tables: Sequence[Table]) -> list[str]:
             if len(counts) == 1
             else "all comparisons of its table"
         )
-        said.append(
+        texts.append(
             f"Differences are of best {_moment(panels)}s, paired by seed, with the interval of the t-test. Effect: "
             "Hedges' g, with the interval of the difference in standard deviations. p: paired t-test, studentised "
             f"bootstrap, and the t-test's after Holm's correction over {over}; bold below {level}."
         )
     if any(row.against is not None and row.against.mcnemar is not None for row in rows):
-        said.append(
-            "McNemar: validation rows that the row's models have right and the baseline's wrong, and the reverse, "
-            "summed over seeds; twice the median p of the seeds. It is about these models, not about the protocol."
+        texts.append(
+            "McNemar: validation rows that only the row's models and only the baseline's models get right, summed over "
+            "seeds; twice the median p of the seeds. It tests these models, not the protocol."
         )
     cited = {n.source: n for row in rows for n in row.published}
-    said += [
-        f"{n.source}: {n.cite}; {n.read}; {n.setting}. In brackets ours minus it." for n in cited.values()
+    texts += [
+        f"{n.source}: {n.cite}; {n.read}; {n.setting}. In brackets: our score minus it."
+        for n in cited.values()
     ]
-    return said
+    return texts
 
 
 def spread(of: Scores) -> str:
-    """Return "83.03 ± 0.98", without the second part for one seed, and nothing for none."""
+    """Return "83.03 ± 0.98"; "83.03" for one seed, "" for none."""
     if of.mean is None:
         return ""
     return f"{of.mean:.2f}" + ("" if of.sd is None else f" ± {of.sd:.2f}")
 
 
 def p_value(p: float | None) -> str:
-    """Return a p-value with two digits that count, "<0.001" below that."""
+    """Return a p-value with two significant digits, or "<0.001"."""
     if p is None:
         return ""
     if p < 0.001:
@@ -239,28 +240,28 @@ def _without_empty_columns(grid: TableGrid) -> TableGrid:
 def render(tables: Sequence[Table], format: str = "md", *, explained: bool = True) -> str:
     """Return tables in a format, ending in a newline.
 
-    An overview first where a table has several tasks; then of each task the scores, and where they are tested, the
-    comparisons with the baseline; notes below; one legend at the end. Columns without a value are left out.
+    A table of several tasks begins with an overview. Then each task has its scores, the comparisons with the baseline
+    and notes. One legend is at the end. Columns without a value are left out.
 
     Args:
         tables: of `make_table`.
         format: "md"; "tex" (needs booktabs); "html", a fragment; "text", for a terminal; "csv", one line a task and
             row with everything in full precision, and neither notes nor legend.
-        explained: with the legend.
+        explained: append the legend.
 
     Raises:
         UserError: no such format.
     """
     if format not in FORMATS:
         raise UserError(
-            f"no table format is called '{format}'; there are {', '.join(FORMATS)}.{nearest(format, FORMATS)}"
+            f"unknown table format '{format}'.{nearest(format, FORMATS)} Expected {', '.join(FORMATS)}"
         )
     if format == "csv":
         return _csv(tables)
     write = WRITERS[format]
     parts = [part for table in tables for part in _table(table, write)]
-    said = legend(tables) if explained else []
-    return "\n".join([*parts, *([write.legend(said)] if said else [])])
+    texts = legend(tables) if explained else []
+    return "\n".join([*parts, *([write.legend(texts)] if texts else [])])
 
 
 def table_of(folders: Iterable[Path | str], **options: Any) -> Table:
@@ -370,7 +371,7 @@ class _Plain:
             table.add_column(Text(one_line(name)), justify="right" if i else "left", overflow="fold")
         for row in grid.rows:
             table.add_row(*(Text(f"{'*' if c.strong and c.text else ''}{one_line(c.text)}") for c in row))
-        width = max(shutil.get_terminal_size((160, 24)).columns, 80)  # in less, numbers would fall to pieces
+        width = max(shutil.get_terminal_size((160, 24)).columns, 80)  # numbers would wrap in less
         console = Console(file=io.StringIO(), no_color=True, width=width)
         console.print(table)
         return str(console.file.getvalue())  # type: ignore[attr-defined]
@@ -402,7 +403,7 @@ def _csv(tables: Sequence[Table]) -> str:
 
 
 def _line(table: Table, panel: Panel, row: Row) -> dict[str, object]:
-    """Return all that a table knows of a row; None, which is written as nothing, where it knows nothing."""
+    """Return all numbers of a row; None is written as an empty field."""
     found = row.against
     line: dict[str, object] = {
         "table": table.title,

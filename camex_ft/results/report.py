@@ -1,4 +1,4 @@
-"""A report: one HTML file that holds everything it shows, for a browser without network."""
+"""Reports: one HTML file with all of its content, for a browser without network."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class Picture:
 
     Attributes:
         png: the file's bytes.
-        alt: what it shows, for those who do not see it.
+        alt: alternative text.
         caption: shown below it.
     """
 
@@ -72,15 +72,15 @@ class Picture:
 
 @dataclass(frozen=True, kw_only=True)
 class ReportSection:
-    """A part of a report, shown in this order.
+    """A section of a report.
 
     Attributes:
         title: of the section; the first section's is the report's.
         text: paragraphs.
-        command: what gives this, to be copied.
-        tables: fragments of HTML, taken as they are.
+        command: that produces the content, to be copied.
+        tables: fragments of HTML, inserted unchanged.
         pictures: pictures.
-        notes: short remarks: what was left out, and why.
+        notes: short remarks, such as reasons for what is left out.
     """
 
     title: str
@@ -92,10 +92,10 @@ class ReportSection:
 
 
 def write_report(sections: Sequence[ReportSection], path: Path | str) -> Path:
-    """Write one HTML file with everything in it and return its path; it loads nothing and runs nothing.
+    """Write a report as one HTML file, which loads nothing and runs nothing; return its path.
 
     Args:
-        sections: what it holds. All text is escaped; of tables, which are HTML, the caller has escaped it.
+        sections: its content. Text is escaped; tables are HTML, with text escaped by the caller.
         path: of the file; its folder is made.
     """
     path = Path(path)
@@ -121,7 +121,7 @@ def page(sections: Sequence[ReportSection]) -> str:
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        # nothing may be loaded, whatever a fragment says; and no browser asks for an icon
+        # fragments can load nothing, and browsers do not ask for an icon
         '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; img-src data:; '
         "style-src 'unsafe-inline'\">\n"
         f'<link rel="icon" href="data:,">\n<title>{title}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<main>\n'
@@ -150,13 +150,13 @@ def _picture(picture: Picture) -> str:
     return (
         f'<figure>\n<div class="picture" tabindex="0"><img src="data:image/png;base64,{data}" '
         f'alt="{escape(picture.alt)}" width="{width}" height="{height}" '
-        # on a narrow screen a picture is moved sideways rather than made too small to read
+        # on a narrow screen a picture scrolls sideways instead of shrinking
         f'style="min-width: min({width}px, 36rem)"></div>\n{caption}\n</figure>'
     )
 
 
 def _size(png: bytes) -> tuple[int, int]:
-    """Return width and height in pixels, which a PNG begins with; they keep the picture's place in the page."""
+    """Return width and height in pixels from the header of a PNG."""
     if png[:8] != b"\x89PNG\r\n\x1a\n" or png[12:16] != b"IHDR":
         raise ValueError("a report's picture is a PNG: expected its signature")
     return int.from_bytes(png[16:20], "big"), int.from_bytes(png[20:24], "big")

@@ -26,10 +26,10 @@ from camex_ft.utils.durable import UNFINISHED, open_regular, remove, sweep, sync
 from camex_ft.utils.errors import UserError, is_full, reason_full
 from camex_ft.utils.logs import read_lines
 
-LOCK, OWNER = ".lock", ".owner.json"  # held by the process that runs here; who that is, for people
-PATIENCE = 10.0  # seconds; data loaders look for their parent every 5
+LOCK, OWNER = ".lock", ".owner.json"  # the lock of the process that runs here, and a description of it
+PATIENCE = 10.0  # seconds; data loaders check for their parent every 5
 LONGEST = 50  # characters of each of a name's four parts: a file system takes 255 in all
-CLOSING = "train_loss"  # what the line at the end of a training has
+CLOSING = "train_loss"  # key of the line at the end of a training
 
 
 class InUse(UserError):
@@ -39,8 +39,8 @@ class InUse(UserError):
 def run_name(*, suite: str, task: str, backbone: str, protocol: str, seed: int, hash8: str) -> str:
     """Return ``<suite>--<task>--<backbone>--<protocol>--seed<k>--<hash8>``; each part is safe as a file's name.
 
-    Of a backbone that is an absolute path only the last part is used; its hash tells namesakes apart. The model of
-    another run is called by that run's hash.
+    An absolute path of a backbone is shortened to its last part; the hash tells namesakes apart. The model of another
+    run is named by that run's hash.
     """
     path = backbone.removeprefix(NEW)
     label = folder_label(path)
@@ -57,13 +57,13 @@ def _slug(text: str) -> str:
 
 @dataclass(frozen=True)
 class RunFolder:
-    """The files of one run. Make it with `RunFolder.create`, which makes sure that it can be written."""
+    """The files of one run. `RunFolder.create` makes the folder and checks that it can be written."""
 
     path: Path
 
     @classmethod
     def create(cls, output: Path | str, name: str) -> RunFolder:
-        """Make ``<output>/runs/<name>`` if need be; `UserError` if it cannot be written."""
+        """Make ``<output>/runs/<name>`` if needed; `UserError` if it cannot be written."""
         folder = cls(Path(output) / "runs" / name)
         try:
             folder.path.mkdir(parents=True, exist_ok=True)
@@ -72,13 +72,13 @@ class RunFolder:
         except OSError as error:
             raise UserError(
                 f"output.dir: '{output}' cannot be written: {error.strerror or error} ({folder.path}). "
-                "Name another folder, for example output.dir=results"
+                "Set another folder, for example output.dir=results"
             ) from error
         return folder
 
     @property
     def record(self) -> Path:
-        """record.json: there only when the run has ended."""
+        """record.json: written at the end of the run."""
         return self.path / "record.json"
 
     @property
@@ -98,42 +98,42 @@ class RunFolder:
 
     @property
     def logs(self) -> Path:
-        """The folder of what trackers such as TensorBoard write; it stays when the run is done."""
+        """The folder of trackers such as TensorBoard; it stays when the run is done."""
         return self.path / "logs"
 
     def own(self, *names: str) -> Path:
-        """Return a place in this folder for what a command adds to a run; `UserError` where a link leads elsewhere."""
+        """Return a path in this folder for the output of a command; `UserError` if a part of it is a link."""
         path = self.path
         for name in names:
             path = path / name
             if path.is_symlink():
                 raise UserError(
-                    f"{path} is a link, and files would be written where it leads. Remove it, or name another place "
+                    f"{path} is a link: files would be written to its target. Remove it, or set another folder "
                     "with --out"
                 )
         return path
 
     @contextlib.contextmanager
     def alone(self) -> Iterator[None]:
-        """Keep other processes from running here while the body does, and remove what they left unfinished.
+        """Lock the folder while the body runs, and remove unfinished files of other processes.
 
-        The kernel frees the lock when this process ends, by whatever signal. Over NFS it holds between machines where
-        the file system is mounted with locks, which is the default.
+        The kernel frees the lock when this process ends, by any signal. Over NFS it holds between machines if the file
+        system is mounted with locks, which is the default.
 
         Raises:
             InUse: another process runs here.
-            UserError: something here is not what a run can write to: see `_check_entries`.
+            UserError: a link or an unexpected kind of file is in the way: see `_check_entries`.
         """
         self._check_entries()
         lock = FileLock(self.path / LOCK)
         try:
-            # the lock of a run that was killed lasts as long as processes that it had started, such as data loaders
+            # the lock of a killed run lasts as long as the processes that it started, such as data loaders
             lock.acquire(timeout=PATIENCE if self._owner_is_gone() else 0)
         except Timeout:
             raise InUse(self._in_use()) from None
         except OSError as error:  # not a file, or of another user
             raise UserError(
-                f"output.dir: {self.path / LOCK} cannot be locked: {error.strerror or error}. Remove it where no other "
+                f"output.dir: {self.path / LOCK} cannot be locked: {error.strerror or error}. Remove it if no other "
                 "run is under way there"
             ) from error
         try:
@@ -149,22 +149,22 @@ class RunFolder:
             yield
         finally:
             (self.path / OWNER).unlink(missing_ok=True)
-            if self.record.exists():  # nobody waits for it: a run that is done is shown
+            if self.record.exists():  # a finished run needs no lock
                 (self.path / LOCK).unlink(missing_ok=True)
             lock.release()
 
     def _check_entries(self) -> None:
-        """Raise `UserError` where a name of the run's is a link, whose target would be changed, or of another kind."""
+        """Raise `UserError` if one of the run's files is a link, or a folder in place of a file or the reverse."""
         for path in (self.path, *self.path.iterdir()):
             if path.is_symlink():
                 raise UserError(
-                    f"output.dir: {path} is a link, and a run writes and removes files in its own folder alone: "
-                    "expected what it leads to in its place. To keep runs on another disk: output.dir=FOLDER-ON-IT"
+                    f"output.dir: {path} is a link, and a run writes and removes files only in its own folder. "
+                    "Replace it by its target. To put runs on another disk, set output.dir to a folder there"
                 )
             files = (self.record.name, self.config.name, self.history.name, LOCK, OWNER)
             expected = "file" if path.name in files else "folder" if path == self.checkpoints else ""
             if expected and path.is_dir() != (expected == "folder"):
-                raise UserError(f"output.dir: {path} is no {expected}: expected one, or nothing of that name")
+                raise UserError(f"output.dir: {path} is not a {expected}. Remove it")
 
     def _owner(self) -> dict[str, Any]:
         try:
@@ -182,7 +182,7 @@ class RunFolder:
             os.kill(owner["pid"], 0)
         except ProcessLookupError:
             return True
-        except (OSError, OverflowError):  # it is another user's, or no number of a process
+        except (OSError, OverflowError):  # another user's process, or not a valid number
             return False
         return False
 
@@ -194,11 +194,11 @@ class RunFolder:
         command = f": {owner['command']}" if owner.get("command") else ""
         return (
             f"output.dir: this run is under way already, by {who}{command}\nIts folder is {self.path}. Wait for it, or "
-            "end it: the same command then goes on from its last checkpoint; expected one process a run"
+            "end it and repeat the command, which resumes from the last checkpoint"
         )
 
     def clear(self) -> None:
-        """Remove whatever an earlier run left, so that a new one starts from nothing; its record goes first."""
+        """Remove all files of an earlier run, its record first."""
         self.record.unlink(missing_ok=True)
         for entry in self.path.iterdir():
             if entry.name in (LOCK, OWNER):
@@ -209,7 +209,7 @@ class RunFolder:
                 entry.unlink()
 
     def remove_if_empty(self) -> None:
-        """Remove the folder, and the one that holds it, where nothing is in them but what says who runs here."""
+        """Remove the folder and its parent if they hold nothing but the lock."""
         with contextlib.suppress(OSError):
             if {entry.name for entry in self.path.iterdir()} <= {LOCK, OWNER}:
                 for name in (OWNER, LOCK):
@@ -219,12 +219,12 @@ class RunFolder:
                 path.rmdir()
 
     def drop_checkpoints(self) -> None:
-        """Remove the checkpoints: what they serve, going on with the run, is over."""
-        with contextlib.suppress(OSError):  # what cannot be removed harms nobody
+        """Remove the checkpoints of a finished run."""
+        with contextlib.suppress(OSError):  # leftovers do no harm
             remove(self.checkpoints)
 
     def tidy(self) -> None:
-        """Remove what a run left that was killed between its record and its end, where no other one is under way."""
+        """Remove leftovers of a run that was killed after its record was written, unless another one is under way."""
         known = {LOCK, OWNER, self.checkpoints.name}
         if any(p.name in known or p.name.endswith(UNFINISHED) for p in self.path.iterdir()):
             with contextlib.suppress(UserError, OSError), self.alone():
@@ -240,30 +240,32 @@ class RunFolder:
             file.write(dumps(entry) + "\n")
 
     def sync_history(self) -> None:
-        """Bring history.jsonl to the disk: a checkpoint counts on its lines."""
+        """Sync history.jsonl to the disk: a checkpoint relies on its lines."""
         if self.history.exists():
             sync(self.history)
 
     def rewind_history(self, step: int) -> None:
-        """Drop what a run resumed from `step` writes again: the lines after it, and from the closing one on, which is
-        followed by the final evaluations; and a line that was cut short."""
+        """Drop the lines that a run resumed from `step` writes again, and a line that was cut short.
+
+        These are the lines after the step, and all from the closing line on: the final evaluations follow it.
+        """
         if self.history.exists():
             entries = self.read_history()
-            again = (n for n, entry in enumerate(entries) if entry["step"] > step or CLOSING in entry)
-            kept = entries[: next(again, len(entries))]
-            write_atomically(self.history, "".join(dumps(entry) + "\n" for entry in kept))
+            is_repeated = (n for n, line in enumerate(entries) if line["step"] > step or CLOSING in line)
+            first = next(is_repeated, len(entries))
+            write_atomically(self.history, "".join(dumps(line) + "\n" for line in entries[:first]))
 
     def read_history(self) -> list[dict[str, Any]]:
-        """Return the lines of history.jsonl that can be read: see `camex_ft.utils.logs`."""
+        """Return the valid lines of history.jsonl: see `camex_ft.utils.logs`."""
         return read_lines(self.history)
 
     def write_record(self, record: Record) -> None:
-        """Write record.json, whole or not at all."""
+        """Write record.json atomically."""
         write_atomically(self.record, record.to_json())
 
 
 def find_done(folder: RunFolder | Path | str) -> Record | None:
-    """Return the record of a run that came to its end, or None; a broken or foreign record counts as none."""
+    """Return the record of a finished run, or None; an invalid record counts as none."""
     try:
         record = load_record(folder.path if isinstance(folder, RunFolder) else folder)
     except UserError:
@@ -273,10 +275,10 @@ def find_done(folder: RunFolder | Path | str) -> Record | None:
 
 @contextmanager
 def full_disk(folder: str) -> Iterator[None]:
-    """Make an error of a full disk a `UserError`.
+    """Convert out-of-space errors to `UserError`.
 
     Args:
-        folder: where results go: ``output.dir``.
+        folder: ``output.dir``.
     """
     try:
         yield
@@ -286,7 +288,7 @@ def full_disk(folder: str) -> Iterator[None]:
         if not is_full(error):
             raise
         raise UserError(
-            f"output.dir: there is no room left to write in '{folder}': {reason_full(error)}. "
-            "Make room: the same command goes on from the last checkpoint. training.save_total_limit=1 keeps fewer "
-            "checkpoints, output.model=false no model"
+            f"output.dir: there is no room left to write in '{folder}': {reason_full(error)}. Free some space and "
+            "repeat the command: it resumes from the last checkpoint. training.save_total_limit=1 saves fewer "
+            "checkpoints, output.model=false saves no model"
         ) from error

@@ -39,7 +39,7 @@ class McNemar:
 
 @dataclass(frozen=True, kw_only=True)
 class PairedComparison:
-    """A row against another, over the seeds that both have. What cannot be computed is None.
+    """Paired comparison of two rows, over the seeds that both have. Values that cannot be computed are None.
 
     Attributes:
         seeds: the pairs.
@@ -47,7 +47,7 @@ class PairedComparison:
         low, high: its t-interval.
         effect: see `effect_size`.
         p_t, p_bootstrap: two-sided, of `paired_t` and `paired_bootstrap`.
-        mcnemar: see `mcnemar`; None where the rows' answers were not kept.
+        mcnemar: see `mcnemar`; None if the records lack the answers.
     """
 
     seeds: tuple[int, ...]
@@ -68,12 +68,12 @@ def compare(
     baseline_correct: Mapping[int, np.ndarray] | None = None,
     level: float = 0.05,
 ) -> PairedComparison:
-    """Compare two rows, seed -> score; a seed that one of them lacks, or has no finite score for, is left out.
+    """Compare two rows, seed -> score; seeds without a finite score in both are left out.
 
     Args:
         scores, baseline: the score of each seed.
-        correct, baseline_correct: seed -> bool [rows], whether the model has that row of the validation split right.
-        level: 1 - that of the intervals.
+        correct, baseline_correct: seed -> bool [rows], True for each validation row that the model gets right.
+        level: 1 - confidence level of the intervals.
     """
     seeds, ours, theirs = pairs(scores, baseline)
     if not seeds:
@@ -101,7 +101,7 @@ def pairs(
 
 
 def finite(value: float | None) -> bool:
-    """Return whether it is a number."""
+    """Return whether the value is a finite number."""
     return value is not None and math.isfinite(value)
 
 
@@ -110,12 +110,11 @@ def paired_t(
 ) -> tuple[float | None, float | None, float | None]:
     """Return p of the paired t-test (two-sided) and the interval of the mean difference; from SciPy.
 
-    No spread, no test: all are None for less than two pairs and for differences that are all the same, except that
-    differences of 0 throughout have p = 1.
+    All are None for fewer than two pairs, and for equal differences, which have no spread; p is 1 if all are 0.
 
     Args:
         scores, baseline: [n], in the order of the seeds.
-        level: 1 - that of the interval.
+        level: 1 - confidence level of the interval.
     """
     if len(scores) < 2 or without_spread(scores, baseline):
         return (1.0 if without_difference(scores, baseline) else None), None, None
@@ -127,13 +126,13 @@ def paired_t(
 def effect_size(scores: np.ndarray, baseline: np.ndarray, *, level: float = 0.05) -> Effect:
     """Return Hedges' g = J(n - 1) mean(d) / sd(d), and the exact interval of the population's mean / sd.
 
-    J(f) = Gamma(f / 2) / (sqrt(f / 2) Gamma((f - 1) / 2)) takes the bias away. The interval holds the delta for which
-    the observed t is no rarer than level / 2 under the noncentral t with delta sqrt(n). Nothing for less than three
-    pairs (J(1) = 0) or where the differences have no spread. Source: Hedges, 1981.
+    J(f) = Gamma(f / 2) / (sqrt(f / 2) Gamma((f - 1) / 2)) removes the bias. The interval holds the delta for which
+    the observed t is no rarer than level / 2 under the noncentral t with delta sqrt(n). Nothing for fewer than three
+    pairs (J(1) = 0) or differences without spread. Source: Hedges, 1981.
 
     Args:
         scores, baseline: [n], in the order of the seeds.
-        level: 1 - that of the interval.
+        level: 1 - confidence level of the interval.
     """
     n = len(scores)
     if n < 3 or without_spread(scores, baseline):
@@ -146,10 +145,10 @@ def effect_size(scores: np.ndarray, baseline: np.ndarray, *, level: float = 0.05
     reach = 5 + 3 * abs(t)
 
     def bound(tail: float) -> float | None:
-        # for positive t, as SciPy's noncentral t is inexact for negative ones
+        # for positive t, as SciPy's noncentral t is inexact for negative t
         try:
             found = optimize.brentq(lambda nc: stats.nct.cdf(abs(t), freedom, nc) - tail, -reach, reach)
-        except ValueError:  # differences nearly all the same: t beyond what it can do
+        except ValueError:  # nearly equal differences: t is too large for the search
             return None
         return float(found) / math.sqrt(n)
 
@@ -164,9 +163,9 @@ def mcnemar(
 ) -> McNemar | None:
     """Return McNemar's exact test of the answers of each seed's two models, combined over seeds; None without answers.
 
-    Per seed, of the rows that one model alone has right, as many should be either's: `scipy.stats.binomtest`. Over
-    seeds, p = min(1, 2 median p), which holds however the seeds depend on each other (they share the rows); the p of
-    a single seed stays. Source: Rueger, 1978.
+    Per seed: a binomial test with 1/2 (`scipy.stats.binomtest`) of the rows that only one of the models has right. Over
+    several seeds: p = min(1, 2 median p), valid for any dependence of the seeds, which share the rows. Source: Rueger,
+    1978.
 
     Args:
         correct, baseline: seed -> bool [rows]; seeds that one lacks are left out.
@@ -194,8 +193,8 @@ def mcnemar(
 def holm(p: Sequence[float | None]) -> list[float | None]:
     """Return p-values corrected by Holm's step-down method, in the order given.
 
-    The k-th smallest of m becomes the largest of (m - j + 1) p_(j) over j <= k, at most 1. None, a comparison that
-    could not be tested, stays None and counts as one with p = 1. Source: Holm, 1979.
+    The k-th smallest of m becomes the largest of (m - j + 1) p_(j) over j <= k, at most 1. None, an untested
+    comparison, stays None and counts as p = 1. Source: Holm, 1979.
     """
     values = np.array([1.0 if value is None else value for value in p])
     order = np.argsort(values, kind="stable")
@@ -208,7 +207,7 @@ def holm(p: Sequence[float | None]) -> list[float | None]:
 def power(effect: float, n: int, *, level: float = 0.05) -> float:
     """Return the power of the two-sided paired t-test.
 
-    t is noncentral with effect sqrt(n), so t^2 is noncentral F with its square, which SciPy computes with less trouble.
+    t is noncentral with effect sqrt(n), so t^2 is noncentral F with its square, which SciPy computes more reliably.
 
     Args:
         effect: true mean difference in standard deviations of the differences.
@@ -224,15 +223,15 @@ def power(effect: float, n: int, *, level: float = 0.05) -> float:
 # -- bootstrap --------------------------------------------------------------------------------------------------------
 
 
-EXACT = 8  # up to so many pairs all C(2n - 1, n) samples are counted: 6,435 for 8
-DRAWS = 20_000  # of the Monte Carlo bootstrap for more pairs
-ALIKE = 1e-10  # a spread below this part of the scores is their rounding
+EXACT = 8  # largest number of pairs for which all C(2n - 1, n) samples are enumerated: 6,435 for 8
+DRAWS = 20_000  # samples for more pairs
+ALIKE = 1e-10  # a spread below this share of the scores is rounding
 
 
 def paired_bootstrap(scores: np.ndarray, baseline: np.ndarray, *, seed: int = 0) -> float | None:
     """Return p of the studentised bootstrap of the mean difference, two-sided.
 
-    The differences are centred, so that the hypothesis of no difference holds, and drawn with replacement; p is the
+    The differences are centred, as under the hypothesis of no difference, and drawn with replacement; p is the
     probability that a sample's |t| is at least the observed one. A sample of one value n times over has |t| = infinity.
     All samples are enumerated for up to 8 pairs; beyond, 20,000 are drawn and p = (1 + hits) / (1 + draws). None and 1
     as in `paired_t`. Source: Efron and Tibshirani, An Introduction to the Bootstrap, 1993, algorithm 16.2.
@@ -268,7 +267,7 @@ def bootstrap_p(differences: np.ndarray, counts: np.ndarray, weights: np.ndarray
     spread = np.maximum(square - drawn_mean**2, 0)
     flat = (spread <= ALIKE * square) | (counts.max(axis=1) == n)
     drawn = np.where(flat, np.inf, np.abs(drawn_mean) / np.sqrt(np.where(flat, 1, spread) / (n - 1)))
-    # a sample with exactly the observed t counts, whatever the order of summation does to it
+    # a sample with exactly the observed t counts, despite rounding
     return (drawn >= observed[:, None] * (1 - 1e-9)) @ weights
 
 
@@ -282,12 +281,12 @@ def multisets(n: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def without_spread(scores: np.ndarray, baseline: np.ndarray) -> bool:
-    """Return whether the differences are all the same, but for rounding, or fewer than two."""
+    """Return whether there are fewer than two differences, or all are equal except for rounding."""
     return len(scores) < 2 or bool(np.std(scores - baseline) <= ALIKE * _size(scores, baseline))
 
 
 def without_difference(scores: np.ndarray, baseline: np.ndarray) -> bool:
-    """Return whether there are two pairs or more, and all differences are 0 but for rounding."""
+    """Return whether there are two pairs or more, and all differences are 0 except for rounding."""
     return len(scores) > 1 and bool(np.abs(scores - baseline).max() <= ALIKE * _size(scores, baseline))
 
 

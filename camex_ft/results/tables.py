@@ -1,4 +1,4 @@
-"""Tables of runs, as numbers: scores over seeds, tests against a baseline, what is published. `render` writes them."""
+"""Tables of runs, as numbers: scores over seeds, tests against a baseline, published numbers. `render` writes them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ LEVEL = 0.05
 
 @dataclass(frozen=True, kw_only=True)
 class Scores:
-    """One score a seed. `mean` and `sd`, the sample standard deviation, are None where there are too few."""
+    """One score a seed. `mean` and `sd`, the sample standard deviation, are None for too few seeds."""
 
     by_seed: Mapping[int, float] = field(default_factory=dict)
 
@@ -40,19 +40,19 @@ class Scores:
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One way to run a task.
+    """One row: a setting with which a task was run.
 
     Attributes:
         label, keys: as of its entries.
         best, last: scores at the best and at the last epoch, in the table's unit.
-        seeds, missing: those of its finished cells, and those of the others.
+        seeds, missing: of its finished cells, and of the others.
         parameters: of the model.
-        seconds: mean time of a run, over those `timed` that were not interrupted.
+        seconds: mean time of the `timed` runs, which were not interrupted.
         memory: mean peak memory in MB.
         mark: "best"; "level", not significantly worse than the best; or "".
         against: comparison with the baseline's best epochs; None for the baseline itself and without one.
-        p_holm: its p of the t-test, corrected over all comparisons of the table.
-        published: what is published of it.
+        p_holm: p of its t-test, corrected over all comparisons of the table.
+        published: its published numbers.
     """
 
     label: str
@@ -80,9 +80,9 @@ class Panel:
     """One task.
 
     Attributes:
-        scale: of its scores, applied: 100, or 1 where less is better.
+        scale: factor of its scores, applied: 100, or 1 if less is better.
         metric: the primary one; "" without runs.
-        moment: "epoch" where every run is evaluated after each epoch, else "evaluation".
+        moment: "epoch" if every run was evaluated after each epoch, else "evaluation".
     """
 
     task: str
@@ -98,7 +98,7 @@ class Panel:
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """Panels that are tested together: `comparisons` is how many tests Holm's correction is over."""
+    """Panels that are tested together: Holm's correction is over `comparisons` tests."""
 
     title: str
     baseline: str
@@ -115,18 +115,18 @@ def make_table(
     title: str = "",
     level: float = LEVEL,
 ) -> Table:
-    """Return the table of a grid's cells: one panel a task, one row a label, in the order given, the baseline first.
+    """Return the table of a grid's cells: a panel for each task, a row for each label, the baseline first.
 
     Args:
         entries: the cells, finished or not.
         baseline: label of the row that the others are tested against.
-        published: name of the published experiment to show beside ours, of `published.experiments`.
+        published: name of the published experiment to compare with, one of `published.experiments`.
         title: of the table.
         level: of the tests, after correction; intervals are of 1 - level.
 
     Raises:
-        UserError: the runs of a task are not of one experiment (see `entries.refuse_mixture`), or there is no such
-            published experiment.
+        UserError: the runs of a task do not belong to one experiment (see `entries.refuse_mixture`), or there is no
+            such published experiment.
     """
     tasks = list(dict.fromkeys(entry.task for entry in entries))
     panels = [
@@ -202,7 +202,7 @@ def _by_epoch(record: Record) -> bool:
 
 
 def _row(label: str, entries: Sequence[Entry], seeds: Sequence[int], scale: float) -> Row:
-    """Return a row without marks and tests; `seeds` are those of the panel, each of which it should have."""
+    """Return a row without marks and tests; `seeds` are all seeds of the panel."""
     runs = sorted(done(entries), key=lambda run: run.seed)
     finished = tuple(run.seed for run in runs)
     whole = [run.record for run in runs if run.record.run.resumed is None]
@@ -244,7 +244,7 @@ def _against(
 
 
 def _marked(rows: Sequence[Row], *, greater: bool, level: float) -> list[Row]:
-    """Mark the best of the rows with the most seeds, and those that a paired t-test, corrected, can't tell from it."""
+    """Mark the best of the rows with the most seeds, and rows that are not significantly worse."""
     most = max((len(row.best.by_seed) for row in rows), default=0)
     whole = [row for row in rows if len(row.best.by_seed) == most and most > 0]
     if not whole or len(rows) < 2:
@@ -273,14 +273,14 @@ def _notes(rows: Sequence[Row], runs: Sequence[Entry], baseline: str) -> list[st
     labels = [row.label for row in rows]
     if baseline not in labels:
         hint = nearest(baseline, labels)
-        notes.append(f"nothing is tested: no row is called {quoted(baseline)}.{hint}")
+        notes.append(f"no tests: there is no row {quoted(baseline)} to compare with.{hint}")
     missing = [f"{quoted(row.label)} {', '.join(map(str, row.missing))}" for row in rows if row.missing]
     if missing:
-        notes.append(f"seeds that are missing: {'; '.join(missing)}")
+        notes.append(f"missing seeds: {'; '.join(missing)}")
     without = [run for run in runs if not finite(run.record.metrics.best)]
     if without:
-        notes.append(f"left out, for their score is not a number: {who(without)}")
+        notes.append(f"left out, as the score is not a number: {who(without)}")
     resumed = [run for run in runs if run.record.run.resumed is not None]
     if resumed:
-        notes.append(f"interrupted and resumed, so their time is not in the means: {who(resumed)}")
+        notes.append(f"interrupted and resumed, so not in the mean times: {who(resumed)}")
     return [*notes, *cautions(runs)]

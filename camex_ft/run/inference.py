@@ -1,4 +1,4 @@
-"""Use of a finished run's model: evaluate it again, predict a file, generate from a text."""
+"""Inference with a finished run's model: evaluate it again, predict a file, generate text."""
 
 from __future__ import annotations
 
@@ -40,12 +40,12 @@ GENERATING = ("causal-lm", "seq2seq-lm")
 
 @dataclass(frozen=True, kw_only=True)
 class Trained:
-    """A finished run as it can be measured again.
+    """A finished run, loaded to be measured again.
 
     Attributes:
         settled: its resolved configuration.
-        data, model, tokenizer: as they are now.
-        note: what is to be said where the data are not those of the record, else "".
+        data, model, tokenizer: their present state.
+        note: a message if the data differ from those in the record, else "".
     """
 
     settled: Config
@@ -56,16 +56,16 @@ class Trained:
 
     @contextmanager
     def trainer(self, model: PreTrainedModel | None = None) -> Iterator[CamexTrainer]:
-        """Yield the run's own trainer, which writes nothing that stays, over its model or another one in its place."""
+        """Yield the run's own trainer for its model or for another one; its files are temporary."""
         with tempfile.TemporaryDirectory() as scratch:
             folder = RunFolder(Path(scratch))
-            made = make_trainer(self.settled, self.data, model or self.model, self.tokenizer, folder)
-            for told in (PrinterCallback, ProgressCallback):  # of training's progress; here the caller tells
-                made.remove_callback(told)
-            yield made
+            trainer = make_trainer(self.settled, self.data, model or self.model, self.tokenizer, folder)
+            for progress in (PrinterCallback, ProgressCallback):
+                trainer.remove_callback(progress)
+            yield trainer
 
     def measure(self, model: PreTrainedModel | None = None) -> dict[str, float]:
-        """Return the metrics on the validation splits, of the run's model or of another one in its place."""
+        """Return the metrics of the run's model, or of another one, on the validation splits."""
         with self.trainer(model) as trainer:
             return self.metrics(trainer)
 
@@ -76,7 +76,7 @@ class Trained:
 
 
 def read_trained(run_folder: Path | str) -> Trained:
-    """Return a finished run, to be measured; `UserError` if there is none, or its model or data is gone."""
+    """Return a finished run with model and data; `UserError` if one of them is missing."""
     settled, task = read_run(run_folder)
     model, tokenizer = load_trained(run_folder)
     splits = load_splits(settled, task)
@@ -86,11 +86,11 @@ def read_trained(run_folder: Path | str) -> Trained:
 
 
 def changed_data(record: Record, digest: str, data: Prepared) -> str:
-    """Say that the data are not those of a record, and which rows are measured in their place; "" where they are.
+    """Return a message if the data differ from those in a record, else "".
 
     Args:
         record: of the run.
-        digest: SHA-256 of the data as they are now.
+        digest: SHA-256 of the present data.
         data: the same, prepared.
     """
     if digest == record.data.sha256:
@@ -101,18 +101,18 @@ def changed_data(record: Record, digest: str, data: Prepared) -> str:
     )
     before, now = record.data.sha256[:SHOWN], digest[:SHOWN]
     return (
-        f"the data differ from those of the run: their SHA-256 is {now} now, and {before} in its record. Measured on "
-        f"the data as they are now: {rows}"
+        f"the data differ from those of the run: their SHA-256 is {now} now and {before} in the record. Measured on "
+        f"the present data: {rows}"
     )
 
 
 def evaluate(run_folder: Path | str) -> dict[str, float]:
     """Return the metrics of a finished run's model on its validation splits, measured again.
 
-    Where the data have changed since, a line on standard error says so.
+    If the data have changed since the run, a line on standard error says so.
 
     Raises:
-        UserError: there is no finished run there, or its data is gone.
+        UserError: there is no finished run there, or its data are missing.
     """
     quieten()
     run = read_trained(run_folder)
@@ -122,12 +122,12 @@ def evaluate(run_folder: Path | str) -> dict[str, float]:
 
 
 def predict(run_folder: Path | str, file: Path | str, out: Path | str | None = None) -> Path:
-    """Write a finished run's predictions for the examples of a file, in the benchmark's format; return where.
+    """Write a finished run's predictions for the examples of a file, in the benchmark's format; return the path.
 
     Args:
         run_folder: of the run.
         file: jsonl, csv, tsv or parquet with the task's columns.
-        out: where predictions go; by default ``predictions/`` in the run's folder, under the file's name.
+        out: path of the predictions; by default ``predictions/`` in the run's folder, under the file's name.
 
     Raises:
         UserError: there is no finished run there, the file is missing or faulty, or the task takes no predictions.
@@ -160,25 +160,25 @@ def generate(
     sample: bool = False,
     seed: int = 0,
 ) -> str:
-    """Return what a finished run's model says after `prompt`.
+    """Return the text that a finished run's model generates after `prompt`.
 
     Args:
         run_folder: of the run.
-        prompt: the text to go on from, or for an encoder-decoder its input.
-        tokens: the most that are generated; fewer where the model ends the text.
-        beams: of beam search; 1 takes the likeliest token each time.
+        prompt: the beginning of the text, or the input of an encoder-decoder.
+        tokens: maximum number to generate; the model may end the text before.
+        beams: of beam search; 1 is greedy.
         sample: draw tokens from the model's distribution instead.
         seed: of the draws.
 
     Raises:
-        UserError: there is no finished run there, it does not generate, or prompt and tokens are more than it reads.
+        UserError: there is no finished run, its model does not generate, or prompt and tokens are too long for it.
     """
     quieten()
     _, task = read_run(run_folder)
     if task.head not in GENERATING:
         raise UserError(
-            f"{task.id} is a classification: its model scores texts and writes none. Expected the run of a language "
-            "model (suite lm) or of question answering (suite qa)"
+            f"{task.id} is a classification task: its model does not generate text. Expected a run of language "
+            "modelling (suite lm) or question answering (suite qa)"
         )
     loaded, tokenizer = load_trained(run_folder)
     model: Any = loaded  # its `generate` is typed as a module's attribute
@@ -189,13 +189,13 @@ def generate(
     ]
     if not ids:
         raise UserError(
-            "the prompt is empty, and the model has no token that begins a text: expected some words"
+            "the prompt is empty, and the model has no token to begin a text with. Give it some words"
         )
     room = positions(model.config)
     if causal and room is not None and len(ids) + tokens > room:
         raise UserError(
-            f"the prompt's {len(ids)} tokens and {tokens} more are beyond the {room} that the model reads; expected "
-            f"a shorter prompt, or --tokens {max(room - len(ids), 0)} at most"
+            f"the prompt has {len(ids)} tokens; with {tokens} more it exceeds the {room} positions of the model. Use a "
+            f"shorter prompt, or --tokens {max(room - len(ids), 0)} at most"
         )
     inputs = torch.tensor([ids])
     with torch.random.fork_rng(devices=[]), torch.no_grad():
@@ -219,7 +219,7 @@ def read_run(run_folder: Path | str) -> tuple[Config, Task]:
         above = Path(run_folder).parent
         near = f": did you mean {above}?" if find_done(RunFolder(above)) is not None else ""
         raise UserError(
-            f"{run_folder} holds no finished run{near}; runs are in results/runs, each with a record.json"
+            f"{run_folder} is not the folder of a finished run{near}. Runs are in results/runs, each with a record.json"
         )
     settled = config.load_config(str(folder.config), [])
     return settled, TASKS.get(settled.task.id)
@@ -230,17 +230,17 @@ def load_trained(run_folder: Path | str) -> tuple[PreTrainedModel, PreTrainedTok
     folder = Path(run_folder) / MODEL
     if not folder.is_dir():
         raise UserError(
-            f"{run_folder} keeps no model: output.model was false, or it was removed; `camex-ft run "
-            f"{run_folder}/config.yaml output.model=true --force` runs it again and keeps it"
+            f"{run_folder} has no model: output.model was false, or it was removed. `camex-ft run "
+            f"{run_folder}/config.yaml output.model=true --force` runs it again and saves the model"
         )
     model = upcycling.load(folder)
-    try:  # without its vocabulary it may load all the same, and then know nothing but its special tokens
+    try:  # without a vocabulary a tokenizer may load with its special tokens alone
         if not any((folder / name).is_file() for name in VOCABULARIES):
             raise FileNotFoundError(f"none of {', '.join(VOCABULARIES)} is there")
         return model, AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    except Exception as error:  # transformers raises many types here; each one is about the files
-        said = next(iter(str(error).splitlines()), "") or type(error).__name__
+    except Exception as error:  # transformers raises many types for faulty files
+        reason = next(iter(str(error).splitlines()), "") or type(error).__name__
         raise UserError(
-            f"{folder}: its tokenizer is not usable: {said}. Expected the files as the run wrote them: copy the folder "
-            "again"
+            f"{folder}: its tokenizer is not usable: {reason}. Copy the folder again, with all the files of "
+            "the run"
         ) from error

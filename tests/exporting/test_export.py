@@ -178,7 +178,7 @@ def test_what_is_no_run(run, tmp_path):
     with pytest.raises(UserError, match="its tokenizer is not usable"):
         export(bare, tmp_path / "out")
     shutil.rmtree(bare / "model")
-    with pytest.raises(UserError, match="keeps no model"):
+    with pytest.raises(UserError, match="has no model"):
         export(bare, tmp_path / "out")
 
 

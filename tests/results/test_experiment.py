@@ -121,7 +121,7 @@ def test_an_interrupted_run_of_other_content_is_said(tmp_path: Path) -> None:
     interrupt(config, name)
     (line,) = changes(config)
     assert line.startswith(
-        f"{name} was interrupted: it has the same settings, but other data or another backbone"
+        f"{name} was interrupted. It has the same settings but other data or another backbone"
     )
     assert changes(config, backbone=OTHER) == []
     assert changes(settled(tmp_path, merging={"experts": 3})) == []

@@ -64,7 +64,7 @@ def test_markdown() -> None:
     assert "94.61 (−12.44)" in text  # ours minus the published number
     assert re.search(r"\| `ties` \| 3 \| \+1\.00 \| −0\.24 to \+2\.24 \| .* \| 12 : 5, p 0\.14 \|", text)
     assert "glue/sst2 against dense:" in text and "Best epoch:" not in text
-    assert "camex: CAMEx & Co; Table \\<1>; alpha\\_1. In brackets ours minus it." in text
+    assert "camex: CAMEx & Co; Table \\<1>; alpha\\_1. In brackets: our score minus it." in text
 
 
 def test_several_tasks_have_an_overview() -> None:
@@ -195,7 +195,7 @@ def test_every_format_copes_with_what_has_not_been_run() -> None:
 
 
 def test_unknown_format_is_refused() -> None:
-    with pytest.raises(UserError, match=r"'htm'; there are .*Did you mean 'html'"):
+    with pytest.raises(UserError, match=r"'htm'\. Did you mean 'html'\? Expected md, "):
         render([table()], "htm")
 
 

@@ -98,8 +98,8 @@ def test_missing_seeds_and_lame_scores_are_said() -> None:
     made = panel(make_table(grid))
     ties = made.rows[1]
     assert (ties.seeds, ties.missing, ties.best.by_seed) == ((0, 1), (2,), {0: pytest.approx(90.0)})
-    assert "seeds that are missing: `ties` 2" in made.notes
-    assert "left out, for their score is not a number: `ties` 1" in made.notes
+    assert "missing seeds: `ties` 2" in made.notes
+    assert "left out, as the score is not a number: `ties` 1" in made.notes
     assert ties.against is not None and ties.against.seeds == (0,) and ties.p_holm is None
 
 
@@ -188,7 +188,7 @@ def test_answers_are_compared_seed_by_seed() -> None:
 def test_without_its_baseline_nothing_is_tested() -> None:
     table = make_table(entries({"dense": (0.8, 0.7), "ties": (0.9, 0.7)}), baseline="dens")
     assert table.comparisons == 0 and all(row.against is None for row in panel(table).rows)
-    assert "no row is called `dens`. Did you mean 'dense'?" in panel(table).notes[0]
+    assert "no row `dens` to compare with. Did you mean 'dense'?" in panel(table).notes[0]
 
 
 def test_decision_is_the_simulated_one() -> None:

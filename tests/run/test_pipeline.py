@@ -198,7 +198,7 @@ def test_predictions_go_into_the_run_s_folder_and_have_the_files_numbers(done: R
 @pytest.mark.parametrize("call", [inference.evaluate, lambda folder: inference.predict(folder, "x.jsonl")])
 def test_there_must_be_a_finished_run(call: Any, done: Run) -> None:
     (done.folder / "record.json").unlink()
-    with pytest.raises(UserError, match="holds no finished run"):
+    with pytest.raises(UserError, match="is not the folder of a finished run"):
         call(done.folder)
 
 
@@ -233,7 +233,7 @@ def test_force_repeats_it_from_nothing_and_the_model_is_kept_only_where_wanted(
     assert again.metrics == done.record.metrics  # the same seed
     assert not (done.folder / "left over").exists()
     assert not (done.folder / "model").exists()
-    with pytest.raises(UserError, match="keeps no model"):
+    with pytest.raises(UserError, match="has no model"):
         inference.evaluate(done.folder)
     assert pipeline.run(done.config) == again
     assert "is done already, but its model was not kept" in capsys.readouterr().out

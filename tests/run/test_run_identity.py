@@ -176,8 +176,8 @@ def test_measuring_a_run_on_other_data_is_said(data: Path) -> None:
     write_data(data / "d", rows=6)
     other = CliRunner().invoke(cli.app, ["evaluate", str(place)])
     assert "validation_accuracy: " in other.stdout and "SHA-256" not in other.stdout
-    measured = "Measured on the data as they are now: validation (6 rows, 8 then)"
-    said = f"and {record.data.sha256[:12]} in its record. {measured}"
+    measured = "Measured on the present data: validation (6 rows, 8 then)"
+    said = f"and {record.data.sha256[:12]} in the record. {measured}"
     assert said in other.stderr and "the data differ from those of the run: their SHA-256 is " in other.stderr
     exported = CliRunner().invoke(cli.app, ["export", str(place), "out"])
     assert exported.exit_code == 0 and said in exported.stdout
