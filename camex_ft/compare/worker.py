@@ -75,8 +75,8 @@ def _progress(tell: Callable[[dict[str, Any]], None]) -> TrainerCallback:
 
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             """Tell the step."""
-            if time.monotonic() - self.told > SECONDS:
-                self.told = time.monotonic()
+            if time.monotonic() - self.reported > SECONDS:
+                self.reported = time.monotonic()
                 tell({"step": state.global_step, "steps": state.max_steps})
 
     return Progress()
