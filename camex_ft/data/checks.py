@@ -83,8 +83,8 @@ def _other_separator(columns: Collection[str]) -> str:
     if delimiter is None:
         return ""
     return (
-        f" The file has one column: its fields seem to be separated by {delimiter[0]!r}, where .csv has commas and .tsv "
-        "has tabs"
+        f" The file has one column: its fields seem to be separated by {delimiter[0]!r}, where .csv has commas and "
+        ".tsv has tabs"
     )
 
 

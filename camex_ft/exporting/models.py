@@ -101,8 +101,8 @@ def _without_lora(layer: Any, *, merge: bool) -> nn.Module:
         return plain
     merged = copy.deepcopy(layer)
     merged.merge()
-    made: nn.Module = merged.get_base_layer()
-    return made
+    base_layer: nn.Module = merged.get_base_layer()
+    return base_layer
 
 
 # -- dense ------------------------------------------------------------------------------------------------------------
@@ -118,21 +118,21 @@ def dense_model(model: PreTrainedModel, routing: Mapping[str, Tensor]) -> PreTra
         model: upcycled, in evaluation mode.
         routing: s_bar of every layer with experts; [N] by name.
     """
-    made, ffns = plain_model(model, merge_lora=True)
+    plain, ffns = plain_model(model, merge_lora=True)
     layers = expert_layers(model)
     with cached(model):
         for ffn in ffns:
             fill(ffn, merged_weights(layers[ffn.path], routing[ffn.path]))
-    return made
+    return plain
 
 
 @torch.no_grad()
 def merged_weights(layer: ExpertFFN, s: Tensor) -> dict[str, tuple[Tensor, Tensor | None]]:
     """Return E_hat [out, in] and b_hat [out] or None of a layer's maps, for routing weights [N]."""
-    made = {}
+    new = {}
     for name, (weight, bias) in merged_maps(layer, s.unsqueeze(0)).items():
-        made[name] = (weight[0], None if bias is None else bias[0])
-    return made
+        new[name] = (weight[0], None if bias is None else bias[0])
+    return new
 
 
 @torch.no_grad()
@@ -173,38 +173,38 @@ def folded_model(model: PreTrainedModel) -> PreTrainedModel:
     Raises:
         UserError: its protocol has nothing to fold.
     """
-    kept: dict[str, Any] = dict(getattr(model.config, KEY, None) or {"merging": {"protocol": "dense"}})
-    check_foldable(PROTOCOLS.get(kept["merging"]["protocol"]))
+    record: dict[str, Any] = dict(getattr(model.config, KEY, None) or {"merging": {"protocol": "dense"}})
+    check_foldable(PROTOCOLS.get(record["merging"]["protocol"]))
     layers = expert_layers(model)
     dense, ffns = plain_model(model, merge_lora=False)
     with upcycling.cached(model):
         for ffn in ffns:
             fill(ffn, _bases(layers[ffn.path]))
-    about = kept.get(adapters.BACKBONE) or {}
+    about = record.get(adapters.BACKBONE) or {}
     dense.name_or_path = dense.config.name_or_path = about.get("name", "")
-    made = upcycling.upcycle(dense, **_sections(kept, layers), seed=about.get("seed", 0), in_place=True)
+    folded = upcycling.upcycle(dense, **_sections(record, layers), seed=about.get("seed", 0), in_place=True)
     with upcycling.cached(model):
-        for name, layer in expert_layers(made).items():
+        for name, layer in expert_layers(folded).items():
             _fold(layers[name], layer)
-    _copy_lora(model, made)
-    return made.eval()
+    _copy_lora(model, folded)
+    return folded.eval()
 
 
-def _sections(kept: dict[str, Any], layers: dict[str, ExpertFFN]) -> dict[str, Any]:
+def _sections(record: dict[str, Any], layers: dict[str, ExpertFFN]) -> dict[str, Any]:
     """Return the configuration of the folded model."""
-    plan = plan_of(kept)
+    plan = plan_of(record)
     names = ["experts", "top_k", "keep_vectors"]
     summed = plan.routing.normalise == "after" or plan.merging.k == plan.merging.experts
     merging = plan.merging.model_dump(include={*names, *([] if summed else ["alpha"])})
-    made = {
+    sections = {
         "merging": {**merging, "protocol": SUMMED if summed else STEPPED},
         "routing": plan.routing,
         "upcycle": {"layers": plan.upcycle.layers},
     }
     if plan.tuning.mode != "lora":
-        return made
+        return sections
     lora = plan.tuning.lora.model_copy(update={"rank": _rank(layers)})
-    return {**made, "tuning": plan.tuning.model_copy(update={"lora": lora})}
+    return {**sections, "tuning": plan.tuning.model_copy(update={"lora": lora})}
 
 
 def _rank(layers: dict[str, ExpertFFN]) -> int:
@@ -215,11 +215,11 @@ def _rank(layers: dict[str, ExpertFFN]) -> int:
 def _bases(layer: ExpertFFN) -> dict[str, tuple[Tensor, Tensor | None]]:
     """Return E_m [out, in] and b_m [out] or None of a layer's maps, its own or propagated."""
     carried = layer.propagated_bases() if isinstance(layer, MergedFFN) else {}
-    found = {}
+    maps = {}
     for name, linear in layer.linears.items():
         weight, bias = carried.get(name, linear.stored_base)
-        found[name] = (weight.base, None if bias is None else bias.base)
-    return found
+        maps[name] = (weight.base, None if bias is None else bias.base)
+    return maps
 
 
 def _fold(layer: ExpertFFN, into: ExpertFFN) -> None:

@@ -83,18 +83,18 @@ def upload_of(source: Path | str, repo_id: str, *, license: str | None = None) -
         raise UserError(
             f"'{repo_id}' is not a valid name on the hub: {str(error).rstrip('.')}. Expected NAME/MODEL"
         ) from error
-    given = Path(source)
-    record = find_done(given) if given.is_dir() else None
-    folder = given if record is None else given / MODEL
-    _check(folder, given)
+    origin = Path(source)
+    record = find_done(origin) if origin.is_dir() else None
+    folder = origin if record is None else origin / MODEL
+    _check(folder, origin)
     files = {path.name: path.stat().st_size for path in folder.iterdir()}
-    made = None
+    text = None
     if record is not None and NAME not in files:
         task: Task = TASKS.get(record.task)
-        made = card(record, head=task.head, task=task, license=license)
-        files[NAME] = len(made.encode())
+        text = card(record, head=task.head, task=task, license=license)
+        files[NAME] = len(text.encode())
     _check_backbone(folder)
-    return Upload(folder=folder, repo_id=repo_id, files=tuple(sorted(files.items())), card=made)
+    return Upload(folder=folder, repo_id=repo_id, files=tuple(sorted(files.items())), card=text)
 
 
 def push(upload: Upload, *, private: bool = False) -> str:
@@ -138,14 +138,14 @@ def push(upload: Upload, *, private: bool = False) -> str:
     return str(sent.repo_url)
 
 
-def _check(folder: Path, given: Path) -> None:
+def _check(folder: Path, origin: Path) -> None:
     if not folder.is_dir():
         why = (
             "has no model: output.model was false, or it was removed"
-            if folder != given
+            if folder != origin
             else "is not a folder"
         )
-        raise UserError(f"{given} {why}: expected a finished run with its model, or the folder of a model")
+        raise UserError(f"{origin} {why}: expected a finished run with its model, or the folder of a model")
     if not (folder / "config.json").is_file():
         raise UserError(
             f"{folder} is neither a finished run nor the folder of a model: it has no config.json. Expected a run in "

@@ -109,5 +109,5 @@ def _matching(output: Path, name: str, part: int) -> list[Path]:
     """Return the run folders in `output` whose names equal `name` except in one part."""
     parts = name.split("--")
     parts[part] = "*"
-    found = (output / "runs").glob("--".join(parts))
-    return sorted(path for path in found if path.is_dir() and path.name.count("--") == len(parts) - 1)
+    folders = (output / "runs").glob("--".join(parts))
+    return sorted(path for path in folders if path.is_dir() and path.name.count("--") == len(parts) - 1)

@@ -49,13 +49,13 @@ COMMAND = "CAMEX_FT_COMMAND"
 
 def versions() -> dict[str, str]:
     """Return the version of Python, of camex_ft and of each core package that is installed."""
-    found = {"python": platform.python_version()}
+    installed = {"python": platform.python_version()}
     for name in ("camex_ft", *PACKAGES):
         try:
-            found[name] = importlib.metadata.version(name)
+            installed[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             continue
-    return found
+    return installed
 
 
 def source_state(folder: Path = SOURCES) -> tuple[str | None, bool | None]:

@@ -50,9 +50,9 @@ def published_numbers(name: str, task: str, row: str) -> tuple[Published, ...]:
     Raises:
         UserError: there is no such experiment.
     """
-    found = _experiment(name)["tasks"].get(task, {}).get("rows", {}).get(row, {})
+    cells = _experiment(name)["tasks"].get(task, {}).get("rows", {}).get(row, {})
     sources = _load()["sources"]
-    return tuple(Published(value=value, source=source, **sources[source]) for source, value in found.items())
+    return tuple(Published(value=value, source=source, **sources[source]) for source, value in cells.items())
 
 
 def why_not(name: str, task: str, *, profile: str, backbone: str, metric: str) -> str:

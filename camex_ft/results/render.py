@@ -51,11 +51,11 @@ class TableGrid:
 def overview(table: Table) -> TableGrid:
     """Return the best scores, rows x tasks; rows in the order of their first occurrence."""
     labels = list(dict.fromkeys(row.label for panel in table.panels for row in panel.rows))
-    found = [{row.label: row for row in panel.rows} for panel in table.panels]
+    panels = [{row.label: row for row in panel.rows} for panel in table.panels]
     rows = [
         (
             TableCell(text=label, code=True),
-            *(_score(of[label]) if label in of else TableCell(text="") for of in found),
+            *(_score(of[label]) if label in of else TableCell(text="") for of in panels),
         )
         for label in labels
     ]
@@ -206,16 +206,16 @@ def _interval(low: float | None, high: float | None) -> str:
     return "" if low is None or high is None else f"{_signed(low)} to {_signed(high)}"
 
 
-def _effect(found: PairedComparison) -> str:
-    effect = found.effect
+def _effect(comparison: PairedComparison) -> str:
+    effect = comparison.effect
     if effect.value is None:
         return ""
     within = _interval(effect.low, effect.high)
     return _signed(effect.value) + (f" ({within})" if within else "")
 
 
-def _mcnemar(found: PairedComparison) -> str:
-    test = found.mcnemar
+def _mcnemar(comparison: PairedComparison) -> str:
+    test = comparison.mcnemar
     return "" if test is None else f"{test.gained} : {test.lost}, p {p_value(test.p)}"
 
 
@@ -226,11 +226,11 @@ def _caption(panel: Panel) -> str:
 
 
 def _without_empty_columns(grid: TableGrid) -> TableGrid:
-    kept = [i for i in range(len(grid.head)) if i == 0 or any(row[i].text for row in grid.rows)]
+    columns = [i for i in range(len(grid.head)) if i == 0 or any(row[i].text for row in grid.rows)]
     return TableGrid(
         caption=grid.caption,
-        head=tuple(grid.head[i] for i in kept),
-        rows=tuple(tuple(row[i] for i in kept) for row in grid.rows),
+        head=tuple(grid.head[i] for i in columns),
+        rows=tuple(tuple(row[i] for i in columns) for row in grid.rows),
     )
 
 
@@ -404,7 +404,7 @@ def _csv(tables: Sequence[Table]) -> str:
 
 def _line(table: Table, panel: Panel, row: Row) -> dict[str, object]:
     """Return all numbers of a row; None is written as an empty field."""
-    found = row.against
+    comparison = row.against
     line: dict[str, object] = {
         "table": table.title,
         "task": panel.task,
@@ -425,19 +425,19 @@ def _line(table: Table, panel: Panel, row: Row) -> dict[str, object]:
         "runs_timed": row.timed,
         "memory_mb": row.memory,
         "baseline": table.baseline,
-        "pairs": len(found.seeds) if found else None,
-        "difference": found.difference if found else None,
-        "difference_low": found.low if found else None,
-        "difference_high": found.high if found else None,
-        "effect": found.effect.value if found else None,
-        "effect_low": found.effect.low if found else None,
-        "effect_high": found.effect.high if found else None,
-        "p_t": found.p_t if found else None,
-        "p_bootstrap": found.p_bootstrap if found else None,
+        "pairs": len(comparison.seeds) if comparison else None,
+        "difference": comparison.difference if comparison else None,
+        "difference_low": comparison.low if comparison else None,
+        "difference_high": comparison.high if comparison else None,
+        "effect": comparison.effect.value if comparison else None,
+        "effect_low": comparison.effect.low if comparison else None,
+        "effect_high": comparison.effect.high if comparison else None,
+        "p_t": comparison.p_t if comparison else None,
+        "p_bootstrap": comparison.p_bootstrap if comparison else None,
         "p_holm": row.p_holm,
         "comparisons": table.comparisons,
     }
-    test = found.mcnemar if found else None
+    test = comparison.mcnemar if comparison else None
     for name in ("seeds", "gained", "lost", "p"):
         line[f"mcnemar_{name}"] = getattr(test, name) if test else None
     for number in row.published:

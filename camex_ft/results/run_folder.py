@@ -169,10 +169,10 @@ class RunFolder:
     def _owner(self) -> dict[str, Any]:
         try:
             with open_regular(self.path / OWNER) as file:
-                found = json.loads(file.read())
+                values = json.loads(file.read())
         except (OSError, ValueError, RecursionError):
             return {}
-        return found if isinstance(found, dict) else {}
+        return values if isinstance(values, dict) else {}
 
     def _owner_is_gone(self) -> bool:
         owner = self._owner()

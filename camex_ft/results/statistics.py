@@ -118,9 +118,9 @@ def paired_t(
     """
     if len(scores) < 2 or without_spread(scores, baseline):
         return (1.0 if without_difference(scores, baseline) else None), None, None
-    found = stats.ttest_rel(scores, baseline)
-    interval = found.confidence_interval(1 - level)
-    return float(found.pvalue), float(interval.low), float(interval.high)
+    test = stats.ttest_rel(scores, baseline)
+    interval = test.confidence_interval(1 - level)
+    return float(test.pvalue), float(interval.low), float(interval.high)
 
 
 def effect_size(scores: np.ndarray, baseline: np.ndarray, *, level: float = 0.05) -> Effect:
@@ -147,10 +147,10 @@ def effect_size(scores: np.ndarray, baseline: np.ndarray, *, level: float = 0.05
     def bound(tail: float) -> float | None:
         # for positive t, as SciPy's noncentral t is inexact for negative t
         try:
-            found = optimize.brentq(lambda nc: stats.nct.cdf(abs(t), freedom, nc) - tail, -reach, reach)
+            limit = optimize.brentq(lambda nc: stats.nct.cdf(abs(t), freedom, nc) - tail, -reach, reach)
         except ValueError:  # nearly equal differences: t is too large for the search
             return None
-        return float(found) / math.sqrt(n)
+        return float(limit) / math.sqrt(n)
 
     low, high = bound(1 - level / 2), bound(level / 2)
     if low is None or high is None:

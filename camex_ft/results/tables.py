@@ -142,9 +142,9 @@ def make_table(
         if row.against is not None and len(row.against.seeds) > 1
     ]
     corrected = holm([p for *_, p in tested])
-    found = {(i, label): p for (i, label, _), p in zip(tested, corrected, strict=True)}
+    adjusted = {(i, label): p for (i, label, _), p in zip(tested, corrected, strict=True)}
     panels = [
-        replace(panel, rows=tuple(replace(row, p_holm=found.get((i, row.label))) for row in panel.rows))
+        replace(panel, rows=tuple(replace(row, p_holm=adjusted.get((i, row.label))) for row in panel.rows))
         for i, panel in enumerate(panels)
     ]
     return Table(title=title, baseline=baseline, level=level, panels=tuple(panels), comparisons=len(tested))

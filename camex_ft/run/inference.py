@@ -200,7 +200,7 @@ def generate(
     inputs = torch.tensor([ids])
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(seed)
-        made = model.generate(
+        sequences = model.generate(
             input_ids=inputs,
             attention_mask=torch.ones_like(inputs),
             max_new_tokens=tokens,
@@ -208,7 +208,7 @@ def generate(
             do_sample=sample,
             use_cache=upcycling.caches(loaded),
         )
-    new = made[0, len(ids) if causal else 0 :]
+    new = sequences[0, len(ids) if causal else 0 :]
     return str(tokenizer.decode(new, skip_special_tokens=True))
 
 

@@ -47,7 +47,7 @@ MODEL = "model"
 PREDICTIONS = "predictions"
 
 
-def run(given: Config, *, force: bool = False, callbacks: Iterable[TrainerCallback] = ()) -> Record:
+def run(written: Config, *, force: bool = False, callbacks: Iterable[TrainerCallback] = ()) -> Record:
     """Fine-tune, evaluate, write the record and return it. A finished run is shown and not repeated.
 
     Args:
@@ -60,9 +60,9 @@ def run(given: Config, *, force: bool = False, callbacks: Iterable[TrainerCallba
     """
     started = time.time()
     quieten()
-    settled, reason = resolve(given)
+    settled, reason = resolve(written)
     changed = config.changes(settled.merging, settled.routing, settled.upcycle)
-    for line in (reason, *changed, *config.notes(given)):
+    for line in (reason, *changed, *config.notes(written)):
         say(line)
     task: Task = TASKS.get(settled.task.id)
     splits = load_splits(settled, task)
@@ -94,8 +94,8 @@ def run(given: Config, *, force: bool = False, callbacks: Iterable[TrainerCallba
     if is_first():
         inputs.folder.tidy()
     lacks_model = settled.output.model and not (inputs.folder.path / MODEL).is_dir()
-    kept = ", but its model was not kept" if lacks_model else ""
-    say(f"{inputs.folder.path.name} is done already{kept}; --force (make: FORCE=1) runs it again")
+    missing = ", but its model was not kept" if lacks_model else ""
+    say(f"{inputs.folder.path.name} is done already{missing}; --force (make: FORCE=1) runs it again")
     show(record, inputs.folder)
     return record
 

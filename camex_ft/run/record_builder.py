@@ -125,8 +125,8 @@ def _evaluate(
     routing: dict[str, RoutingStatistics] = {}
     correct: str | None = None
     for name in data.validation:
-        found = trainer.evaluate(name, metric_key_prefix=f"final_{name}")
-        metrics.update(only_metrics(found, prefix="final_"))
+        scores = trainer.evaluate(name, metric_key_prefix=f"final_{name}")
+        metrics.update(only_metrics(scores, prefix="final_"))
         if name == data.primary[0]:
             kinds = data.kinds(name)
             routing = {layer: layer_routing(s, kinds) for layer, s in trainer.routing.items()}

@@ -197,8 +197,8 @@ def _name(settled: Config, data: str, backbone: str | None, start: str = "") -> 
 
     output = settled.output.path
     name = named(config.config_hash(settled, data=data, backbone=backbone or "", start=start))
-    found = find_folder(output, name)
-    if found is None and not start and local_backbone(settled.backbone) is None:
+    folder = find_folder(output, name)
+    if folder is None and not start and local_backbone(settled.backbone) is None:
         by_name = named(hash_by_name(settled, data=data))
-        found = by_name if may_be_of(output / "runs" / by_name, backbone) else None
-    return found or name
+        folder = by_name if may_be_of(output / "runs" / by_name, backbone) else None
+    return folder or name
