@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from camex_ft.bench.record import Side, alternate, medians
+from camex_ft.bench.measurement import Side, alternate, medians
 from camex_ft.bench.settings import LayerBench
 from camex_ft.estimate.measured import extra_memory, in_child
 from camex_ft.moe.config import LayerSettings

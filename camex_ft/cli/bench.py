@@ -107,8 +107,8 @@ def step(
 ) -> None:
     """Time a training step of a backbone with a classification head, dense and with experts in turns."""
     options = dict(locals())
-    from camex_ft.bench.models import bench_step
     from camex_ft.bench.settings import StepBench
+    from camex_ft.bench.whole_models import bench_step
 
     _report(StepBench, bench_step, options)
 
@@ -138,8 +138,8 @@ def decode(
 ) -> None:
     """Time the generation of tokens with a key-value cache, dense and with experts in turns."""
     options = dict(locals())
-    from camex_ft.bench.models import bench_decode
     from camex_ft.bench.settings import DecodeBench
+    from camex_ft.bench.whole_models import bench_decode
 
     _report(DecodeBench, bench_decode, options)
 
@@ -157,7 +157,7 @@ def cost(
 ) -> None:
     """Time both forms of the merged map over many shapes and fit the cost model that chooses between them (minutes)."""
     options = dict(locals())
-    from camex_ft.bench.cost import bench_cost, table
+    from camex_ft.bench.cost_rates import bench_cost, table
     from camex_ft.bench.settings import CostBench
 
     _report(CostBench, bench_cost, options, table=table)
@@ -171,15 +171,15 @@ def _report(
     table: Callable[[Mapping[str, Any]], str] | None = None,
 ) -> None:
     """Measure with the options of a command, write the record and print it."""
-    from camex_ft.bench import record
+    from camex_ft.bench import measurement
 
     json, save, no_save = (options.pop(name) for name in ("json", "save", "no_save"))
     settings = settings_type(**options)
     if not no_save:
-        record.make_folder(save)  # before minutes of measuring
-    figures = record.make_record(settings, measure(settings))
-    typer.echo(record.to_json(figures) if json else (table or record.table)(figures), nl=not json)
+        measurement.make_folder(save)  # before minutes of measuring
+    figures = measurement.make_record(settings, measure(settings))
+    typer.echo(measurement.to_json(figures) if json else (table or measurement.table)(figures), nl=not json)
     if not no_save:
-        path = record.save(figures, settings.name(), save)
+        path = measurement.save(figures, settings.name(), save)
         if not json:
             typer.echo(f"wrote {path}")

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import cast
 
 from camex_ft import upcycling
+from camex_ft.exporting.conversion import check_foldable, dense_model, folded_model
 from camex_ft.exporting.measure import Exported, Form, difference, mean_routing, seconds
-from camex_ft.exporting.models import check_foldable, dense_model, folded_model
 from camex_ft.exporting.writing import check_target, write
 from camex_ft.results import RunFolder, load_record
 from camex_ft.run.inference import read_run, read_trained

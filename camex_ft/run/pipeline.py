@@ -51,7 +51,7 @@ def run(written: Config, *, force: bool = False, callbacks: Iterable[TrainerCall
     """Fine-tune, evaluate, write the record and return it. A finished run is shown and not repeated.
 
     Args:
-        given: the configuration.
+        written: the configuration.
         force: run again from nothing, even if the run is finished.
         callbacks: further callbacks of the Trainer.
 

@@ -105,7 +105,7 @@ def test_a_link_in_place_of_a_run_is_refused_and_one_to_the_output_folder_follow
 def test_a_name_of_another_kind_is_refused(change: Change, tmp_path: Path) -> None:
     run = RunFolder.create(tmp_path, "run")
     change(run.path)
-    with pytest.raises(UserError, match="is not a (file|folder)\\. Remove it"), run.alone():
+    with pytest.raises(UserError, match=r"is not a (file|folder)\. Remove it"), run.alone():
         pass
 
 

@@ -10,9 +10,16 @@ import torch
 from typer.testing import CliRunner
 
 from camex_ft import cli
-from camex_ft.bench import models
-from camex_ft.bench.models import Decoding, TrainingStep, bench_decode, bench_step, dense_model, upcycled
+from camex_ft.bench import whole_models
 from camex_ft.bench.settings import PUBLISHED, DecodeBench, StepBench
+from camex_ft.bench.whole_models import (
+    Decoding,
+    TrainingStep,
+    bench_decode,
+    bench_step,
+    dense_model,
+    upcycled,
+)
 from camex_ft.upcycling import cached, expert_layers, routing_context
 from camex_ft.utils.errors import UserError
 from camex_ft.utils.registry import EMBEDDED
@@ -46,12 +53,12 @@ PARAMETERS = {
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_a_published_backbone_has_its_number_of_parameters(name):
     with torch.device("meta"):
-        assert models.build(name).num_parameters() == PARAMETERS[name]
+        assert whole_models.build(name).num_parameters() == PARAMETERS[name]
 
 
 def test_t5_base_with_eight_experts_has_over_a_billion():
     with torch.device("meta"):
-        made = upcycled(models.build("t5-base"), StepBench())
+        made = upcycled(whole_models.build("t5-base"), StepBench())
     assert len(expert_layers(made)) == 24
     assert 1.1e9 < made.num_parameters() < 1.2e9
 
@@ -71,27 +78,27 @@ def test_every_embedded_family_takes_a_step(family):
 
 @pytest.mark.parametrize("family", EMBEDDED.names())
 def test_inputs_are_words_without_padding_on_all_positions(family):
-    model = models.build(f"embedded/{family}")
+    model = whole_models.build(f"embedded/{family}")
     config: Any = model.config
-    given = models.inputs(model, batch=3, length=20)
+    given = whole_models.inputs(model, batch=3, length=20)
     ids = given["input_ids"]
     assert ids.shape == given["attention_mask"].shape == (3, 20)
     assert given["attention_mask"].all()
     assert (ids != config.pad_token_id).all()
     if config.model_type == "t5":
         assert (ids == config.eos_token_id).nonzero().tolist() == [[0, 19], [1, 19], [2, 19]]
-    assert torch.equal(ids, models.inputs(model, batch=3, length=20)["input_ids"])
+    assert torch.equal(ids, whole_models.inputs(model, batch=3, length=20)["input_ids"])
 
 
 @pytest.mark.parametrize("family", ["bert", "roberta", "gpt2"])
 def test_all_positions_can_be_used_and_no_more(family):
-    model = models.build(f"embedded/{family}")
+    model = whole_models.build(f"embedded/{family}")
     with pytest.raises(UserError, match=r"--length is 100000: \w+ has (\d+) positions") as told:
-        models.inputs(model, batch=1, length=100_000)
+        whole_models.inputs(model, batch=1, length=100_000)
     limit = int(str(told.value).split("has ")[1].split()[0])
-    model(**models.inputs(model, batch=1, length=limit))
+    model(**whole_models.inputs(model, batch=1, length=limit))
     with pytest.raises(UserError):
-        models.inputs(model, batch=1, length=limit + 1)
+        whole_models.inputs(model, batch=1, length=limit + 1)
 
 
 # -- a step -----------------------------------------------------------------------------------------------------------
@@ -130,7 +137,7 @@ def test_the_number_format_is_that_of_parameters():
 
 
 def test_figures(monkeypatch):
-    monkeypatch.setattr(models, "in_child", lambda function, *given: function(*given))
+    monkeypatch.setattr(whole_models, "in_child", lambda function, *given: function(*given))
     figures = bench_step(tiny(protocol="smear"))
     assert set(figures) == FIGURES
     assert list(figures["times"]) == ["dense", "upcycled"]
@@ -145,7 +152,7 @@ def invoke(*arguments: str) -> Any:
 
 
 def test_the_record_is_shown_and_kept(tmp_path, monkeypatch):
-    monkeypatch.setattr(models, "in_child", lambda function, *given: function(*given))
+    monkeypatch.setattr(whole_models, "in_child", lambda function, *given: function(*given))
     small = [
         "--backbone",
         "embedded/bert",
@@ -182,7 +189,7 @@ def test_the_record_is_shown_and_kept(tmp_path, monkeypatch):
     ids=" ".join,
 )
 def test_bad_input_is_a_user_error(arguments, words, monkeypatch):
-    monkeypatch.setattr(models, "in_child", lambda *_: pytest.fail("measured"))
+    monkeypatch.setattr(whole_models, "in_child", lambda *_: pytest.fail("measured"))
     error = invoke(*arguments, "--no-save").exception
     assert isinstance(error, UserError)
     assert words in str(error)

@@ -17,7 +17,7 @@ from scipy.optimize import nnls
 from torch import Tensor
 
 from camex_ft.bench.layer import LayerProblem, make, route, side
-from camex_ft.bench.record import Side, alternate
+from camex_ft.bench.measurement import Side, alternate
 from camex_ft.bench.settings import CostBench, LayerBench
 from camex_ft.moe.curvature.kronecker import nearest_factors
 from camex_ft.moe.merging import functional as cost

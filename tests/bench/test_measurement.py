@@ -10,7 +10,7 @@ import torch
 from typer.testing import CliRunner
 
 from camex_ft import cli
-from camex_ft.bench import record
+from camex_ft.bench import measurement
 from camex_ft.bench.settings import LayerBench, StepBench
 from camex_ft.utils.errors import UserError
 
@@ -20,29 +20,29 @@ from camex_ft.utils.errors import UserError
 def test_sides_are_warmed_up_and_then_timed_in_turns():
     calls: list[str] = []
     sides = {
-        name: record.Side(
+        name: measurement.Side(
             run=lambda name=name: calls.append(name),
             prepare=lambda name=name: calls.append(f"prepare {name}"),
         )
         for name in ("a", "b", "c")
     }
-    times = record.alternate(sides, repeats=2, device="cpu")
+    times = measurement.alternate(sides, repeats=2, device="cpu")
     assert calls == ["prepare a", "a", "prepare b", "b", "prepare c", "c"] * 3
     assert {name: len(each) for name, each in times.items()} == {"a": 2, "b": 2, "c": 2}
 
 
 def test_a_time_is_that_of_the_call_without_what_prepares_it(monkeypatch):
     clock = [0.0]
-    monkeypatch.setattr(record.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(measurement.time, "perf_counter", lambda: clock[0])
     durations = iter([9.0, 1.0, 3.0, 2.0])  # the first warms up
 
     def spend(seconds):
         clock[0] += seconds
 
-    side = record.Side(run=lambda: spend(next(durations)), prepare=lambda: spend(100.0))
-    times = record.alternate({"side": side}, repeats=3, device="cpu")
+    side = measurement.Side(run=lambda: spend(next(durations)), prepare=lambda: spend(100.0))
+    times = measurement.alternate({"side": side}, repeats=3, device="cpu")
     assert times == {"side": [1.0, 3.0, 2.0]}
-    assert record.medians(times) == {"side": 2.0}
+    assert measurement.medians(times) == {"side": 2.0}
 
 
 # -- records ----------------------------------------------------------------------------------------------------------
@@ -50,7 +50,7 @@ def test_a_time_is_that_of_the_call_without_what_prepares_it(monkeypatch):
 
 def test_a_record_has_the_settings_the_figures_and_the_machine():
     settings = LayerBench(protocol="domain", experts=4, in_features=8)
-    made = record.make_record(
+    made = measurement.make_record(
         settings, {"dense_s": 0.123456, "times": {"dense": [0.123456, 2.0]}, "plain_s": None}
     )
     assert made["kind"] == "layer"
@@ -64,9 +64,9 @@ def test_a_record_has_the_settings_the_figures_and_the_machine():
 
 def test_a_record_is_json_that_tells_nothing_private(tmp_path):
     settings = StepBench(backbone="embedded/t5")
-    made = record.make_record(settings, {"step_s": 1.0})
-    record.make_folder(tmp_path / "bench")
-    path = record.save(made, settings.name(), tmp_path / "bench")
+    made = measurement.make_record(settings, {"step_s": 1.0})
+    measurement.make_folder(tmp_path / "bench")
+    path = measurement.save(made, settings.name(), tmp_path / "bench")
     text = path.read_text()
     assert json.loads(text) == made
     assert platform.node() not in made["machine"].values()
@@ -76,9 +76,9 @@ def test_a_record_is_json_that_tells_nothing_private(tmp_path):
 def test_the_processor_is_named(tmp_path):
     file = tmp_path / "cpuinfo"
     file.write_text("vendor_id : x\nmodel name\t: AMD EPYC 9R14\n")
-    assert record.processor(file) == "AMD EPYC 9R14"
+    assert measurement.processor(file) == "AMD EPYC 9R14"
     file.write_text("Features : fp\n")
-    assert record.processor(file)
+    assert measurement.processor(file)
 
 
 def test_settings_that_differ_have_records_of_their_own():
@@ -108,7 +108,7 @@ def test_settings_that_differ_have_records_of_their_own():
 def test_a_folder_that_cannot_be_written_is_the_users_to_mend(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"--save: .*file' cannot be written"):
-        record.make_folder(tmp_path / "file")
+        measurement.make_folder(tmp_path / "file")
 
 
 # -- command line -----------------------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from transformers import AutoConfig, DynamicCache, PreTrainedModel
 from camex_ft import synthetic
 from camex_ft.backbones.base import plain_type
 from camex_ft.backbones.heads import HEADS, has_head
-from camex_ft.bench.record import Side, alternate, medians, timed
+from camex_ft.bench.measurement import Side, alternate, medians, timed
 from camex_ft.bench.settings import PUBLISHED, BackboneBench, DecodeBench, StepBench, check_backbone
 from camex_ft.config.backbones import EMBEDDED
 from camex_ft.estimate import facts, measured

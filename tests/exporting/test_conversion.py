@@ -14,7 +14,7 @@ import transformers
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from camex_ft.exporting.models import dense_model, folded_model
+from camex_ft.exporting.conversion import dense_model, folded_model
 from camex_ft.moe.layers.ffn import MixtureFFN
 from camex_ft.upcycling import expert_layers, load, save, upcycle
 from camex_ft.utils.errors import UserError
