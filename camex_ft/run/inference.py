@@ -217,9 +217,9 @@ def read_run(run_folder: Path | str) -> tuple[Config, Task]:
     folder = RunFolder(Path(run_folder))
     if find_done(folder) is None:
         above = Path(run_folder).parent
-        near = f": did you mean {above}?" if find_done(RunFolder(above)) is not None else ""
+        near = f" Did you mean {above}?" if find_done(RunFolder(above)) is not None else ""
         raise UserError(
-            f"{run_folder} is not the folder of a finished run{near}. Runs are in results/runs, each with a record.json"
+            f"{run_folder}: no finished run here.{near} Runs are in results/runs, each with a record.json"
         )
     settled = config.load_config(str(folder.config), [])
     return settled, TASKS.get(settled.task.id)

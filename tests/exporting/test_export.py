@@ -168,9 +168,9 @@ def test_a_name_that_cannot_be_written(name, tmp_path):
 
 
 def test_what_is_no_run(run, tmp_path):
-    with pytest.raises(UserError, match="no finished run; runs are"):
+    with pytest.raises(UserError, match=r"no finished run here\. Runs are"):
         export(tmp_path, tmp_path / "out")
-    with pytest.raises(UserError, match=f"no finished run: did you mean {run}"):
+    with pytest.raises(UserError, match=rf"no finished run here\. Did you mean {run}"):
         export(run / "model", tmp_path / "out")
     with pytest.raises(UserError, match=f"is not a checkpoint folder.*did you mean {run / 'model'}"):
         load(run)

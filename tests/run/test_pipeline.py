@@ -198,7 +198,7 @@ def test_predictions_go_into_the_run_s_folder_and_have_the_files_numbers(done: R
 @pytest.mark.parametrize("call", [inference.evaluate, lambda folder: inference.predict(folder, "x.jsonl")])
 def test_there_must_be_a_finished_run(call: Any, done: Run) -> None:
     (done.folder / "record.json").unlink()
-    with pytest.raises(UserError, match="is not the folder of a finished run"):
+    with pytest.raises(UserError, match="no finished run here"):
         call(done.folder)
 
 
