@@ -5,9 +5,6 @@
 The package `gguf` is not used: it is optional, decodes every string of a vocabulary (16 s for 150,000 tokens, 0.3 s
 here), and raises errors of many types for files that are cut short.
 
-The package `gguf` is not used: it is optional, decodes every string of a vocabulary (16 s for 150,000 tokens, 0.3 s
-here), and raises errors of many types for files that are cut short.
-
 Source: the format's specification, https://github.com/ggml-org/ggml/blob/master/docs/gguf.md, versions 2 and 3.
 """
 
