@@ -53,7 +53,7 @@ class Estimate:
         done: it has a record.
         seconds: of one device; None where they are not known, for `reason`.
         measured: the seconds are another seed's.
-        kept, working: bytes of the saved model, and of checkpoints while it runs.
+        saved, working: bytes of the saved model, and of checkpoints while it runs.
         reason: of anything that is not known.
     """
 
@@ -61,7 +61,7 @@ class Estimate:
     done: bool
     seconds: float | None = None
     measured: bool = False
-    kept: int | None = None
+    saved: int | None = None
     working: int | None = None
     reason: str = ""
 
@@ -225,7 +225,7 @@ def _estimate(
         done=done,
         seconds=mean(measured) if measured else counted,
         measured=bool(measured),
-        kept=4 * parameters.total if cell.settled.output.model else 0,
+        saved=4 * parameters.total if cell.settled.output.model else 0,
         working=CHECKPOINTS * 4 * (parameters.total + (ADAM - 1) * parameters.trainable),
         reason=reason,
     )
@@ -258,10 +258,10 @@ def _results(comparisons: Sequence[Comparison]) -> list[Result]:
 
 def _disk(estimates: Iterable[Estimate]) -> tuple[str, str]:
     """Return the sum of kept bytes and the largest of working bytes, in words; "?" where none is known."""
-    known = [cost for cost in estimates if cost.kept is not None and cost.working is not None]
+    known = [cost for cost in estimates if cost.saved is not None and cost.working is not None]
     if not known:
         return "?", "?"
-    models, working = sum(c.kept or 0 for c in known), max(c.working or 0 for c in known)
+    models, working = sum(c.saved or 0 for c in known), max(c.working or 0 for c in known)
     return f"{models / 1e9:.2f} GB", f"{working / 1e9:.2f} GB"
 
 

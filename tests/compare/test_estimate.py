@@ -43,7 +43,7 @@ def test_seconds_and_bytes_by_hand(compared):
         tokens = rows * each.cell.settled.task.max_length
         assert each.seconds == pytest.approx(6 * column.operations.total * tokens / 2e12)
         total, trained = column.parameters.total, column.parameters.trainable
-        assert each.kept == 4 * total
+        assert each.saved == 4 * total
         assert each.working == CHECKPOINTS * (4 * total + 4 * (ADAM - 1) * trained)
         assert not each.done and not each.measured and not each.reason
 
@@ -79,7 +79,7 @@ def test_another_seed_of_the_row_and_task_is_believed_first(compared, keep):
 def test_what_is_not_known_says_why(compared):
     made = compared(TEXT, overrides=["backbone=./nowhere"])
     found = estimate([made])
-    assert all(e.seconds is None and e.kept is None and "nowhere" in e.reason for e in found)
+    assert all(e.seconds is None and e.saved is None and "nowhere" in e.reason for e in found)
     assert sum(line.startswith("?: ") for line in summary(found)) == 1  # said once
     disk = compared(TEXT, overrides=["data.dir=mine"])
     assert rows_of(disk.cells[0].settled) == (60, 30)
