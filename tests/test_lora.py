@@ -84,7 +84,7 @@ def test_maps_of_attention_by_name() -> None:
 @pytest.mark.parametrize("protocol", [name for name in PROTOCOLS.names() if name not in ABLE])
 def test_protocols_that_cannot_be_of_low_rank(protocol: str) -> None:
     """Refused where a configuration is read, and where a model is made, before it is copied."""
-    said = "carries the base" if PROTOCOLS.get(protocol).form == "dynamic" else "weighs every entry"
+    said = "propagates the base" if PROTOCOLS.get(protocol).form == "dynamic" else "weighs every entry"
     with pytest.raises(UserError, match=rf"tuning.mode: protocol '{protocol}' {said}.*domain-ca"):
         lora(protocol=protocol)
     overrides = ["profile=embedded", f"merging.protocol={protocol}", "tuning.mode=lora"]

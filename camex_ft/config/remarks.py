@@ -66,8 +66,8 @@ def changes(merging: MergingConfig, routing: RoutingConfig, upcycle: UpcycleConf
         return reasons
     if protocol.form == "dynamic" and merging.alpha != 1:
         reasons.append(
-            f"merging.alpha: {protocol.name} carries the base expert from other layers, and E_m + alpha * (E_i - E_m) "
-            f"is E_i at alpha = 1 alone; with {merging.alpha:g} every layer but the first is mixed with another "
+            f"merging.alpha: {protocol.name} propagates the base expert from other layers, and "
+            f"E_m + alpha * (E_i - E_m) is E_i at alpha = 1 alone; with {merging.alpha:g} every layer but the first is mixed with another "
             f"layer's weights, {START}"
         )
     scaled = protocol.form != "weights" or not protocol.base

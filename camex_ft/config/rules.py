@@ -150,7 +150,7 @@ def not_low_rank(entry: Any) -> str:
     """Return the reason why a protocol cannot have experts of low rank, with alternatives; "" if it can."""
     why = ""
     if entry.step is not None:
-        why = "carries the base expert from layer to layer, and in lora every layer's own stays frozen"
+        why = "propagates the base expert from layer to layer, and in lora every layer's own stays frozen"
     elif entry.function is not None:
         why = "weighs every entry of tau_i = B_i A_i, so that the whole matrix would have to be made"
     if not why:

@@ -272,7 +272,7 @@ def _buffers(
         slice_ = min(out, max(16, budget // (together * width) // 16 * 16)) * width
         buffers |= {"slice": together * slice_, "dvectors": (experts + 1) * slice_}
         buffers |= {"part": experts * slice_} if pointwise or not whole else {}
-        buffers |= {"kept": experts * slice_} if pointwise else {}
+        buffers |= {"multiplier": experts * slice_} if pointwise else {}
     if linear.curvature is not None:
         buffers |= _curvature_buffers(linear, BLOCK_ELEMENTS[device])
     return buffers

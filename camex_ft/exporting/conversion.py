@@ -214,10 +214,10 @@ def _rank(layers: dict[str, ExpertFFN]) -> int:
 
 def _bases(layer: ExpertFFN) -> dict[str, tuple[Tensor, Tensor | None]]:
     """Return E_m [out, in] and b_m [out] or None of a layer's maps, its own or propagated."""
-    carried = layer.propagated_bases() if isinstance(layer, MergedFFN) else {}
+    propagated = layer.propagated_bases() if isinstance(layer, MergedFFN) else {}
     maps = {}
     for name, linear in layer.linears.items():
-        weight, bias = carried.get(name, linear.stored_base)
+        weight, bias = propagated.get(name, linear.stored_base)
         maps[name] = (weight.base, None if bias is None else bias.base)
     return maps
 

@@ -31,8 +31,8 @@ multiplier, `M_i` the learned curvature. A protocol with a base expert merges to
 
     E_hat = E_m + alpha * sum_i s_i multiplier_i * M_i tau_i
 
-A name that ends in `-ca` is the same protocol with curvature; the protocols whose form is "the base expert is carried"
-have it as well; for the others `M_i` is the identity. What a protocol does to a weight matrix it does to the bias as
+A name that ends in `-ca` is the same protocol with curvature. Protocols whose form is "the base expert is propagated"
+have curvature too; for the others `M_i` is the identity. What a protocol does to a weight matrix it does to the bias as
 well.
 
 """
@@ -40,7 +40,7 @@ FORMS = {
     "dense": "no experts",
     "outputs": "outputs are mixed",
     "weights": "weights are merged",
-    "dynamic": "weights are merged, the base expert is carried",
+    "dynamic": "weights are merged, the base expert is propagated",
 }
 ARGUMENTS = "Args:"
 
