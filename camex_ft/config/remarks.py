@@ -67,8 +67,8 @@ def changes(merging: MergingConfig, routing: RoutingConfig, upcycle: UpcycleConf
     if protocol.form == "dynamic" and merging.alpha != 1:
         reasons.append(
             f"merging.alpha: {protocol.name} propagates the base expert from other layers, and "
-            f"E_m + alpha * (E_i - E_m) is E_i at alpha = 1 alone; with {merging.alpha:g} every layer but the first is mixed with another "
-            f"layer's weights, {START}"
+            f"E_m + alpha * (E_i - E_m) is E_i at alpha = 1 alone; with {merging.alpha:g} every layer but "
+            f"the first is mixed with another layer's weights, {START}"
         )
     scaled = protocol.form != "weights" or not protocol.base
     if routing.normalise == "before" and merging.k < merging.experts and scaled:
