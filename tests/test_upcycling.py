@@ -133,7 +133,9 @@ def test_sections_may_be_mappings_or_configurations() -> None:
     (layer,) = expert_layers(one).values()
     found = layer.settings
     assert (found.experts, found.top_k, found.balance, found.noise) == (4, 2, 0.5, False)
-    assert found.grouping.granularity == "token" and found.rule.weigh.keywords == {"density": 0.5}
+    assert found.grouping.granularity == "token" and found.rule.multiplier.function.keywords == {
+        "density": 0.5
+    }
 
 
 @pytest.mark.parametrize(

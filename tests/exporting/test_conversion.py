@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -34,9 +35,10 @@ def foldable(protocol: str) -> bool:
     if entry.form in ("dense", "outputs") or not entry.base:
         return False
     tau = torch.tensor([[1.0, -2.0], [3.0, 5.0]])
-    keep = entry.keep(training=False, seed=0, device=tau.device)
-    statistic = {"statistic": tau.square()} if entry.statistic else {}
-    multiplier = None if keep is None else keep.weigh(tau, **statistic)
+    function = entry.multiplier
+    if function is not None and entry.statistic:
+        function = replace(function, statistic=tau.square())
+    multiplier = None if function is None else function(tau)
     return entry.curvature or (multiplier is not None and not bool((multiplier == 1).all()))
 
 
