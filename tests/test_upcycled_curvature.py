@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from camex_ft.moe.curvature import KINDS, Curvature
-from camex_ft.training.monitor import curvature_statistics
+from camex_ft.training.callbacks.monitoring import curvature_statistics
 from camex_ft.upcycling import load, routing_context, upcycle
 from tests.helpers.invariant_cases import Case, dense, shake, upcycled
 from tests.helpers.tiny import PAD, VOCABULARY, inputs_of

@@ -26,7 +26,7 @@ from transformers import PreTrainedModel
 
 from camex_ft.moe.context import LayerRouting
 from camex_ft.results.record import Record
-from camex_ft.training.monitor import scaled_to_one
+from camex_ft.training.callbacks.monitoring import scaled_to_one
 from camex_ft.training.trainer import CamexTrainer
 from camex_ft.upcycling import cached
 from camex_ft.utils.errors import UserError

@@ -29,7 +29,7 @@ from camex_ft.run.pipeline import MODEL, PREDICTIONS
 from camex_ft.run.steps import load_splits, make_trainer, quieten
 from camex_ft.tasks.base import Prepared, Task
 from camex_ft.tasks.lm import begin_tokens
-from camex_ft.training.history import only_metrics
+from camex_ft.training.callbacks.reporting import only_metrics
 from camex_ft.training.trainer import CamexTrainer
 from camex_ft.utils.errors import UserError
 from camex_ft.utils.folders import writing

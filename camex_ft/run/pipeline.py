@@ -34,9 +34,9 @@ from camex_ft.run.steps import (
 )
 from camex_ft.tasks.base import Prepared, Task
 from camex_ft.training.arguments import training_arguments
+from camex_ft.training.callbacks.reporting import logging_to
 from camex_ft.training.checkpoint_folder import choose, ended, state_of
 from camex_ft.training.cost import describe
-from camex_ft.training.tracking import logging_to
 from camex_ft.training.trainer import CamexTrainer
 from camex_ft.utils.durable import whole_folder
 from camex_ft.utils.errors import UserError

@@ -16,10 +16,10 @@ from camex_ft.results import Record, command_line, environment, strip_paths
 from camex_ft.results.record import Cost, Data, LayerCurvature, Metrics, Model, RoutingStatistics, Run, pack
 from camex_ft.run.steps import RunInputs, trained_tokenizer
 from camex_ft.tasks.base import Prepared
-from camex_ft.training.cost import Speed, devices, peak_memory_mb, rows_read
+from camex_ft.training.callbacks.monitoring import Speed, curvature_statistics
+from camex_ft.training.callbacks.reporting import best_and_last, epochs, only_metrics
+from camex_ft.training.cost import devices, peak_memory_mb, rows_read
 from camex_ft.training.distributed import largest
-from camex_ft.training.history import best_and_last, epochs, only_metrics
-from camex_ft.training.monitor import curvature_statistics
 from camex_ft.training.trainer import CamexTrainer
 
 

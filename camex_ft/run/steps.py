@@ -25,9 +25,8 @@ from camex_ft.results.experiment import find_folder, may_be_of
 from camex_ft.tasks.base import Prepared, Task
 from camex_ft.tasks.lm import stream_line
 from camex_ft.training.arguments import training_arguments
+from camex_ft.training.callbacks.reporting import HistoryCallback, trackers
 from camex_ft.training.checkpoint_folder import identity
-from camex_ft.training.history import HistoryCallback
-from camex_ft.training.tracking import trackers
 from camex_ft.training.trainer import CamexTrainer
 
 
@@ -158,7 +157,7 @@ def make_trainer(
         router_learning_rate=settled.training.router_learning_rate,
         curvature_learning_rate=settled.training.curvature_learning_rate,
     )
-    trainer.before_saving = folder.sync_history
+    trainer.checkpoints.before_rename = folder.sync_history
     trainer.add_callback(
         HistoryCallback(folder.append_history, lambda: trainer.monitor.loads, folder.rewind_history)
     )

@@ -35,9 +35,11 @@ def training_arguments(
     Raises:
         UserError: the arguments contradict each other, or ask for what this machine has not.
     """
-    given = training.arguments()
+    fields = training.arguments()
     checkpointing = (
-        given.get("activation_checkpointing_kwargs") or given.pop("gradient_checkpointing_kwargs", None) or {}
+        fields.get("activation_checkpointing_kwargs")
+        or fields.pop("gradient_checkpointing_kwargs", None)
+        or {}
     )
     if checkpointing.get("use_reentrant"):
         raise UserError(
@@ -51,73 +53,73 @@ def training_arguments(
         "data_seed": training.seed,  # else each process would order the rows by a seed of its own
     }
     if best is None:
-        given["load_best_model_at_end"] = False
+        fields["load_best_model_at_end"] = False
     else:
         defaults |= {"metric_for_best_model": best, "greater_is_better": greater_is_better}
-        if given.get("lr_scheduler_type") in FOLLOWING:  # by default they take less of a metric for better
+        if fields.get("lr_scheduler_type") in FOLLOWING:  # by default they take less of a metric for better
             mode = {"mode": "max" if greater_is_better else "min"}
-            given["lr_scheduler_kwargs"] = {**mode, **(given.get("lr_scheduler_kwargs") or {})}
-    given["activation_checkpointing_kwargs"] = {"use_reentrant": False, **checkpointing}
+            fields["lr_scheduler_kwargs"] = {**mode, **(fields.get("lr_scheduler_kwargs") or {})}
+    fields["activation_checkpointing_kwargs"] = {"use_reentrant": False, **checkpointing}
     processes = int(os.environ.get("WORLD_SIZE", 1))  # as launchers set it
-    given["per_device_train_batch_size"] = training.rows_a_device(processes)
+    fields["per_device_train_batch_size"] = training.rows_a_device(processes)
     if processes == 1:
-        given.pop("ddp_backend", None)  # there is nothing to connect
-    if given.get("tf32") and not is_torch_tf32_available():
+        fields.pop("ddp_backend", None)  # there is nothing to connect
+    if fields.get("tf32") and not is_torch_tf32_available():
         raise UserError(
             "training.tf32: no GPU here has it; those of NVIDIA's Ampere generation and later do: expected false"
         )
     try:
-        made = TrainingArguments(output_dir=str(output), **{**defaults, **given})
+        arguments = TrainingArguments(output_dir=str(output), **{**defaults, **fields})
     except (ValueError, ImportError, TypeError) as error:
         raise UserError(f"training: {error}") from error
-    _check(made)
-    return made
+    _check(arguments)
+    return arguments
 
 
-def _check(made: TrainingArguments) -> None:
+def _check(arguments: TrainingArguments) -> None:
     """Raise `UserError` for what would fail only when training begins, or hang in the middle of it."""
-    if made.fp16 and made.device.type == "cpu":
+    if arguments.fp16 and arguments.device.type == "cpu":
         raise UserError("training.fp16: needs a GPU: expected bf16: true with use_cpu: true, or neither")
-    if made.push_to_hub:
+    if arguments.push_to_hub:
         raise UserError(
             "training.push_to_hub: a run keeps what it makes here; expected false, and `camex-ft push` once it is done"
         )
-    if made.bf16 and made.fp16_full_eval:
+    if arguments.bf16 and arguments.fp16_full_eval:
         raise UserError(
             "training.fp16_full_eval: with bf16 evaluations are in bfloat16 already: expected bf16_full_eval: true, or "
             "neither"
         )
-    if made.fp16 and made.bf16_full_eval:
+    if arguments.fp16 and arguments.bf16_full_eval:
         raise UserError(
             "training.bf16_full_eval: with fp16 evaluations are in float16 already: expected fp16_full_eval: true, or "
             "neither"
         )
-    if made.use_liger_kernel and not is_liger_kernel_available():
+    if arguments.use_liger_kernel and not is_liger_kernel_available():
         raise UserError(
             "training.use_liger_kernel: needs the package liger-kernel: expected false, or `pip install liger-kernel`"
         )
-    if made.torch_compile:
-        _check_compiler(made)
-    if made.fsdp and made.parallel_mode != ParallelMode.DISTRIBUTED:
+    if arguments.torch_compile:
+        _check_compiler(arguments)
+    if arguments.fsdp and arguments.parallel_mode != ParallelMode.DISTRIBUTED:
         raise UserError(
             "training.fsdp: one process has nothing to share: expected `camex-ft run ... --gpus N --engine fsdp`, or "
             "no fsdp"
         )
-    if made.auto_find_batch_size and made.world_size > 1:
+    if arguments.auto_find_batch_size and arguments.world_size > 1:
         raise UserError(
             "training.auto_find_batch_size: one of several processes runs out of memory by itself, and the others "
             "would wait for it: expected false, with a per_device_train_batch_size that `camex-ft plan` finds to fit"
         )
-    _check_optimizer(made)
-    _check_schedule(made)
+    _check_optimizer(arguments)
+    _check_schedule(arguments)
 
 
-def _check_compiler(made: TrainingArguments) -> None:
+def _check_compiler(arguments: TrainingArguments) -> None:
     """Raise `UserError` for a backend or a mode that `torch.compile` does not know."""
     backends = [each.value.lower() for each in DynamoBackend if each != DynamoBackend.NO]
     for key, word, known in (
-        ("torch_compile_backend", made.torch_compile_backend, backends),
-        ("torch_compile_mode", made.torch_compile_mode, COMPILING),
+        ("torch_compile_backend", arguments.torch_compile_backend, backends),
+        ("torch_compile_mode", arguments.torch_compile_mode, COMPILING),
     ):
         if word is not None and word.lower() not in known:
             raise UserError(
@@ -125,39 +127,41 @@ def _check_compiler(made: TrainingArguments) -> None:
             )
 
 
-def _check_optimizer(made: TrainingArguments) -> None:
+def _check_optimizer(arguments: TrainingArguments) -> None:
     """Raise `UserError` for an optimizer that cannot be had here, or does not take its arguments."""
-    name = OptimizerNames(made.optim).value
-    if made.optim_args and not all("=" in part for part in made.optim_args.replace(" ", "").split(",")):
+    name = OptimizerNames(arguments.optim).value
+    if arguments.optim_args and not all(
+        "=" in part for part in arguments.optim_args.replace(" ", "").split(",")
+    ):
         raise UserError(
-            f"training.optim_args: got '{made.optim_args}', expected names with values: name=value, name=value"
+            f"training.optim_args: got '{arguments.optim_args}', expected names with values: name=value, name=value"
         )
     try:
-        kind, options = Trainer.get_optimizer_cls_and_kwargs(made)
+        kind, options = Trainer.get_optimizer_cls_and_kwargs(arguments)
     except Exception as error:  # a package that is not there, or does not work here
         if isinstance(error, ValueError) and name.startswith(ASK_FOR_MODEL):
             return
         raise UserError(f"training.optim: {name} cannot be had here: {error}") from error
     try:
-        kind([torch.nn.Parameter(torch.zeros(1, device=made.device))], **options)
+        kind([torch.nn.Parameter(torch.zeros(1, device=arguments.device))], **options)
     except Exception as error:
         raise UserError(f"training.optim: {name} cannot be used: {error}") from error
 
 
-def _check_schedule(made: TrainingArguments) -> None:
+def _check_schedule(arguments: TrainingArguments) -> None:
     """Raise `UserError` for a schedule that does not take its options."""
-    steps = made.max_steps if made.max_steps > 0 else 100
-    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=made.learning_rate)
+    steps = arguments.max_steps if arguments.max_steps > 0 else 100
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=arguments.learning_rate)
     try:
         get_scheduler(
-            made.lr_scheduler_type,
+            arguments.lr_scheduler_type,
             optimizer,
-            num_warmup_steps=made.get_warmup_steps(steps),
+            num_warmup_steps=arguments.get_warmup_steps(steps),
             num_training_steps=steps,
-            scheduler_specific_kwargs=cast("dict[str, Any] | None", made.lr_scheduler_kwargs),
+            scheduler_specific_kwargs=cast("dict[str, Any] | None", arguments.lr_scheduler_kwargs),
         )
     except (ValueError, TypeError) as error:
         raise UserError(
-            f"training.lr_scheduler_kwargs: {SchedulerType(made.lr_scheduler_type).value} cannot be made of them: "
+            f"training.lr_scheduler_kwargs: {SchedulerType(arguments.lr_scheduler_type).value} cannot be made of them: "
             f"{error}"
         ) from error

@@ -102,16 +102,6 @@ def ended(state: TrainerState) -> bool:
     return state.global_step >= state.max_steps or bool(control.get("args", {}).get("should_training_stop"))
 
 
-def random_file(process: int) -> str:
-    """Return the name of the file with the random state of a process."""
-    return RANDOM.format(process)
-
-
-def training_file(process: int) -> str:
-    """Return the name of the file with the running sums of a process."""
-    return TRAINING.format(process)
-
-
 def of_deepspeed(checkpoint: Path) -> bool:
     """Return whether DeepSpeed wrote a checkpoint, which only the same number of processes can load."""
     return (checkpoint / DEEPSPEED).is_file()
@@ -172,13 +162,13 @@ def is_extra(checkpoint: Path) -> bool:
 
 def versions() -> dict[str, str]:
     """Return the versions of the packages that write a checkpoint."""
-    found = {}
+    installed = {}
     for name in PACKAGES:
         try:
-            found[name] = version(name)
+            installed[name] = version(name)
         except PackageNotFoundError:  # run from its sources
-            found[name] = "unknown"
-    return found
+            installed[name] = "unknown"
+    return installed
 
 
 def digest(path: Path) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import resource
 import sys
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -17,13 +16,6 @@ from camex_ft.moe.layers.low_rank_expert_linear import LowRankLinear
 from camex_ft.upcycling import expert_layers
 
 STEMS = {"expert": "experts", "base": "base"}  # how names of parameters begin
-
-
-class Speed(NamedTuple):
-    """Training's rows and tokens (of inputs, without padding) a second, evaluations left out."""
-
-    samples: float
-    tokens: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,14 +54,14 @@ def count_parameters(model: nn.Module) -> Parameters:
         for name, parameter in layer.named_parameters():
             if (kind := _kind(name)) is not None:
                 kinds[kind][id(parameter)] = parameter.numel()
-    found = {kind: sum(members.values()) for kind, members in kinds.items()}
-    mergeable = found["experts"] + found["base"] + found["curvature"]
+    sizes_of = {kind: sum(members.values()) for kind, members in kinds.items()}
+    mergeable = sizes_of["experts"] + sizes_of["base"] + sizes_of["curvature"]
     return Parameters(
         total=sum(sizes.values()),
         trainable=sum(p.numel() for p in model.parameters() if p.requires_grad),
         active=sum(sizes.values()) - mergeable + met,
         statistics=statistics,
-        **found,
+        **sizes_of,
     )
 
 
@@ -121,7 +113,7 @@ def _met(layer: ExpertFFN) -> int:
 
 def _statistics(layer: ExpertFFN) -> int:
     whole = (m for m in layer.linears.values() if isinstance(m, ExpertLinear))
-    return sum(kept.numel() for m in whole for kept in (m.statistic, m.bias_statistic) if kept is not None)
+    return sum(s.numel() for m in whole for s in (m.statistic, m.bias_statistic) if s is not None)
 
 
 def rows_read(epochs: float, rows: int, batch: int, *, drop_last: bool = False) -> int:

@@ -15,9 +15,9 @@ from transformers import TrainerCallback
 from camex_ft.config import TrainingConfig
 from camex_ft.results import RunFolder
 from camex_ft.training.arguments import training_arguments
-from camex_ft.training.batch_size import ran_out
+from camex_ft.training.batches import out_of_memory
+from camex_ft.training.callbacks.reporting import HistoryCallback
 from camex_ft.training.checkpoint_folder import checkpoints, state_of
-from camex_ft.training.history import HistoryCallback
 from camex_ft.training.trainer import CamexTrainer
 from camex_ft.upcycling import expert_layers
 from camex_ft.utils.errors import UserError
@@ -126,7 +126,7 @@ def test_it_is_the_run_that_had_started_with_that_size(
         for one in (kept, plain)
     ]
     assert without_times[0] == without_times[1]
-    assert int(found.tokens) == int(expected.tokens)
+    assert int(found.progress.tokens) == int(expected.progress.tokens)
     assert found.monitor.loads == expected.monitor.loads
     names = [path.name for path in checkpoints(tmp_path / "found")]
     assert names == [path.name for path in checkpoints(tmp_path / "expected")]
@@ -216,8 +216,8 @@ def test_an_evaluation_without_room_is_told_and_changes_nothing(tmp_path: Path) 
 
 
 def test_other_errors_and_other_runs_are_left_alone(tmp_path: Path) -> None:
-    assert not ran_out(RuntimeError("shapes do not fit")) and not ran_out(KeyboardInterrupt())
-    assert ran_out(MemoryError()) and all(ran_out(made()) for made in NO_ROOM.values())
+    assert not out_of_memory(RuntimeError("shapes do not fit")) and not out_of_memory(KeyboardInterrupt())
+    assert out_of_memory(MemoryError()) and all(out_of_memory(made()) for made in NO_ROOM.values())
     Memory(found := small(tmp_path), 2)
     with pytest.raises(torch.OutOfMemoryError):
         found.train()

@@ -46,7 +46,7 @@ def test_rows_are_those_that_were_trained_on(
     settings: dict[str, Any], count: int, largest: int | None, tmp_path: Path
 ) -> None:
     run, metrics = trained(tmp_path, **settings)
-    assert run.rows == count
+    assert run.progress.rows == count
     assert largest is None or run.rows_a_step() == largest
     found = run.speed(metrics)
     assert found is not None
@@ -58,7 +58,9 @@ def test_rows_are_those_that_were_trained_on(
 
 def test_tokens_are_those_of_these_rows(tmp_path: Path) -> None:
     run, _ = trained(tmp_path, gradient_accumulation_steps=50)
-    assert int(run.tokens) == int(np.sum([np.sum(mask) for mask in rows(UNEVEN, 1)["attention_mask"]]))
+    assert int(run.progress.tokens) == int(
+        np.sum([np.sum(mask) for mask in rows(UNEVEN, 1)["attention_mask"]])
+    )
 
 
 class Stop(TrainerCallback):
@@ -72,16 +74,16 @@ def test_a_run_that_goes_on_counts_its_own_part_and_knows_the_largest_step(tmp_p
     settings = {**BRIEF, "max_steps": 5, "save_strategy": "steps", "save_steps": 3}
     first = trainer(tmp_path, train_rows=UNEVEN, callbacks=[Stop()], **settings)
     first.train()
-    assert first.rows == 3 * BATCH
+    assert first.progress.rows == 3 * BATCH
     run = trainer(tmp_path, train_rows=UNEVEN, **settings)
     run.train(resume_from_checkpoint=True)
     assert run.state.global_step == 5
-    assert run.rows == UNEVEN - 3 * BATCH and run.rows_a_step() == BATCH
+    assert run.progress.rows == UNEVEN - 3 * BATCH and run.rows_a_step() == BATCH
 
 
 def test_each_training_of_a_trainer_is_counted_by_itself(tmp_path: Path) -> None:
     run, _ = trained(tmp_path)
     run.evaluate()
-    assert run.evaluating > 0
+    assert run.progress.evaluating > 0
     run.train()
-    assert run.rows == UNEVEN and run.evaluating == 0
+    assert run.progress.rows == UNEVEN and run.progress.evaluating == 0

@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from accelerate import Accelerator
 from safetensors.torch import load_file
 
 from camex_ft.config import TrainingConfig
 from camex_ft.training.arguments import training_arguments
 from camex_ft.training.checkpoint_folder import fault, processes, rows_at_once, write_manifest
+from camex_ft.training.distributed import check_precision
 from camex_ft.upcycling import trained_state
 from camex_ft.utils.errors import UserError
 from tests.helpers.lora_models import lora
@@ -72,19 +72,16 @@ def test_the_arguments_have_a_devices_rows(tmp_path: Path) -> None:
     assert training_arguments(given, output=tmp_path, best=None).per_device_train_batch_size == 4
 
 
-def test_deepspeed_in_half_precision_is_refused_where_domain_vectors_would_be_lost(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    made = trainer(tmp_path, max_steps=2)
-    monkeypatch.setattr(Accelerator, "mixed_precision", property(lambda self: "bf16"))
+def test_deepspeed_in_half_precision_is_refused_where_domain_vectors_would_be_lost() -> None:
     refused: dict[str, Any] = {"ties-ca": True, "smear": False, "smoe": False}
     for protocol, expected in refused.items():
         if expected:
             with pytest.raises(UserError, match=r"training.bf16: DeepSpeed .* --engine ddp or fsdp"):
-                made._check_precision(model(protocol))
+                check_precision(model(protocol), "bf16")
         else:
-            made._check_precision(model(protocol))
-    made._check_precision(lora("bert"))
+            check_precision(model(protocol), "bf16")
+        check_precision(model(protocol), "no")
+    check_precision(lora("bert"), "bf16")
 
 
 def test_checkpoints_of_low_rank_experts_hold_what_is_trained_and_can_be_gone_on_from(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from camex_ft.training.history import only_metrics
+from camex_ft.training.callbacks.reporting import only_metrics
 from tests.helpers.task_runs import KINDS, VALIDATION, made, trainer
 from tests.helpers.training_runs import same, weights
 from tests.helpers.training_runs import trainer as small_trainer

@@ -20,7 +20,7 @@ from camex_ft.config import ConfigErrors, TrainingConfig, config_hash
 from camex_ft.config.identity import WITHOUT_EFFECT
 from camex_ft.config.training_arguments import OWNED, default, fields
 from camex_ft.training.arguments import training_arguments
-from camex_ft.training.history import only_metrics
+from camex_ft.training.callbacks.reporting import only_metrics
 from camex_ft.utils.errors import UserError
 from tests.helpers.task_runs import KINDS, configuration, trainer
 from tests.helpers.training_runs import same, weights

@@ -8,7 +8,13 @@ from typing import Any
 import pytest
 from transformers import TrainerControl, TrainerState
 
-from camex_ft.training.history import HistoryCallback, Outcome, best_and_last, epochs, only_metrics
+from camex_ft.training.callbacks.reporting import (
+    HistoryCallback,
+    Outcome,
+    best_and_last,
+    epochs,
+    only_metrics,
+)
 
 LOG: list[dict[str, Any]] = [
     {"loss": 0.7, "learning_rate": 1e-3, "epoch": 0.5, "step": 2},

@@ -11,7 +11,7 @@ from datasets import Dataset
 from torch import Tensor
 from transformers import TrainerCallback, TrainingArguments
 
-from camex_ft.training.cost import Speed
+from camex_ft.training.callbacks.monitoring import Speed
 from camex_ft.training.trainer import CamexTrainer
 from camex_ft.upcycling import upcycle
 from tests.helpers.invariant_cases import dense
@@ -148,12 +148,12 @@ def test_tokens_a_second_are_those_of_this_process_without_padding(tmp_path: Pat
     made = trainer("gpt2", tmp_path, padded, **settings)
     made.add_callback(Stop())
     made.train()
-    assert int(made.tokens) == 2 * 4 * (LENGTH - 2)
+    assert int(made.progress.tokens) == 2 * 4 * (LENGTH - 2)
     again = trainer("gpt2", tmp_path, padded, **settings)
     metrics = again.train(resume_from_checkpoint=True).metrics
     assert again.state.global_step == 4
-    assert int(again.tokens) == 2 * 4 * (LENGTH - 2)
-    again.evaluating = 0.25 * metrics["train_runtime"]
+    assert int(again.progress.tokens) == 2 * 4 * (LENGTH - 2)
+    again.progress.evaluating = 0.25 * metrics["train_runtime"]
     training = 0.75 * metrics["train_runtime"]
     found = again.speed(metrics)
     assert found is not None
@@ -164,7 +164,7 @@ def test_tokens_a_second_are_those_of_this_process_without_padding(tmp_path: Pat
 def test_there_is_no_speed_where_nothing_was_trained(tmp_path: Path) -> None:
     made = trainer("gpt2", tmp_path, rows(twice=False, uneven=False))
     assert made.speed({"train_runtime": 2.0, "train_samples_per_second": 8.0}) is None
-    made.rows = 16
+    made.progress.rows = 16
     assert made.speed({"train_runtime": 0.0}) is None
     assert made.speed({"train_runtime": 2.0}) == Speed(8.0, 0.0)
 
@@ -180,4 +180,4 @@ def test_evaluations_in_training_are_timed_once(tmp_path: Path) -> None:
         if k.endswith("_runtime") and "eval" in k
     ]
     assert len(spent) == 4
-    assert sum(spent) <= made.evaluating <= sum(spent) * 1.5 + 0.5
+    assert sum(spent) <= made.progress.evaluating <= sum(spent) * 1.5 + 0.5

@@ -9,8 +9,7 @@ import torch
 
 from camex_ft.moe.context import LayerRouting
 from camex_ft.moe.curvature import KINDS, condition_number, distance_from_identity
-from camex_ft.training.health import LossGuard
-from camex_ft.training.monitor import RoutingMonitor, curvature_statistics
+from camex_ft.training.callbacks.monitoring import LossGuard, RoutingMonitor, curvature_statistics
 from camex_ft.upcycling import expert_layers, upcycle
 from camex_ft.utils.errors import UserError
 from tests.helpers.training_runs import model

@@ -16,13 +16,13 @@ from transformers import EarlyStoppingCallback
 
 from camex_ft.training.checkpoint_folder import (
     OPTIMIZER,
+    RANDOM,
     SCHEDULE,
     STATE,
+    TRAINING,
     choose,
     ended,
-    random_file,
     state_of,
-    training_file,
     write_manifest,
 )
 from camex_ft.training.state_files import load_state, save_state
@@ -38,7 +38,7 @@ SETTINGS: dict[str, Any] = {
     "max_steps": 6,
     "logging_steps": 3.0,
 }
-FILES = (STATE, OPTIMIZER, SCHEDULE, random_file(0), training_file(0))
+FILES = (STATE, OPTIMIZER, SCHEDULE, RANDOM.format(0), TRAINING.format(0))
 ODD: list[Any] = [
     *(None, True, "ten", "", [], {}, [1], {"a": 1}, -1, 0, 1.5, 10**6, 10**30, -(10**30), 2**63),
     *(float("nan"), float("inf"), -float("inf"), "\ud800", "a\0b", "../..", [[[]]], {"": None}),
@@ -177,11 +177,11 @@ CASES: dict[str, tuple[str, Place, Any, str]] = {
     "an unknown schedule": (SCHEDULE, (), {"speed": 3}, "it is of another schedule: ['speed']"),
     "a schedule's method": (SCHEDULE, ("step",), 3, "it is of another schedule"),
     "a schedule in words": (SCHEDULE, ("last_epoch",), "x", "it.last_epoch is 'x', expected a number"),
-    "a generator of another kind": (random_file(0), ("python",), 3, "does not fit this run (TypeError"),
-    "sums without a loss": (training_file(0), ("loss",), GONE, "it has no loss"),
-    "routing of another layer": (training_file(0), ("routing",), {"x": 1}, "expected tensors by layer"),
+    "a generator of another kind": (RANDOM.format(0), ("python",), 3, "does not fit this run (TypeError"),
+    "sums without a loss": (TRAINING.format(0), ("loss",), GONE, "it has no loss"),
+    "routing of another layer": (TRAINING.format(0), ("routing",), {"x": 1}, "expected tensors by layer"),
     "a log line of a later step": (
-        training_file(0),
+        TRAINING.format(0),
         ("last_logged",),
         10**6,
         "last_logged is 1000000, at step 4",

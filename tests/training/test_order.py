@@ -7,7 +7,7 @@ from accelerate.data_loader import prepare_data_loader, skip_first_batches
 from torch.utils.data import DataLoader
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
-from camex_ft.training.order import EpochSampler, set_epoch
+from camex_ft.training.batches import EpochSampler, set_epoch
 
 ROWS, BATCH, SKIPPED = 16, 2, 2
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from camex_ft.training.history import only_metrics
+from camex_ft.training.callbacks.reporting import only_metrics
 from camex_ft.training.trainer import CamexTrainer
 from tests.helpers.task_runs import trainer
 

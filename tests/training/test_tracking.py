@@ -10,7 +10,7 @@ import pytest
 
 from camex_ft.results import RunFolder
 from camex_ft.run import inference, pipeline
-from camex_ft.training.tracking import VARIABLES, logging_to
+from camex_ft.training.callbacks.reporting import VARIABLES, logging_to
 from tests.helpers.task_runs import configuration
 
 OFFLINE = {
