@@ -40,7 +40,7 @@ from camex_ft.training.callbacks.monitoring import (
     by_sequence,
 )
 from camex_ft.training.checkpointing import CheckpointManager
-from camex_ft.training.distributed import prepare_model, shard_on_cpu, tied, total
+from camex_ft.training.distributed import count_over_processes, prepare_model, shard_on_cpu, tied, total
 from camex_ft.training.evaluation import (
     MeanLoss,
     Outputs,
@@ -266,8 +266,8 @@ class CamexTrainer(Trainer):
         the loss is the mean over all steps, also those before training was resumed.
         """
         if logs.get("train_runtime"):
-            speed = self.progress.speed(logs["train_runtime"] + self.progress.evaluating)
-            logs["train_samples_per_second"] = round(speed.samples, 3) if speed else 0.0
+            rows = count_over_processes(self.progress.rows)
+            logs["train_samples_per_second"] = round(rows / logs["train_runtime"], 3)
         if "train_loss" in logs:
             logs["train_loss"] = self._total_loss_scalar / max(self.state.global_step, 1)
         if "loss" in logs:

@@ -218,8 +218,8 @@ def test_rows_share_a_merged_expert_where_they_share_a_prompt(same):
     decoding = Decoding(upcycled(dense_model(settings), settings), settings)
     with cached(decoding.model):
         decoding()
-    kept = [layer.kept for layer in decoding.cache.routing.layers.values()]
-    assert [len(each.keys) for each in kept] == [1 if same else 4] * 2
+    merged = [layer.merged for layer in decoding.cache.layers[-1].state.layers.values()]
+    assert [len(experts.keys) for experts in merged] == [1 if same else 4] * 2
 
 
 def test_every_repeat_begins_at_the_end_of_the_prompt():

@@ -173,7 +173,7 @@ def test_an_engines_file_is_no_configuration_of_ours(name: str):
 
 
 def test_launching_imports_no_torch():
-    code = "import camex_ft.launching.processes, sys; print('torch' in sys.modules)"
+    code = "import camex_ft_cli, camex_ft.launching.processes, sys; print('torch' in sys.modules)"
     import sys
 
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
