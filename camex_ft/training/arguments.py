@@ -18,7 +18,7 @@ from camex_ft.utils.errors import UserError, nearest
 
 COMPILING = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
 FOLLOWING = ("reduce_lr_on_plateau", "greedy")  # schedules that follow the metric of the evaluations
-ASK_FOR_MODEL = ("galore", "apollo", "lomo", "adalomo")  # optimizers that are checked once it is there
+NEED_MODEL = ("galore", "apollo", "lomo", "adalomo")  # optimizers that are checked when there is a model
 
 
 def training_arguments(
@@ -33,12 +33,12 @@ def training_arguments(
         greater_is_better: whether more of that metric is better.
 
     Raises:
-        UserError: the arguments contradict each other, or ask for what this machine has not.
+        UserError: the arguments contradict each other, or this machine cannot serve them.
     """
-    fields = training.arguments()
+    options = training.arguments()
     checkpointing = (
-        fields.get("activation_checkpointing_kwargs")
-        or fields.pop("gradient_checkpointing_kwargs", None)
+        options.get("activation_checkpointing_kwargs")
+        or options.pop("gradient_checkpointing_kwargs", None)
         or {}
     )
     if checkpointing.get("use_reentrant"):
@@ -53,23 +53,23 @@ def training_arguments(
         "data_seed": training.seed,  # else each process would order the rows by a seed of its own
     }
     if best is None:
-        fields["load_best_model_at_end"] = False
+        options["load_best_model_at_end"] = False
     else:
         defaults |= {"metric_for_best_model": best, "greater_is_better": greater_is_better}
-        if fields.get("lr_scheduler_type") in FOLLOWING:  # by default they take less of a metric for better
+        if options.get("lr_scheduler_type") in FOLLOWING:  # by default they take less of a metric for better
             mode = {"mode": "max" if greater_is_better else "min"}
-            fields["lr_scheduler_kwargs"] = {**mode, **(fields.get("lr_scheduler_kwargs") or {})}
-    fields["activation_checkpointing_kwargs"] = {"use_reentrant": False, **checkpointing}
+            options["lr_scheduler_kwargs"] = {**mode, **(options.get("lr_scheduler_kwargs") or {})}
+    options["activation_checkpointing_kwargs"] = {"use_reentrant": False, **checkpointing}
     processes = int(os.environ.get("WORLD_SIZE", 1))  # as launchers set it
-    fields["per_device_train_batch_size"] = training.rows_a_device(processes)
+    options["per_device_train_batch_size"] = training.rows_a_device(processes)
     if processes == 1:
-        fields.pop("ddp_backend", None)  # there is nothing to connect
-    if fields.get("tf32") and not is_torch_tf32_available():
+        options.pop("ddp_backend", None)  # there is nothing to connect
+    if options.get("tf32") and not is_torch_tf32_available():
         raise UserError(
-            "training.tf32: no GPU here has it; those of NVIDIA's Ampere generation and later do: expected false"
+            "training.tf32: needs a GPU of NVIDIA's Ampere generation or later, and there is none here: expected false"
         )
     try:
-        arguments = TrainingArguments(output_dir=str(output), **{**defaults, **fields})
+        arguments = TrainingArguments(output_dir=str(output), **{**defaults, **options})
     except (ValueError, ImportError, TypeError) as error:
         raise UserError(f"training: {error}") from error
     _check(arguments)
@@ -82,7 +82,8 @@ def _check(arguments: TrainingArguments) -> None:
         raise UserError("training.fp16: needs a GPU: expected bf16: true with use_cpu: true, or neither")
     if arguments.push_to_hub:
         raise UserError(
-            "training.push_to_hub: a run keeps what it makes here; expected false, and `camex-ft push` once it is done"
+            "training.push_to_hub: a run writes to its own folder alone; expected false, and `camex-ft push` after the "
+            "run"
         )
     if arguments.bf16 and arguments.fp16_full_eval:
         raise UserError(
@@ -102,8 +103,8 @@ def _check(arguments: TrainingArguments) -> None:
         _check_compiler(arguments)
     if arguments.fsdp and arguments.parallel_mode != ParallelMode.DISTRIBUTED:
         raise UserError(
-            "training.fsdp: one process has nothing to share: expected `camex-ft run ... --gpus N --engine fsdp`, or "
-            "no fsdp"
+            "training.fsdp: needs several processes to shard over: expected `camex-ft run ... --gpus N --engine fsdp`, "
+            "or no fsdp"
         )
     if arguments.auto_find_batch_size and arguments.world_size > 1:
         raise UserError(
@@ -128,7 +129,7 @@ def _check_compiler(arguments: TrainingArguments) -> None:
 
 
 def _check_optimizer(arguments: TrainingArguments) -> None:
-    """Raise `UserError` for an optimizer that cannot be had here, or does not take its arguments."""
+    """Raise `UserError` for an optimizer that is not available here, or does not take its arguments."""
     name = OptimizerNames(arguments.optim).value
     if arguments.optim_args and not all(
         "=" in part for part in arguments.optim_args.replace(" ", "").split(",")
@@ -137,13 +138,13 @@ def _check_optimizer(arguments: TrainingArguments) -> None:
             f"training.optim_args: got '{arguments.optim_args}', expected names with values: name=value, name=value"
         )
     try:
-        kind, options = Trainer.get_optimizer_cls_and_kwargs(arguments)
-    except Exception as error:  # a package that is not there, or does not work here
-        if isinstance(error, ValueError) and name.startswith(ASK_FOR_MODEL):
+        kind, keywords = Trainer.get_optimizer_cls_and_kwargs(arguments)
+    except Exception as error:  # a package that is missing or does not work here
+        if isinstance(error, ValueError) and name.startswith(NEED_MODEL):
             return
-        raise UserError(f"training.optim: {name} cannot be had here: {error}") from error
+        raise UserError(f"training.optim: {name} is not available here: {error}") from error
     try:
-        kind([torch.nn.Parameter(torch.zeros(1, device=arguments.device))], **options)
+        kind([torch.nn.Parameter(torch.zeros(1, device=arguments.device))], **keywords)
     except Exception as error:
         raise UserError(f"training.optim: {name} cannot be used: {error}") from error
 
@@ -162,6 +163,6 @@ def _check_schedule(arguments: TrainingArguments) -> None:
         )
     except (ValueError, TypeError) as error:
         raise UserError(
-            f"training.lr_scheduler_kwargs: {SchedulerType(arguments.lr_scheduler_type).value} cannot be made of them: "
+            f"training.lr_scheduler_kwargs: {SchedulerType(arguments.lr_scheduler_type).value} does not take them: "
             f"{error}"
         ) from error
