@@ -3,7 +3,7 @@
 Dense: one model of the original architecture. Each layer's experts are merged once, with the mean routing weights s_bar
 of a calibration split:
 
-    E_hat = E_m + alpha * sum_i s_bar_i keep_i M_i tau_i         with a base expert, static or propagated
+    E_hat = E_m + alpha * sum_i s_bar_i multiplier_i M_i tau_i   with a base expert, static or propagated
     E_hat = sum_i s_bar_i E_i                                    smear, and smoe as a mean expert
 
 The layer then treats all inputs alike. For `smoe` more is lost: with the non-linearity in between, a mean of experts is
@@ -11,8 +11,8 @@ not a mean of their outputs.
 
 Folded: experts that include curvature and multiplier. The model computes the same for every input.
 
-    E_i' = E_m + alpha keep_i M_i tau_i      protocol `smear`:   E_hat = sum_i s_i E_i'            where sum_i s_i = 1
-    E_i' = E_m + keep_i M_i tau_i            protocol `domain`:  E_hat = E_m + alpha * sum_i s_i (E_i' - E_m)    else
+    E_i' = E_m + alpha multiplier_i M_i tau_i   protocol `smear`:   E_hat = sum_i s_i E_i'       where sum_i s_i = 1
+    E_i' = E_m + multiplier_i M_i tau_i         protocol `domain`:  E_hat = E_m + alpha * sum_i s_i (E_i' - E_m)  else
 
 Routing weights sum to 1 except under `routing.normalise: before` with fewer than all experts. The first form needs no
 base expert and no domain vectors, so it is the faster one. Router and granularity stay; factors of curvature,
@@ -227,7 +227,7 @@ def _fold(layer: ExpertFFN, into: ExpertFFN) -> None:
     into.router.load_state_dict(layer.router.state_dict())
     n, bases = layer.settings.experts, _bases(layer)
     alpha = layer.settings.alpha if into.settings.base else None
-    # one-hot routing weights: E_m + alpha keep_i M_i tau_i
+    # one-hot routing weights: E_m + alpha multiplier_i M_i tau_i
     each = {} if layer.low_rank else merged_maps(layer, torch.eye(n))
     for name, linear in layer.linears.items():
         target, (base, base_bias) = into.linears[name], bases[name]
