@@ -92,10 +92,9 @@ class CamexTrainer(Trainer):
         self.routing: dict[str, np.ndarray] = {}
         self.outcome: Any = None
         self._evaluated: str | None = None  # name of the data set under evaluation
-        if (
-            generates(model) and not model.config.is_encoder_decoder and not model.loss_type
-        ):  # as of GPT-2's class
-            model.loss_type = "ForCausalLM"  # a row's first token is no target
+        # GPT-2's class has no loss type: a row's first token is no target
+        if generates(model) and not model.config.is_encoder_decoder and not model.loss_type:
+            model.loss_type = "ForCausalLM"
         args, self.evaluation_dtype = half_evaluation(args)
         kwargs = {"compute_metrics": self.compute_scores if score else None, **kwargs}
         super().__init__(model, args, *others, **kwargs)
