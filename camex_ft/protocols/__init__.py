@@ -7,7 +7,8 @@ The function takes the domain vectors tau [N, ...] of one weight or bias and ret
 shape, or None for one everywhere; `T = multiplier(tau) * M tau` follows. Parameters that it names `training` (bool),
 `generator` (`torch.Generator`) or `statistic` (a tensor as tau, see below) are passed in; every other keyword-only
 parameter is an option of the protocol, with its type (and bounds: ``Annotated[float, Gt(0)]``) and default, in YAML
-under ``merging.options``. A protocol with a base expert gets a curvature-aware twin, ``<name>-ca``, unless it is
+under ``merging.options``. Only the types of options are read, so that those of tensors may be imported for type checks
+alone. A protocol with a base expert gets a curvature-aware twin, ``<name>-ca``, unless it is
 registered with ``twin=False``.
 
 A statistic has an entry for every entry of the experts: it starts at 0 and is updated at every optimizer step by the
@@ -27,15 +28,19 @@ import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
-from typing import Any, Literal, get_type_hints
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, Literal, get_type_hints
 
-from torch import Tensor
-
-from camex_ft.moe.merging.base_expert import Step
-from camex_ft.moe.merging.domain_vectors import Multiplier, MultiplierFunction
 from camex_ft.utils.registry import PROTOCOLS
 
-Update = Callable[..., Tensor]
+if TYPE_CHECKING:  # so that listing the protocols needs no torch
+    from torch import Tensor
+
+    from camex_ft.moe.merging.base_expert import Step
+    from camex_ft.moe.merging.domain_vectors import Multiplier, MultiplierFunction
+
+    Update = Callable[..., Tensor]
+
 Form = Literal["dense", "outputs", "weights", "dynamic"]
 PASSED_IN = ("training", "generator", "statistic", "mean", "vectors")
 CURVATURE_AWARE = "-ca"
@@ -95,6 +100,8 @@ class Protocol:
     @cached_property
     def multiplier(self) -> Multiplier | None:
         """The multiplier of domain vectors as a function of tau, or None for one everywhere."""
+        from camex_ft.moe.merging.domain_vectors import Multiplier
+
         if self.function is None:
             return None
         names = inspect.signature(self.function).parameters
@@ -170,7 +177,8 @@ def protocol(
 
     def register(function: MultiplierFunction) -> MultiplierFunction:
         options = _options(function) | (_options(update) if update else {})
-        multiplies = form == "weights" and base and get_type_hints(function).get("return") is not type(None)
+        returned = inspect.signature(function).return_annotation
+        multiplies = form == "weights" and base and returned not in (None, "None", type(None))
         euclidean = Protocol(
             name=name,
             summary=summary,
@@ -231,12 +239,15 @@ def _registered(name: str, bound: Mapping[str, Any]) -> Protocol:
 
 def _options(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
     """Return the keyword-only parameters that are not passed in, with their types."""
-    hints = get_type_hints(function, include_extras=True)
-    return {
-        k: p.replace(annotation=hints.get(k, Any))
-        for k, p in inspect.signature(function).parameters.items()
-        if p.kind is p.KEYWORD_ONLY and k not in PASSED_IN
+    options = {
+        name: parameter
+        for name, parameter in inspect.signature(function).parameters.items()
+        if parameter.kind is parameter.KEYWORD_ONLY and name not in PASSED_IN
     }
+    annotations = {n: p.annotation for n, p in options.items() if p.annotation is not p.empty}
+    names = inspect.unwrap(function).__globals__
+    hints = get_type_hints(SimpleNamespace(__annotations__=annotations), names, include_extras=True)
+    return {n: p.replace(annotation=hints.get(n, Any)) for n, p in options.items()}
 
 
 def _named(function: Callable[..., Any], options: Mapping[str, Any]) -> dict[str, Any]:

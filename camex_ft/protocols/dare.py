@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
-import torch
 from annotated_types import Ge, Lt
-from torch import Tensor
 
 from camex_ft.protocols import protocol
+
+if TYPE_CHECKING:
+    from torch import Generator, Tensor
 
 
 @protocol(
@@ -17,7 +18,7 @@ from camex_ft.protocols import protocol
     source="DARE, Yu et al. 2024 (arXiv 2311.03099), as in CAMEx (arXiv 2502.18821)",
 )
 def dare(
-    tau: Tensor, *, training: bool, generator: torch.Generator, drop: Annotated[float, Ge(0), Lt(1)] = 0.1
+    tau: Tensor, *, training: bool, generator: Generator, drop: Annotated[float, Ge(0), Lt(1)] = 0.1
 ) -> Tensor | None:
     """multiplier_i ~ Bernoulli(1 - drop) / (1 - drop) in training, 1 in evaluation, entry by entry.
 
@@ -29,6 +30,8 @@ def dare(
         generator: source of the draw, seeded for this step.
         drop: p, the probability that an entry is dropped.
     """
+    import torch
+
     if not training or drop == 0:
         return None
     mask = torch.empty_like(tau).bernoulli_(1 - drop, generator=generator)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from camex_ft.protocols import protocol
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @protocol(

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from annotated_types import Ge
-from torch import Tensor
 
-from camex_ft.moe.merging.base_expert import PropagatedBase
 from camex_ft.protocols import dynamic
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from camex_ft.moe.merging.base_expert import PropagatedBase
 
 
 @dynamic(

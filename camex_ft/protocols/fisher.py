@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
-import torch
 from annotated_types import Ge, Gt, Lt
-from torch import Tensor
 
 from camex_ft.protocols import protocol
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def running(statistic: Tensor, gradient: Tensor, *, decay: Annotated[float, Ge(0), Lt(1)] = 0.99) -> Tensor:
@@ -43,6 +44,8 @@ def fisher(
         damping: share of the mean that every expert is granted.
         decay: of the running mean.
     """
+    import torch
+
     if statistic is None:
         return None
     mean = statistic.mean(0)

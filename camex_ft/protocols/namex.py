@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
-import torch
 from annotated_types import Ge, Lt
 
-from camex_ft.moe.merging.base_expert import LayerVectors, PropagatedBase, descend
 from camex_ft.protocols import dynamic
+
+if TYPE_CHECKING:
+    from camex_ft.moe.merging.base_expert import LayerVectors, PropagatedBase
 
 
 @dynamic(
@@ -41,6 +42,10 @@ def namex(
         momentum: |beta|; 0 has no momentum.
         angle: of beta, in radians. Its sign makes no difference: Re(mu) is even in it where gamma is real.
     """
+    import torch
+
+    from camex_ft.moe.merging.base_expert import descend
+
     lengths = vectors.lengths()
     b = vectors.bargain() * lengths if base.shares is None else base.shares
     a = torch.where(lengths > 0, b / lengths, 0)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from annotated_types import Ge, Lt
 
-from camex_ft.moe.merging.base_expert import LayerVectors, PropagatedBase, descend
 from camex_ft.protocols import dynamic
+
+if TYPE_CHECKING:
+    from camex_ft.moe.merging.base_expert import LayerVectors, PropagatedBase
 
 
 @dynamic(
@@ -38,6 +40,8 @@ def namex_full(
         momentum: |beta|; 0 has no momentum.
         angle: of beta, in radians. Its sign makes no difference: Re(mu) is even in it where gamma is real.
     """
+    from camex_ft.moe.merging.base_expert import descend
+
     a = vectors.bargain()
     delta = vectors.sum(a)
     return descend(base, delta, gamma=gamma, momentum=momentum, angle=angle)

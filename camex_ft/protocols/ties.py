@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
-import torch
 from annotated_types import Gt, Le
-from torch import Tensor
 
 from camex_ft.protocols import protocol
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @protocol(
@@ -30,6 +31,8 @@ def ties(tau: Tensor, *, density: Annotated[float, Gt(0), Le(1)] = 1.0) -> Tenso
         density: fraction of each expert's entries, largest magnitudes first, that takes part; 1 trims nothing. Trimmed
             entries neither vote nor count.
     """
+    import torch
+
     signs = tau.sign()
     if density == 1:
         return _agrees(signs, tau.sum(0).sign())
