@@ -9,15 +9,16 @@ are balanced to within one, drops inputs that occurred before in any split, shuf
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
-
-import datasets
-from datasets import ClassLabel, Features, Value
+from typing import TYPE_CHECKING, Any
 
 from camex_ft.synthetic.language import DOMAINS, Draw
+from camex_ft.utils.features import build_features
 from camex_ft.utils.registry import Registry
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 Row = dict[str, Any]
 NO_INPUT = ("label", "answers", "id", "question_id")  # columns that do not make a row another one
@@ -29,7 +30,8 @@ class Corpus:
     """Synthetic data of one task of a benchmark.
 
     Attributes:
-        features: the benchmark's columns, in its order and with its types and label names.
+        features: the benchmark's columns, in its order and with its types and label names, as `build_features` takes
+            them.
         sizes: rows (or groups of rows) for each of the benchmark's splits.
         make: the generator; its docstring explains the rule of the label.
         classes: how many labels are drawn in turn.
@@ -37,7 +39,7 @@ class Corpus:
         number: ``idx`` of every row, given the number of each row's group and its place there.
     """
 
-    features: Features
+    features: Mapping[str, Any]
     sizes: dict[str, int]
     make: Callable[[Draw], list[Row]]
     classes: int
@@ -58,7 +60,7 @@ def generator(
     columns: Sequence[str] = (),
     labels: Sequence[str] | None = None,
     sizes: dict[str, int],
-    features: Features | None = None,
+    features: Mapping[str, Any] | None = None,
     classes: int | None = None,
     withhold: bool = True,
     number: Callable[[list[tuple[int, int]]], list[Any]] = rows_in_order,
@@ -76,10 +78,10 @@ def generator(
         for name in names:
             own = features
             if own is None:
-                last = {"label": ClassLabel(names=list(labels or ())), "idx": Value("int32")}
+                last: dict[str, Any] = {"label": tuple(labels or ()), "idx": "int32"}
                 if name.startswith("superglue"):
                     last = {"idx": last["idx"], "label": last["label"]}
-                own = Features({**{column: Value("string") for column in columns}, **last})
+                own = {**dict.fromkeys(columns, "string"), **last}
             count = classes or len(labels or ())
             CORPORA.add(name, Corpus(own, sizes, make, count, withhold, number))
         return make
@@ -87,7 +89,7 @@ def generator(
     return register
 
 
-def corpus(name: str, *, seed: int = 0) -> dict[str, datasets.Dataset]:
+def corpus(name: str, *, seed: int = 0) -> dict[str, Dataset]:
     """Return the splits of the synthetic corpus `name`, such as ``"glue/sst2"``.
 
     The columns are the benchmark's, followed by ``domain`` (int32, an index into `DOMAINS`). Test labels
@@ -97,8 +99,10 @@ def corpus(name: str, *, seed: int = 0) -> dict[str, datasets.Dataset]:
     Raises:
         UserError: no corpus of that name.
     """
+    from datasets import Dataset
+
     entry = CORPORA.get(name)
-    features = Features({**entry.features, "domain": Value("int32")})
+    features = build_features({**entry.features, "domain": "int32"})
     seen: set[str] = set()
     splits = {}
     for split, size in entry.sizes.items():
@@ -106,7 +110,7 @@ def corpus(name: str, *, seed: int = 0) -> dict[str, datasets.Dataset]:
         if split.startswith("test") and entry.withhold:
             rows = [{**row, "label": -1, "answers": []} for row in rows]
         rows = [{column: row[column] for column in features} for row in rows]
-        splits[split] = datasets.Dataset.from_list(rows, features=features)
+        splits[split] = Dataset.from_list(rows, features=features)
     return splits
 
 

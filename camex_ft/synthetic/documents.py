@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from datasets import Features, Value
-
 from camex_ft.synthetic.corpora import Draw, Row, generator
 from camex_ft.synthetic.language import (
     DAYS,
@@ -37,7 +35,7 @@ class Story:
     "lm/wikitext-2",
     "lm/wikitext-103",
     "lm/text",
-    features=Features({"text": Value("string")}),
+    features={"text": "string"},
     classes=1,
     sizes={"train": 2400, "validation": 160, "test": 160},
 )

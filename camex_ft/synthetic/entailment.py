@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from datasets import ClassLabel, Features, Value
-
 from camex_ft.synthetic.corpora import Row, generator
 from camex_ft.synthetic.language import (
     DAYS,
@@ -197,15 +195,13 @@ def cb(draw: Draw) -> list[Row]:
     return [{"premise": sentence(premise), "hypothesis": f"The {what} was {'good' if good else 'bad'}."}]
 
 
-WSC = Features(
-    {
-        "text": Value("string"),
-        **dict.fromkeys(["span1_index", "span2_index"], Value("int32")),
-        **dict.fromkeys(["span1_text", "span2_text"], Value("string")),
-        "idx": Value("int32"),
-        "label": ClassLabel(names=["False", "True"]),
-    }
-)
+WSC = {
+    "text": "string",
+    **dict.fromkeys(["span1_index", "span2_index"], "int32"),
+    **dict.fromkeys(["span1_text", "span2_text"], "string"),
+    "idx": "int32",
+    "label": ("False", "True"),
+}
 
 
 def exchange(draw: Draw, right: bool) -> tuple[str, str, str]:

@@ -8,15 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
-
-from camex_ft.backbones.heads import CLASSIFIERS, HEADS, heads
 from camex_ft.synthetic.tokenizer import MAX_LENGTH, TRAINED_SIZE, Layout, build_tokenizer, train_tokenizer
 from camex_ft.utils.errors import UserError, nearest
 from camex_ft.utils.registry import EMBEDDED
+
+if TYPE_CHECKING:  # so that listing the tiny backbones needs no torch
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 WIDTH, INNER, LAYERS, ATTENTION_HEADS = 64, 128, 2, 4
 INITIAL = WIDTH**-0.5  # the usual 0.02 suits wider models: at this width training stands still for epochs
@@ -31,6 +30,7 @@ class TinyFamily:
         settings: of the configuration.
         layout: of the tokenizer.
         name: in the registry.
+        task_heads: heads that it is known to have without asking transformers; not all of them.
         trained_size: tokens of a tokenizer that is trained on a text; a very small text has fewer.
     """
 
@@ -38,11 +38,20 @@ class TinyFamily:
     settings: dict[str, Any]
     layout: Layout
     name: str = ""
+    task_heads: tuple[str, ...] = ()
     trained_size: int = TRAINED_SIZE
+
+    def suits(self, head: str, length: int) -> bool:
+        """Return whether it is known to have this head and to read so many tokens; else ask its configuration."""
+        return head in self.task_heads and length <= MAX_LENGTH
 
     @property
     def heads(self) -> tuple[str, ...]:
         """Names of the heads that transformers has for this family."""
+        from transformers import AutoConfig
+
+        from camex_ft.backbones.heads import heads
+
         return heads(AutoConfig.for_model(self.model_type))
 
     def configuration(
@@ -64,6 +73,10 @@ class TinyFamily:
         Raises:
             UserError: unknown head, or one that the family does not have.
         """
+        from transformers import AutoConfig
+
+        from camex_ft.backbones.heads import CLASSIFIERS
+
         if head not in self.heads:
             raise UserError(
                 f"backbone 'embedded/{self.name}' has no head '{head}'.{nearest(head, self.heads)} "
@@ -98,6 +111,10 @@ class TinyFamily:
         Raises:
             UserError: unknown head, or one that the family does not have.
         """
+        import torch
+
+        from camex_ft.backbones.heads import HEADS
+
         config, tokenizer = self.configuration(head=head, **options)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -230,8 +247,13 @@ _FAMILIES = {
         "qwen2", {key: value for key, value in _LLAMA_SETTINGS.items() if key != "head_dim"}, _QWEN2
     ),
 }
+_TASK_HEADS = {
+    "t5": ("sequence-classification", "seq2seq-lm"),
+    **dict.fromkeys(("bert", "roberta", "distilbert"), ("sequence-classification",)),
+    **dict.fromkeys(("gpt2", "llama", "mistral", "qwen2"), ("sequence-classification", "causal-lm")),
+}
 for _name, _family in _FAMILIES.items():
-    EMBEDDED.add(_name, replace(_family, name=_name))
+    EMBEDDED.add(_name, replace(_family, name=_name, task_heads=_TASK_HEADS[_family.model_type]))
 
 
 def backbone(family: str, **options: Any) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:

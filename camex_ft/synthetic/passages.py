@@ -6,8 +6,6 @@ import hashlib
 from collections.abc import Sequence
 from typing import Any
 
-from datasets import ClassLabel, Features, List, Value
-
 from camex_ft.synthetic.corpora import Row, generator
 from camex_ft.synthetic.language import (
     ADVERBS,
@@ -32,23 +30,19 @@ from camex_ft.synthetic.language import (
     verdict,
 )
 
-TEXT, NUMBER = Value("string"), Value("int32")
-MULTIRC = Features(
-    {
-        **dict.fromkeys(["paragraph", "question", "answer"], TEXT),
-        "idx": {"paragraph": NUMBER, "question": NUMBER, "answer": NUMBER},
-        "label": ClassLabel(names=["False", "True"]),
-    }
-)
-RECORD = Features(
-    {
-        **dict.fromkeys(["passage", "query"], TEXT),
-        "entities": List(TEXT),
-        "entity_spans": {"text": List(TEXT), "start": List(NUMBER), "end": List(NUMBER)},
-        "answers": List(TEXT),
-        "idx": {"passage": NUMBER, "query": NUMBER},
-    }
-)
+TEXT, NUMBER = "string", "int32"
+MULTIRC = {
+    **dict.fromkeys(["paragraph", "question", "answer"], TEXT),
+    "idx": {"paragraph": NUMBER, "question": NUMBER, "answer": NUMBER},
+    "label": ("False", "True"),
+}
+RECORD = {
+    **dict.fromkeys(["passage", "query"], TEXT),
+    "entities": [TEXT],
+    "entity_spans": {"text": [TEXT], "start": [NUMBER], "end": [NUMBER]},
+    "answers": [TEXT],
+    "idx": {"passage": NUMBER, "query": NUMBER},
+}
 
 
 def shuffled(draw: Draw, clauses: list[str]) -> str:
@@ -151,18 +145,14 @@ def record(draw: Draw) -> list[Row]:
     ]
 
 
-SQUAD = Features(
-    {
-        **dict.fromkeys(["id", "title", "context", "question"], TEXT),
-        "answers": {"text": List(TEXT), "answer_start": List(Value("int32"))},
-    }
-)
-WIKIQA = Features(
-    {
-        **dict.fromkeys(["question_id", "question", "document_title", "answer"], TEXT),
-        "label": ClassLabel(names=["0", "1"]),
-    }
-)
+SQUAD = {
+    **dict.fromkeys(["id", "title", "context", "question"], TEXT),
+    "answers": {"text": [TEXT], "answer_start": ["int32"]},
+}
+WIKIQA = {
+    **dict.fromkeys(["question_id", "question", "document_title", "answer"], TEXT),
+    "label": ("0", "1"),
+}
 SQUAD_SIZES = {"train": 12000, "validation": 480}
 
 ERRAND_SHARE = 0.2  # questions that need no domain

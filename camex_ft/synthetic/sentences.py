@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from datasets import ClassLabel, Features, Value
-
 from camex_ft.synthetic.corpora import Row, generator
 from camex_ft.synthetic.language import (
     DAYS,
@@ -92,21 +90,17 @@ def cola(draw: Draw) -> list[Row]:
 
 
 SIZES = {"train": 16000, "validation": 400, "test": 300}
-STSB = Features(
-    {
-        "sentence1": Value("string"),
-        "sentence2": Value("string"),
-        "label": Value("float32"),
-        "idx": Value("int32"),
-    }
-)
-WIC = Features(
-    {
-        **dict.fromkeys(["word", "sentence1", "sentence2"], Value("string")),
-        **dict.fromkeys(["start1", "start2", "end1", "end2", "idx"], Value("int32")),
-        "label": ClassLabel(names=["False", "True"]),
-    }
-)
+STSB = {
+    "sentence1": "string",
+    "sentence2": "string",
+    "label": "float32",
+    "idx": "int32",
+}
+WIC = {
+    **dict.fromkeys(["word", "sentence1", "sentence2"], "string"),
+    **dict.fromkeys(["start1", "start2", "end1", "end2", "idx"], "int32"),
+    "label": ("False", "True"),
+}
 
 
 def reworded(draw: Draw, same: bool) -> tuple[Event, Event]:

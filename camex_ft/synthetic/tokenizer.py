@@ -10,12 +10,14 @@ import json
 import string
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
-from transformers import PreTrainedTokenizerFast, Qwen2Tokenizer
 
 from camex_ft.synthetic.language import words
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 MAX_LENGTH = 512
 TRAINED_SIZE = 4096  # tokens of a tokenizer that is made for a text
@@ -48,6 +50,8 @@ class Layout:
 
 def build_tokenizer(layout: Layout) -> PreTrainedTokenizerFast:
     """Return the tokenizer of a family, which saves, and loads with `AutoTokenizer`, like any other."""
+    from transformers import PreTrainedTokenizerFast, Qwen2Tokenizer
+
     settings = _settings(layout)
     if layout.byte_level:
         vocab, merges = byte_level_tables(layout)
@@ -76,6 +80,8 @@ def train_tokenizer(
         texts: to be trained on, in pieces.
         size: tokens, special ones included; fewer where the texts hold too few pairs.
     """
+    from transformers import PreTrainedTokenizerFast, Qwen2Tokenizer
+
     core = Tokenizer(models.BPE())
     if layout.byte_level:  # what loads it again splits texts by its own rule
         core.pre_tokenizer = Qwen2Tokenizer(vocab={}, merges=[]).backend_tokenizer.pre_tokenizer

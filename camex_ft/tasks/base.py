@@ -13,17 +13,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 import numpy as np
-from datasets import Dataset, Features
 
 from camex_ft.config.schema import TaskConfig
-from camex_ft.tasks.metrics import Scores
 from camex_ft.utils.durable import write_named
 from camex_ft.utils.errors import UserError
+from camex_ft.utils.features import build_features
 from camex_ft.utils.registry import TASKS, positions
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # so that listing the tasks needs neither torch nor datasets
+    from datasets import Dataset, Features
     from torch import Tensor
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+    from camex_ft.tasks.metrics import Scores
 
 Settings = TypeVar("Settings", bound=TaskConfig)
 Example = Mapping[str, Any]
@@ -42,6 +44,20 @@ def nothing_wrong(example: Example) -> str | None:
     return None
 
 
+class FeaturesField:
+    """Field of a task that takes features, or columns as `build_features` does, and is read as features."""
+
+    def __get__(self, task: Task[Any] | None, owner: type[Task[Any]]) -> Features:
+        """Return the features, built when they are first read: `datasets` takes a second to import."""
+        if task is None:
+            raise AttributeError("features")  # of a class: the field has no default
+        features = vars(task)["features"] = build_features(vars(task)["features"])
+        return features
+
+    def __set__(self, task: Task[Any], features: Mapping[str, Any]) -> None:
+        vars(task)["features"] = features
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Task(ABC, Generic[Settings]):
     """One task of a benchmark; its type parameter is the model of the keys that its kind takes under `task`.
@@ -57,7 +73,8 @@ class Task(ABC, Generic[Settings]):
         summary: one line for listings.
         hub: hub id of the data set that holds the task as a configuration; empty for none.
         hub_config: that configuration, if it is not `name`.
-        features: columns, types and label names, exactly the hub's.
+        features: columns, types and label names, exactly the hub's; given as `Features`, or as `build_features` takes
+            them.
         primary: name of the metric that tables show and that chooses the best epoch.
         greater_is_better: whether more of the primary metric is better.
         check: returns the fault of an example, or None; for faults that types and label names do not show.
@@ -89,7 +106,7 @@ class Task(ABC, Generic[Settings]):
     summary: str
     hub: str
     hub_config: str | None = None
-    features: Features
+    features: FeaturesField = FeaturesField()
     primary: str
     greater_is_better: bool = True
     check: Callable[[Example], str | None] = nothing_wrong
@@ -254,7 +271,7 @@ def map_rows(
     return rows.map(
         function,
         remove_columns=rows.column_names,
-        features=Features(features),
+        features=build_features(features),
         load_from_cache_file=False,  # the cache's key does not see a change of the code
         desc=desc,
         **options,

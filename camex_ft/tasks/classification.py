@@ -14,18 +14,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import numpy as np
-from datasets import Dataset, Value
 from pydantic import Field
 
 from camex_ft.config.schema import TaskConfig
 from camex_ft.config.values import Count
 from camex_ft.tasks.base import Collator, Example, Predictions, Row, Task, map_rows, write_submission
 from camex_ft.tasks.encoding import collator, encode
-from camex_ft.tasks.metrics import Scores, TaskMetric
 from camex_ft.utils.registry import TASKS
 
 if TYPE_CHECKING:
+    from datasets import Dataset
     from transformers import PreTrainedTokenizerBase
+
+    from camex_ft.tasks.metrics import Scores, TaskMetric
 
 Format = Callable[[Example], list[Row]]
 
@@ -54,7 +55,7 @@ class Classification(Task[ClassificationConfig]):
         score: predictions and their rows -> metrics, the primary one among them.
         lines: predictions and their rows -> the lines of the submission file.
         decide: logits [rows, classes] and their rows -> predictions in the task's own terms.
-        extra: types of the columns that `format` adds.
+        extra: types of the columns that `format` adds, as `build_features` takes them.
         texts: one, or the two of a pair.
     """
 
@@ -95,15 +96,10 @@ class Classification(Task[ClassificationConfig]):
         columns, and domain (int) if the data set has it.
         """
         owner = cast(Classification, self.owner(split))
-        label = Value("float32") if owner.regression else Value("int64")
-        features = {
-            "text": Value("string"),
-            "text_pair": Value("string"),
-            "label": label,
-            "group": Value("string"),
-        }
+        label = "float32" if owner.regression else "int64"
+        features = {"text": "string", "text_pair": "string", "label": label, "group": "string"}
         features |= {"idx": owner.features["idx"], **owner.extra}
-        features |= {"domain": Value("int32")} if "domain" in dataset.column_names else {}
+        features |= {"domain": "int32"} if "domain" in dataset.column_names else {}
         function = partial(_format_batch, owner.format, tuple(features))
         return map_rows(dataset, function, features, f"{self.id}: rows of {split}", batched=True)
 
@@ -159,14 +155,22 @@ def task(**attributes: Any) -> Callable[[Format], Format]:
     return register
 
 
-def by_label(metric: type[TaskMetric]) -> Callable[[Predictions, Dataset], Scores]:
-    """Return the `score` of tasks that compare one prediction a row with the row's label."""
+def by_label(metric: type[TaskMetric] | str) -> Callable[[Predictions, Dataset], Scores]:
+    """Return the `score` of tasks that compare one prediction a row with the row's label.
+
+    Args:
+        metric: a class of metrics, or the name of one in `tasks.metrics`, which is imported with scikit-learn when the
+            first score is computed.
+    """
 
     def score(predictions: Predictions, rows: Dataset) -> Scores:
+        from camex_ft.tasks import metrics
+
+        kind: type[TaskMetric] = getattr(metrics, metric) if isinstance(metric, str) else metric
         columns = {"predictions": predictions, "references": rows["label"][:]}
-        if "groups" in metric.inputs:
+        if "groups" in kind.inputs:
             columns["groups"] = rows["group"][:]
-        return dict(metric().compute(**columns) or {})
+        return dict(kind().compute(**columns) or {})
 
     return score
 

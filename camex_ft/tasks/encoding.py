@@ -18,12 +18,11 @@ from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from datasets import Dataset, List, Value
-
 from camex_ft.tasks.base import Collator, labelled, map_rows
 from camex_ft.utils.errors import UserError
 
 if TYPE_CHECKING:
+    from datasets import Dataset
     from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase
 
 Span = Sequence[int]  # [start, end) in characters
@@ -52,7 +51,7 @@ def encode(rows: Dataset, tokenizer: PreTrainedTokenizerBase, *, max_length: int
             f"{max_length - room + LEAST}"
         )
     between = "\n" if pair and not separates(tokenizer) else ""
-    features = {name: List(Value("int32")) for name in _names(tokenizer)}
+    features: dict[str, Any] = {name: ["int32"] for name in _names(tokenizer)}
     withheld = not labelled(rows)
     if not withheld:
         features["labels"] = rows.features["label"]

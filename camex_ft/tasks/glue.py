@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from datasets import ClassLabel, Dataset, Features, Value
 
 from camex_ft.tasks.base import Example, Predictions, Row
 from camex_ft.tasks.classification import Format, by_label, task
-from camex_ft.tasks.metrics import Accuracy, AccuracyF1, Correlation, Matthews, TaskMetric
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 NLI = ("entailment", "neutral", "contradiction")
 MATCHED = {
@@ -58,15 +59,14 @@ def glue(
     summary: str,
     *,
     columns: tuple[str, ...],
-    metric: type[TaskMetric],
+    metric: str,
     primary: str,
     labels: tuple[str, ...] | None,
     aliases: Mapping[str, str] | None = None,
     **attributes: Any,
 ) -> None:
     """Register a GLUE task whose texts are `columns`. GLUE's own files call the column ``idx`` ``index``."""
-    label = ClassLabel(names=list(labels)) if labels else Value("float32")
-    features = {**{c: Value("string") for c in columns}, "label": label, "idx": Value("int32")}
+    features = {**dict.fromkeys(columns, "string"), "label": labels or "float32", "idx": "int32"}
     defaults = {"lines": tsv, "files": {"test": f"{benchmark_name}.tsv"}}
     register = task(
         suite="glue",
@@ -74,7 +74,7 @@ def glue(
         benchmark_name=benchmark_name,
         summary=summary,
         hub="nyu-mll/glue",
-        features=Features(features),
+        features=features,
         label_names=labels,
         primary=primary,
         score=by_label(metric),
@@ -91,7 +91,7 @@ glue(
     "is the sentence acceptable English?",
     columns=("sentence",),
     labels=("unacceptable", "acceptable"),
-    metric=Matthews,
+    metric="Matthews",
     primary="matthews",
     headerless=("source", "label", "star", "sentence"),
 )
@@ -101,7 +101,7 @@ glue(
     "is the film review's sentence positive?",
     columns=("sentence",),
     labels=("negative", "positive"),
-    metric=Accuracy,
+    metric="Accuracy",
     primary="accuracy",
 )
 glue(
@@ -110,7 +110,7 @@ glue(
     "do the two news sentences mean the same?",
     columns=("sentence1", "sentence2"),
     labels=("not_equivalent", "equivalent"),
-    metric=AccuracyF1,
+    metric="AccuracyF1",
     primary="f1",
     aliases={"sentence1": "#1 String", "sentence2": "#2 String", "label": "Quality"},
 )
@@ -120,7 +120,7 @@ glue(
     "do the two questions ask the same?",
     columns=("question1", "question2"),
     labels=("not_duplicate", "duplicate"),
-    metric=AccuracyF1,
+    metric="AccuracyF1",
     primary="f1",
     aliases={"label": "is_duplicate", "idx": "id"},
 )
@@ -130,7 +130,7 @@ glue(
     "how similar are the two sentences, from 0 to 5?",
     columns=("sentence1", "sentence2"),
     labels=None,
-    metric=Correlation,
+    metric="Correlation",
     primary="spearman",
     aliases={"label": "score"},
     label_range=(0.0, 5.0),
@@ -143,7 +143,7 @@ glue(
     "does the premise entail or contradict the hypothesis?",
     columns=("premise", "hypothesis"),
     labels=NLI,
-    metric=Accuracy,
+    metric="Accuracy",
     primary="accuracy",
     aliases={"premise": "sentence1", "hypothesis": "sentence2", "label": "gold_label"},
     splits=MATCHED,
@@ -156,7 +156,7 @@ glue(
     "does the sentence answer the question?",
     columns=("question", "sentence"),
     labels=("entailment", "not_entailment"),
-    metric=Accuracy,
+    metric="Accuracy",
     primary="accuracy",
     lines=names_of(("entailment", "not_entailment")),
 )
@@ -166,7 +166,7 @@ glue(
     "does the first text entail the second?",
     columns=("sentence1", "sentence2"),
     labels=("entailment", "not_entailment"),
-    metric=Accuracy,
+    metric="Accuracy",
     primary="accuracy",
     lines=names_of(("entailment", "not_entailment")),
 )
@@ -176,7 +176,7 @@ glue(
     "does the text with its pronoun replaced follow?",
     columns=("sentence1", "sentence2"),
     labels=("not_entailment", "entailment"),
-    metric=Accuracy,
+    metric="Accuracy",
     primary="accuracy",
 )
 glue(
@@ -185,7 +185,7 @@ glue(
     "GLUE's diagnostic set, by a model trained on mnli",
     columns=("premise", "hypothesis"),
     labels=NLI,
-    metric=Matthews,
+    metric="Matthews",
     primary="matthews",
     aliases={"premise": "sentence1", "hypothesis": "sentence2"},
     splits={**MATCHED, "test": ("test",)},

@@ -20,31 +20,29 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
-import torch
-from datasets import Dataset, Features, List, Value
 from pydantic import Field
-from torch import Tensor
-from torch.nn import functional as F
-from torch.nn.utils.rnn import pad_sequence
 
 from camex_ft.config.schema import TaskConfig
 from camex_ft.config.values import Count
 from camex_ft.tasks.base import IGNORED, Collator, Predictions, Task
-from camex_ft.tasks.metrics import Scores
 from camex_ft.utils.errors import UserError
+from camex_ft.utils.features import build_features
 from camex_ft.utils.registry import TASKS
 
 if TYPE_CHECKING:
+    from datasets import Dataset
+    from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from camex_ft.tasks.metrics import Scores
 
 CHUNK = 2**21  # characters that are tokenised as one text; longer ones are cut after a line
 TOGETHER = 8  # chunks that are tokenised at the same time, on several cores
-TEXT = Features({"text": Value("string")})
-ENCODED = Features({"input_ids": List(Value("int32")), "context": Value("int32")})
+ENCODED = {"input_ids": ["int32"], "context": "int32"}
 
 
 class LanguageModellingConfig(TaskConfig):
@@ -96,7 +94,6 @@ class LanguageModelling(Task[LanguageModellingConfig]):
     config_class: ClassVar[type[TaskConfig]] = LanguageModellingConfig
     plain_text: ClassVar[bool] = True
 
-    features: Features = field(default_factory=lambda: TEXT)
     primary: str = "perplexity"
     greater_is_better: bool = False
 
@@ -120,6 +117,8 @@ class LanguageModelling(Task[LanguageModellingConfig]):
         Raises:
             UserError: the split is shorter than two tokens.
         """
+        from datasets import Dataset
+
         ids = stream_tokens(stream_text(rows["text"][:]), tokenizer)
         if len(ids) < 2:
             raise UserError(
@@ -134,7 +133,7 @@ class LanguageModelling(Task[LanguageModellingConfig]):
             "input_ids": [ids[w.start : w.end] for w in ranges],
             "context": [w.context for w in ranges],
         }
-        return Dataset.from_dict(columns, features=ENCODED)
+        return Dataset.from_dict(columns, features=build_features(ENCODED))
 
     def collator(self, tokenizer: PreTrainedTokenizerBase) -> Collator:
         """Return the collator, whose labels are the tokens without context and padding."""
@@ -148,6 +147,9 @@ class LanguageModelling(Task[LanguageModellingConfig]):
         settings: LanguageModellingConfig,
     ) -> tuple[None, tuple[Tensor, Tensor]]:
         """Return, by window, the sum of -ln p over its scored tokens (float32) and their number; [B] each."""
+        import torch
+        from torch.nn import functional as F
+
         labels = inputs["labels"][:, 1:]
         logits = model(**{name: value for name, value in inputs.items() if name != "labels"}).logits
         # one window at a time: in float32 the logits of a whole batch may take more memory than the model
@@ -273,6 +275,9 @@ def exp(value: float) -> float:
 
 def collate(rows: list[dict[str, Any]]) -> dict[str, Tensor]:
     """Return input_ids, attention_mask and labels of a batch, [B, L]; shorter rows are padded on the right with 0."""
+    import torch
+    from torch.nn.utils.rnn import pad_sequence
+
     ids = pad_sequence(
         [torch.as_tensor(row["input_ids"], dtype=torch.long) for row in rows], batch_first=True
     )
@@ -287,7 +292,12 @@ def collate(rows: list[dict[str, Any]]) -> dict[str, Tensor]:
 def lm(name: str, benchmark_name: str, summary: str, **attributes: Any) -> None:
     """Register a task of language modelling."""
     entry = LanguageModelling(
-        suite="lm", name=name, benchmark_name=benchmark_name, summary=summary, **attributes
+        suite="lm",
+        name=name,
+        benchmark_name=benchmark_name,
+        summary=summary,
+        features={"text": "string"},
+        **attributes,
     )
     TASKS.add(entry.id, entry)
 

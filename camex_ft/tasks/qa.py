@@ -21,12 +21,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from datasets import Dataset, Features, List, Value
-from torch import Tensor
 
 from camex_ft.tasks.base import IGNORED, Example, Predictions, Row, map_rows, write_submission
-from camex_ft.tasks.metrics import Scores, SquadAnswers, SquadAnswersOrNone
 from camex_ft.tasks.text_to_text import (
     ENCODED,
     NO_ANSWER,
@@ -47,11 +43,15 @@ from camex_ft.utils.errors import UserError
 from camex_ft.utils.registry import TASKS
 
 if TYPE_CHECKING:
+    from datasets import Dataset
+    from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-TEXT, NUMBER = Value("string"), Value("int32")
-ANSWERS = {"text": List(TEXT), "answer_start": List(NUMBER)}
-SQUAD = Features({**dict.fromkeys(["id", "title", "context", "question"], TEXT), "answers": ANSWERS})
+    from camex_ft.tasks.metrics import Scores, TaskMetric
+
+TEXT, NUMBER = "string", "int32"
+ANSWERS = {"text": [TEXT], "answer_start": [NUMBER]}
+SQUAD = {**dict.fromkeys(["id", "title", "context", "question"], TEXT), "answers": ANSWERS}
 NONE: Mapping[str, Any] = {"text": [], "answer_start": []}
 
 
@@ -72,7 +72,7 @@ class Answering(TextToText):
         characters (int, -1 where there is none), and domain (int) if the data set has it.
         """
         domain = {"domain": NUMBER} if "domain" in dataset.column_names else {}
-        features = {**dict.fromkeys(["id", "question", "context"], TEXT), "answers": List(TEXT)}
+        features: dict[str, Any] = {**dict.fromkeys(["id", "question", "context"], TEXT), "answers": [TEXT]}
         features |= {"start": NUMBER, "end": NUMBER, **domain}
         return map_rows(dataset, _row, features, f"{self.id}: rows of {split}")
 
@@ -85,10 +85,10 @@ class Answering(TextToText):
             UserError: `max_length` and `doc_stride` leave no room, or no window can be trained on.
         """
         windows = Windows(tokenizer, max_length=settings.max_length, doc_stride=settings.doc_stride)
-        features = {**ENCODED, "row": NUMBER}
+        features: dict[str, Any] = {**ENCODED, "row": NUMBER}
         labelled, training = self.labelled(rows), split == self.splits["train"]
         if labelled:
-            features["labels"] = List(Value("int64"))
+            features["labels"] = ["int64"]
         function = partial(_encode, windows, settings.answer_length, labelled=labelled, training=training)
         inputs = map_rows(rows, function, features, "tokens", batched=True, with_indices=True)
         if len(inputs) == 0:
@@ -110,6 +110,8 @@ class Answering(TextToText):
         Scores are log p of the answer and, if questions may have none, of `NO_ANSWER`. The last forward pass is that
         over input and generated answer.
         """
+        import torch
+
         loss = None
         others: list[Tensor] = []
         if inputs.get("labels") is not None:
@@ -142,18 +144,23 @@ class Answering(TextToText):
     def metrics(self, outputs: Any, rows: Dataset, origin: np.ndarray | None = None) -> Scores:
         """Return exact_match and f1, in SQuAD 2.0 also those of questions with and without an answer."""
         self.check_labelled(rows)
-        metric = SquadAnswersOrNone() if self.optional else SquadAnswers()
         predictions = self.predict(outputs, rows, origin)
-        return dict(metric.compute(predictions=predictions, references=rows["answers"][:]) or {})
+        return dict(self._metric().compute(predictions=predictions, references=rows["answers"][:]) or {})
 
     def correct(self, outputs: Any, rows: Dataset, origin: np.ndarray | None = None) -> np.ndarray:
         """Return the mask of questions with an exact answer."""
-        metric = SquadAnswersOrNone() if self.optional else SquadAnswers()
+        metric = self._metric()
         pairs = zip(self.predict(outputs, rows, origin), rows["answers"][:], strict=True)
         scores = [
             metric.score(predictions=[answer], references=[golds])["exact_match"] for answer, golds in pairs
         ]
         return np.asarray(scores) == 1
+
+    def _metric(self) -> TaskMetric:
+        """Return the metric of SQuAD's version."""
+        from camex_ft.tasks.metrics import SquadAnswers, SquadAnswersOrNone
+
+        return SquadAnswersOrNone() if self.optional else SquadAnswers()
 
     def labelled(self, rows: Dataset) -> bool:
         """Return whether all rows have answers; if questions may have none, whether any row has."""

@@ -13,16 +13,16 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
-
-from datasets import ClassLabel, Dataset, Features, List, Value
+from typing import TYPE_CHECKING, Any
 
 from camex_ft.tasks.base import Example, Predictions, Row
 from camex_ft.tasks.classification import Format, by_label, task
 from camex_ft.tasks.glue import sentences
-from camex_ft.tasks.metrics import Accuracy, AccuracyMacroF1, GenderParity, Matthews
 
-RANGES = List(List(Value("int32")))
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+RANGES = [["int32"]]
 PLACES = ("start1", "start2", "end1", "end2")
 WORD, NOUN, PRONOUN = "*", "*", "#"
 BOOLEAN = ("False", "True")
@@ -49,15 +49,15 @@ def superglue(
     *,
     columns: dict[str, Any],
     labels: tuple[str, ...] | None,
-    idx: Any = Value("int32"),  # noqa: B008
+    idx: Any = "int32",
     **attributes: Any,
 ) -> Callable[[Format], Format]:
     """Return the decorator that registers a `format` as a SuperGLUE task with these columns and dataset labels.
 
     `labels` None is for data sets without a label column; `attributes` are those of `Classification`.
     """
-    last = {"label": ClassLabel(names=list(labels))} if labels else {}
-    words = tuple(column for column, kind in columns.items() if kind == Value("string"))
+    last = {"label": labels} if labels else {}
+    words = tuple(column for column, kind in columns.items() if kind == "string")
     defaults = {
         "label_names": labels,
         "files": {"test": f"{benchmark_name}.jsonl"},
@@ -69,14 +69,14 @@ def superglue(
         benchmark_name=benchmark_name,
         summary=summary,
         hub="aps/super_glue",
-        features=Features({**columns, "idx": idx, **last}),
+        features={**columns, "idx": idx, **last},
         **{**defaults, **attributes},
     )
 
 
 def texts(*columns: str) -> dict[str, Any]:
     """Return the features of text columns."""
-    return {column: Value("string") for column in columns}
+    return dict.fromkeys(columns, "string")
 
 
 superglue(
@@ -85,7 +85,7 @@ superglue(
     "does the passage answer the question with yes?",
     columns=texts("question", "passage"),
     labels=BOOLEAN,
-    score=by_label(Accuracy),
+    score=by_label("Accuracy"),
     primary="accuracy",
     lines=jsonl_of(("false", "true")),
 )(sentences("passage", "question"))
@@ -95,7 +95,7 @@ superglue(
     "is the premise's speaker committed to the hypothesis?",
     columns=texts("premise", "hypothesis"),
     labels=CB_LABELS,
-    score=by_label(AccuracyMacroF1),
+    score=by_label("AccuracyMacroF1"),
     primary="average",
     lines=jsonl_of(CB_LABELS),
 )(sentences("premise", "hypothesis"))
@@ -105,7 +105,7 @@ superglue(
     "does the premise entail the hypothesis?",
     columns=texts("premise", "hypothesis"),
     labels=ENTAILMENT,
-    score=by_label(Accuracy),
+    score=by_label("Accuracy"),
     primary="accuracy",
     lines=jsonl_of(ENTAILMENT),
 )(sentences("premise", "hypothesis"))
@@ -115,7 +115,7 @@ superglue(
     "broad-coverage diagnostics, by a model trained on rte",
     columns=texts("sentence1", "sentence2"),
     labels=ENTAILMENT,
-    score=by_label(Matthews),
+    score=by_label("Matthews"),
     primary="matthews",
     splits=RTE_SPLITS,
     train_from="superglue/rte",
@@ -130,7 +130,7 @@ superglue(
     columns=texts("premise", "hypothesis"),
     labels=ENTAILMENT,
     grouped=True,
-    score=by_label(GenderParity),
+    score=by_label("GenderParity"),
     primary="accuracy",
     splits=RTE_SPLITS,
     train_from="superglue/rte",
@@ -186,11 +186,11 @@ def wic_fault(example: Example) -> str | None:
     "wic",
     "WiC",
     "does the word mean the same in both sentences?",
-    columns={**texts("word", "sentence1", "sentence2"), **dict.fromkeys(PLACES, Value("int32"))},
+    columns={**texts("word", "sentence1", "sentence2"), **dict.fromkeys(PLACES, "int32")},
     labels=BOOLEAN,
     extra={"marked": RANGES, "marked_pair": RANGES},
     check=wic_fault,
-    score=by_label(Accuracy),
+    score=by_label("Accuracy"),
     primary="accuracy",
     lines=jsonl_of(("false", "true")),
 )
@@ -239,15 +239,15 @@ def unpack_wsc(record: Example) -> list[Row]:
     "does the pronoun refer to the noun phrase?",
     columns={
         **texts("text"),
-        "span1_index": Value("int32"),
-        "span2_index": Value("int32"),
+        "span1_index": "int32",
+        "span2_index": "int32",
         **texts("span1_text", "span2_text"),
     },
     labels=BOOLEAN,
     extra={"marked": RANGES},
     unpack=unpack_wsc,
     check=wsc_fault,
-    score=by_label(Accuracy),
+    score=by_label("Accuracy"),
     primary="accuracy",
     lines=jsonl_of(("False", "True")),
     texts=("text",),

@@ -8,18 +8,29 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import numpy as np
-from datasets import Dataset, List, Value
 
 from camex_ft.tasks.base import WITHHELD, Example, Predictions, Row
 from camex_ft.tasks.classification import by_label
-from camex_ft.tasks.metrics import Accuracy, AnswerF1, QuestionF1, Scores, members_of
 from camex_ft.tasks.superglue import BOOLEAN, jsonl, superglue, texts
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from camex_ft.tasks.metrics import Scores
 
 PLACEHOLDER = "@placeholder"
 HIGHLIGHT = "@highlight"
 QUESTIONS = ("cause", "effect")
+
+
+def members(rows: Dataset) -> list[list[int]]:
+    """Return the row numbers of every group, in order of first occurrence."""
+    from camex_ft.tasks.metrics import members_of
+
+    return list(members_of(rows["group"][:]).values())
 
 
 def best_rows(logits: np.ndarray, rows: Dataset) -> list[int]:
@@ -28,12 +39,12 @@ def best_rows(logits: np.ndarray, rows: Dataset) -> list[int]:
     margin = logits[:, 1] - logits[:, 0] orders rows as the probability of class 1 does; ties go to the first row.
     """
     margin = logits[:, 1] - logits[:, 0]
-    return [members[int(np.argmax(margin[members]))] for members in members_of(rows["group"][:]).values()]
+    return [group[int(np.argmax(margin[group]))] for group in members(rows)]
 
 
 def one_a_group(rows: Dataset) -> Dataset:
     """Return the first row of every group, in order of first occurrence."""
-    return rows.select([members[0] for members in members_of(rows["group"][:]).values()])
+    return rows.select([group[0] for group in members(rows)])
 
 
 # COPA
@@ -47,11 +58,10 @@ def choice(logits: np.ndarray, rows: Dataset) -> list[int]:
 
 def choice_score(predictions: Predictions, rows: Dataset) -> Scores:
     """Return the accuracy over examples, two rows each."""
+    from camex_ft.tasks.metrics import Accuracy
+
     numbers, labels = rows["choice"][:], rows["label"][:]
-    right = [
-        next((numbers[row] for row in members if labels[row] == 1), WITHHELD)
-        for members in members_of(rows["group"][:]).values()
-    ]
+    right = [next((numbers[row] for row in group if labels[row] == 1), WITHHELD) for group in members(rows)]
     return dict(Accuracy().compute(predictions=predictions, references=right) or {})
 
 
@@ -70,7 +80,7 @@ def choice_fault(example: Example) -> str | None:
     columns=texts("premise", "choice1", "choice2", "question"),
     labels=("choice1", "choice2"),
     label_names=BOOLEAN,
-    extra={"choice": Value("int64")},
+    extra={"choice": "int64"},
     grouped=True,
     check=choice_fault,
     decide=choice,
@@ -127,12 +137,12 @@ def multirc_lines(predictions: Predictions, rows: Dataset) -> Iterator[str]:
     "MultiRC",
     "is the answer to a question on the paragraph right?",
     columns=texts("paragraph", "question", "answer"),
-    idx={key: Value("int32") for key in ("paragraph", "question", "answer")},
+    idx=dict.fromkeys(("paragraph", "question", "answer"), "int32"),
     labels=BOOLEAN,
     unpack=unpack_multirc,
     grouped=True,
     numbered=False,
-    score=by_label(QuestionF1),
+    score=by_label("QuestionF1"),
     primary="average",
     lines=multirc_lines,
 )
@@ -176,6 +186,8 @@ def entity(logits: np.ndarray, rows: Dataset) -> list[str]:
 
 def entity_score(predictions: Predictions, rows: Dataset) -> Scores:
     """Return F1 and exact match over queries, best of their gold answers."""
+    from camex_ft.tasks.metrics import AnswerF1
+
     golds = one_a_group(rows)["answers"][:]
     return dict(AnswerF1().compute(predictions=predictions, references=golds) or {})
 
@@ -211,13 +223,13 @@ def plain(passage: str) -> str:
     "which of the passage's entities fills the query's gap?",
     columns={
         **texts("passage", "query"),
-        "entities": List(Value("string")),
-        "answers": List(Value("string")),
+        "entities": ["string"],
+        "answers": ["string"],
     },
-    idx={key: Value("int32") for key in ("passage", "query")},
+    idx=dict.fromkeys(("passage", "query"), "int32"),
     labels=None,
     label_names=BOOLEAN,
-    extra={"candidate": Value("string"), "answers": List(Value("string"))},
+    extra={"candidate": "string", "answers": ["string"]},
     unpack=unpack_record,
     grouped=True,
     check=record_fault,

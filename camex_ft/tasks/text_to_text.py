@@ -17,10 +17,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
-import torch
-from datasets import List, Value
 from pydantic import Field
-from torch import Tensor
 
 from camex_ft.config.schema import TaskConfig
 from camex_ft.config.values import Count
@@ -29,12 +26,13 @@ from camex_ft.tasks.encoding import right_sided
 from camex_ft.utils.errors import UserError
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 LEAST = 8  # tokens of text below which no input makes sense
 NO_ANSWER = "no answer"  # target of a window without the answer
 INPUTS = ("input_ids", "attention_mask")
-ENCODED = {name: List(Value("int32")) for name in INPUTS}
+ENCODED = {name: ["int32"] for name in INPUTS}
 
 
 class QuestionAnsweringConfig(TaskConfig):
@@ -220,6 +218,8 @@ def target_tokens(text: str, tokenizer: PreTrainedTokenizerBase, length: int) ->
 
 def repeat_labels(ids: Sequence[int], inputs: Mapping[str, Tensor]) -> Tensor:
     """Return `ids` as the labels of every row of a batch; [B, L]."""
+    import torch
+
     first = inputs["input_ids"]
     return torch.tensor(ids, device=first.device).repeat(len(first), 1)
 
@@ -282,6 +282,8 @@ def model_inputs(inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def encode_texts(texts: Sequence[str]) -> Tensor:
     """Encode texts in UTF-8, a row each, padded with -100; int64, [B, greatest number of bytes, at least 1]."""
+    import torch
+
     rows = [list(text.encode()) for text in texts]
     width = max([1, *map(len, rows)])
     return torch.tensor([row + [IGNORED] * (width - len(row)) for row in rows], dtype=torch.int64)

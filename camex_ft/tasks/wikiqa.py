@@ -15,11 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
-from datasets import ClassLabel, Dataset, Features, List, Value
-from torch import Tensor
 
 from camex_ft.tasks.base import Predictions, map_rows, write_submission
-from camex_ft.tasks.metrics import RankedAnswers, Scores
 from camex_ft.tasks.text_to_text import (
     ENCODED,
     PromptLayout,
@@ -33,17 +30,18 @@ from camex_ft.tasks.text_to_text import (
 from camex_ft.utils.registry import TASKS
 
 if TYPE_CHECKING:
+    from datasets import Dataset
+    from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from camex_ft.tasks.metrics import Scores
 
 WORDS = ("no", "yes")  # the targets of labels 0 and 1
 PARTS = {"question": "question:", "document_title": "title:", "answer": "answer:"}
-TEXT = Value("string")
-WIKIQA = Features(
-    {
-        **dict.fromkeys(["question_id", "question", "document_title", "answer"], TEXT),
-        "label": ClassLabel(names=["0", "1"]),
-    }
-)
+WIKIQA = {
+    **dict.fromkeys(["question_id", "question", "document_title", "answer"], "string"),
+    "label": ("0", "1"),
+}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -54,6 +52,8 @@ class SentenceSelection(TextToText):
 
     def rows(self, dataset: Dataset, split: str) -> Dataset:
         """Return the examples in their order with labels as numbers, -1 for withheld ones."""
+        from datasets import Value
+
         return dataset.cast_column("label", Value("int64"))
 
     def encode(
@@ -66,7 +66,7 @@ class SentenceSelection(TextToText):
         """
         layout = PromptLayout(tokenizer, tuple(PARTS.values()), max_length=settings.max_length)
         known = self.labelled(rows)
-        features = {**ENCODED, **({"labels": List(Value("int64"))} if known else {})}
+        features = {**ENCODED, **({"labels": ["int64"]} if known else {})}
         targets = [target_tokens(word, tokenizer, settings.answer_length) for word in WORDS]
         return map_rows(rows, partial(_encode, layout, targets if known else None), features, "tokens")
 
@@ -100,6 +100,8 @@ class SentenceSelection(TextToText):
 
     def metrics(self, outputs: Any, rows: Dataset, origin: np.ndarray | None = None) -> Scores:
         """Return accuracy and f1 of the decisions, map and mrr of the order within each question."""
+        from camex_ft.tasks.metrics import RankedAnswers
+
         self.check_labelled(rows)
         return dict(
             RankedAnswers().compute(

@@ -1,6 +1,6 @@
 """Registries filled by scanning packages: a new protocol, backbone or task is one new file, and no list is edited.
 
-A file registers what it defines when it is imported. `Registry.names` imports every module of its package, then every
+A file registers what it defines when it is imported. `Registry.names` imports the modules of its package, then every
 ``*.py`` file in the folders that the environment variable ``CAMEX_FT_PLUGINS`` names (separated as in ``PATH``).
 """
 
@@ -27,11 +27,13 @@ class Registry(Generic[T]):
     Args:
         kind: what the entries are called in messages, such as ``"protocol"``.
         package: dotted name of the package whose modules register entries.
+        skip: modules of the package that register none and take long to import.
     """
 
-    def __init__(self, kind: str, package: str) -> None:
+    def __init__(self, kind: str, package: str, *, skip: tuple[str, ...] = ()) -> None:
         self.kind = kind
         self.package = package
+        self.skip = skip
         self._entries: dict[str, T] = {}
         self._scanned = False
 
@@ -66,7 +68,8 @@ class Registry(Generic[T]):
             self._scanned = True
             package = importlib.import_module(self.package)
             for module in pkgutil.iter_modules(package.__path__):
-                importlib.import_module(f"{self.package}.{module.name}")
+                if module.name not in self.skip:
+                    importlib.import_module(f"{self.package}.{module.name}")
         import_plugins()
 
 
@@ -96,7 +99,7 @@ def import_file(file: Path) -> None:
 
 PROTOCOLS: Registry[Any] = Registry("protocol", "camex_ft.protocols")
 BACKBONES: Registry[Any] = Registry("backbone family", "camex_ft.backbones.families")
-TASKS: Registry[Any] = Registry("task", "camex_ft.tasks")
+TASKS: Registry[Any] = Registry("task", "camex_ft.tasks", skip=("metrics",))
 EMBEDDED: Registry[Any] = Registry("embedded backbone", "camex_ft.synthetic")
 
 

@@ -57,6 +57,35 @@ def test_a_curved_twin_differs_from_its_protocol_in_the_curvature(name: str) -> 
     assert all(getattr(twin, each) == getattr(found, each) for each in same)
 
 
+PLUGIN = """
+from __future__ import annotations
+from typing import TYPE_CHECKING, Annotated
+from annotated_types import Ge
+from camex_ft.protocols import protocol
+if TYPE_CHECKING:
+    from torch import Generator, Tensor
+
+@protocol("throwaway", summary="for a test", source="none")
+def throwaway(tau: Tensor, *, generator: Generator, floor: Annotated[{bound}, Ge(0)] = 0.5) -> {result}:
+    return None
+"""
+
+
+@pytest.mark.parametrize(("result", "multiplies"), [("Tensor | None", True), ("None", False)])
+def test_types_of_tensors_may_be_imported_for_type_checks_alone(
+    throwaway: None, result: str, multiplies: bool
+) -> None:
+    exec(PLUGIN.format(bound="float", result=result), {"__name__": "plugin"})
+    found = PROTOCOLS.get("throwaway")
+    assert get_args(found.options["floor"].annotation) == (float, Ge(0))
+    assert (found.multiplier is not None) is multiplies
+
+
+def test_an_option_of_an_unknown_type_is_refused(throwaway: None) -> None:
+    with pytest.raises(NameError, match="Share"):
+        exec(PLUGIN.format(bound="Share", result="Tensor"), {"__name__": "plugin"})
+
+
 def test_options_come_from_the_signature(throwaway: None) -> None:
     @protocol("throwaway", summary="for a test", source="none")
     def weigh(

@@ -11,7 +11,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from camex_ft.backbones.heads import HEADS
 from camex_ft.synthetic import backbone
 from camex_ft.utils.errors import UserError
-from camex_ft.utils.registry import EMBEDDED
+from camex_ft.utils.registry import EMBEDDED, positions
 
 FAMILIES = EMBEDDED.names()
 PAIR = (["The soup was sharp.", "The saw was not very sharp."], ["Was it good?", "It was good."])
@@ -30,6 +30,16 @@ LAYOUTS = {
 
 def test_the_families_are_those_of_the_project() -> None:
     assert set(FAMILIES) == set(LAYOUTS)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_it_suits_heads_that_it_has_and_lengths_that_it_reads(family: str) -> None:
+    tiny = EMBEDDED.get(family)
+    assert set(tiny.task_heads) == {h for h in HEADS if h in tiny.heads and tiny.suits(h, 512)}
+    assert "sequence-classification" in tiny.task_heads
+    limit = positions(tiny.configuration()[0])
+    assert limit is None or limit >= 512
+    assert not tiny.suits("sequence-classification", 513)
 
 
 @pytest.mark.parametrize("head", HEADS)
