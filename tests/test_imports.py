@@ -65,6 +65,10 @@ FORBIDDEN = {
 }
 
 
+# Libraries that take long to import.
+HEAVY = ("torch", "transformers", "datasets", "evaluate", "sklearn", "scipy", "pandas", "pyarrow")
+
+
 def layer_of(module: str) -> str:
     return module.split(".")[1] if "." in module else ""
 
@@ -212,6 +216,34 @@ def test_importing_stays_light(statement, absent):
         [sys.executable, "-c", code], check=True, capture_output=True, text=True
     ).stdout.split()
     assert found == []
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "ls",
+        "validate glue profile=embedded",
+        "validate lm profile=embedded",
+        "validate qa profile=embedded",
+        "validate glue profile=embedded merging.protocol=namex training.warmup_steps=10 training.max_grad_norm=0.5",
+    ],
+)
+def test_commands_that_only_look_stay_light(command, tmp_path):
+    """They list and check what is registered, without the libraries that train on it."""
+    code = (
+        "import sys, camex_ft_cli\n"
+        "try: camex_ft_cli.main()\n"
+        f"finally: print(*[m for m in {HEAVY!r} if m in sys.modules], file=sys.stderr)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, *command.split()],
+        cwd=tmp_path,
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout
+    assert done.stderr.split() == []
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
 """Keys of `training:` that belong to `transformers.TrainingArguments`: which there are, and what they take.
 
-Importing that class imports torch, so it happens only when a key is met that the schema does not name itself.
+Importing that class imports torch, so it happens only when a key is met that neither the schema nor `COMMON` has.
 """
 
 from __future__ import annotations
@@ -95,6 +95,14 @@ RENAMED = {
     "batch_size": "per_device_train_batch_size",
 }
 KINDS = {float: "a number", int: "a whole number", bool: "true or false", str: "text", type(None): "null"}
+# Fields of everyday configurations, with what `fields` returns for them: they are checked without importing torch.
+COMMON: Mapping[str, tuple[Any, Any, tuple[str, ...]]] = {
+    "bf16": (bool, False, ()),
+    "fp16": (bool, False, ()),
+    "gradient_accumulation_steps": (int, 1, ()),
+    "max_grad_norm": (float, 1.0, ()),
+    "warmup_steps": (float, 0, ()),
+}
 STRICT = ConfigDict(strict=True, allow_inf_nan=False, arbitrary_types_allowed=True)
 
 
@@ -105,16 +113,26 @@ def fields() -> dict[str, tuple[Any, Any, tuple[str, ...]]]:
 
     hints = typing.get_type_hints(TrainingArguments)
     known = {}
-    for field in dataclasses.fields(TrainingArguments):
-        if not field.init:
+    for entry in dataclasses.fields(TrainingArguments):
+        if not entry.init:
             continue
-        words = [e.value for kind in _members(hints[field.name]) if _is_enum(kind) for e in kind]
-        words = words or list(field.metadata.get("choices", ()))
-        default = None if field.default is dataclasses.MISSING else field.default
-        if field.default_factory is not dataclasses.MISSING:
-            default = field.default_factory()
-        known[field.name] = (hints[field.name], default, tuple(str(word) for word in words))
+        words = [e.value for kind in _members(hints[entry.name]) if _is_enum(kind) for e in kind]
+        words = words or list(entry.metadata.get("choices", ()))
+        default = None if entry.default is dataclasses.MISSING else entry.default
+        if entry.default_factory is not dataclasses.MISSING:
+            default = entry.default_factory()
+        known[entry.name] = (hints[entry.name], default, tuple(str(word) for word in words))
     return known
+
+
+def is_field(name: str) -> bool:
+    """Return whether `transformers.TrainingArguments` has this field."""
+    return name in COMMON or name in fields()
+
+
+def field(name: str) -> tuple[Any, Any, tuple[str, ...]]:
+    """Return a field's type, default and allowed words, as of `fields`."""
+    return COMMON[name] if name in COMMON else fields()[name]
 
 
 def missing_reporters(named: Any) -> list[str]:
@@ -133,7 +151,7 @@ def missing_reporters(named: Any) -> list[str]:
 
 def default(name: str) -> Any:
     """Return the default of a field."""
-    return fields()[name][1]
+    return field(name)[1]
 
 
 def coerce(name: str, value: Any) -> Any:
@@ -142,7 +160,7 @@ def coerce(name: str, value: Any) -> Any:
     Raises:
         ValueError: the field doesn't take it; the message says what it takes.
     """
-    hint, _, words = fields()[name]
+    hint, _, words = field(name)
     members = _members(hint)
     if words:
         if isinstance(value, str) and value in words:

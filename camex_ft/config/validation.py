@@ -99,7 +99,7 @@ def _check_training(values: dict[str, Any], document: Document) -> Iterator[Prob
             message = f"the toolkit sets this itself: {training_arguments.OWNED[name]}"
         elif name in training_arguments.RENAMED:
             message = f"unknown key. Did you mean 'training.{training_arguments.RENAMED[name]}'?"
-        elif name not in training_arguments.fields():
+        elif not training_arguments.is_field(name):
             message = f"unknown key.{_nearest_key(key)}"
         else:
             try:

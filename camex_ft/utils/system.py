@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import sys
 import threading
 import urllib.request
 from collections.abc import Callable
@@ -21,10 +23,23 @@ def cores() -> int:
 
 @cache
 def cuda_is_there() -> bool:
-    """Return whether torch sees a CUDA device."""
+    """Return whether torch sees a CUDA device; torch is imported only on a machine with the driver of one."""
+    if "torch" not in sys.modules and not _driver_is_there():
+        return False
     import torch
 
     return torch.cuda.is_available()
+
+
+def _driver_is_there() -> bool:
+    """Return whether Linux has NVIDIA's driver or AMD's, which torch needs; True on other systems."""
+    if sys.platform != "linux" or os.path.exists("/dev/kfd") or os.path.exists("/dev/dxg"):
+        return True
+    try:
+        ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return False
+    return True
 
 
 @cache

@@ -8,7 +8,7 @@ import pytest
 from transformers import TrainingArguments
 
 from camex_ft.config import Config, TrainingConfig
-from camex_ft.config.training_arguments import OWNED, coerce, default, fields
+from camex_ft.config.training_arguments import COMMON, OWNED, coerce, default, fields
 
 OPEN = sorted(set(fields()) - set(OWNED))
 
@@ -25,6 +25,11 @@ def test_a_default_is_a_value_that_the_field_takes(name):
 def test_something_else_is_refused(name):
     with pytest.raises(ValueError, match=r"^expected "):
         coerce(name, object())
+
+
+@pytest.mark.parametrize("name", COMMON)
+def test_fields_that_are_known_without_transformers_are_as_it_has_them(name):
+    assert COMMON[name] == fields()[name]
 
 
 def test_the_fields_of_the_schema_are_fields_of_transformers_or_the_toolkits_own(tmp_path):

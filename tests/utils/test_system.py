@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import http.server
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -141,3 +143,11 @@ def test_cuda_is_what_torch_says():
     import torch
 
     assert system.cuda_is_there() is torch.cuda.is_available()
+
+
+def test_cuda_is_what_torch_would_say_where_it_is_not_imported():
+    code = (
+        "from camex_ft.utils import system; there = system.cuda_is_there(); import torch; "
+        "assert there is torch.cuda.is_available()"
+    )
+    subprocess.run([sys.executable, "-c", f"import camex_ft_cli; {code}"], check=True)
