@@ -31,6 +31,7 @@ NAMES = {
     *("CUDA_VISIBLE_DEVICES", "TENSORBOARD_LOGGING_DIR", "GITHUB_ACTIONS"),
     *("NO_COLOR", "FORCE_COLOR", "CLICOLOR", "CLICOLOR_FORCE", "COLUMNS", "LINES", "TERM", "COLORTERM"),
     *("PYTHONHASHSEED", "PYTHONWARNINGS", "PYTHONIOENCODING", "PYTHONUTF8", "LANG", "LANGUAGE", "TZ"),
+    "PYTHONDONTWRITEBYTECODE",  # else each process compiles the package, and each worker rewrites all assertions
     *("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY"),
 }
 OWN = {"LANG": "C.UTF-8", "TERM": "xterm"}

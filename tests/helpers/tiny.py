@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import torch
 import transformers
 
-from camex_ft.backbones.heads import HEADS
+from camex_ft.backbones.heads import HEADS, has_head
 from camex_ft.upcycling import routing_context
 from camex_ft.utils import registry
 
@@ -41,9 +42,11 @@ def config_of(model_type: str, variant: dict[str, Any]) -> Any:
     return transformers.AutoConfig.for_model(model_type, **{**SIZES, **variant})
 
 
-def heads_of(model_type: str) -> list[str]:
+@cache
+def heads_of(model_type: str) -> tuple[str, ...]:
+    """Return the heads of a type; cached, since collection asks hundreds of times."""
     kind = type(config_of(model_type, {}))
-    return [name for name, auto in HEADS.items() if kind in (auto._model_mapping or ())]
+    return tuple(head for head in HEADS if has_head(kind, head))
 
 
 def model_types() -> list[str]:
