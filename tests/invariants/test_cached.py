@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import pytest
@@ -9,18 +10,21 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from camex_ft.upcycling import cached
 from tests.helpers.invariant_cases import SEGMENT, Case, causal_cases, shake, upcycled
 from tests.helpers.tiny import PAD, VOCABULARY
 
 # float64: the same sums in another order, through three layers
 TOLERANCE = 1e-9
 T = SEGMENT
-PROMPTS = (1, 2, T - 1, T, T + 1, 2 * T, 2 * T + 3)
+PROMPTS = sorted({1, 2, T - 1, T, T + 1, 2 * T, 2 * T + 3})
 NEW = 2 * T + 2
 CAUSAL = causal_cases()
 
 
+@cache
 def model_of(case: Case) -> PreTrainedModel:
+    """Return the model of a case; shared, since no test here changes it."""
     made = shake(upcycled(case)).double()
     made.generation_config.eos_token_id = None  # so that all rows go on to the end
     return made
@@ -64,7 +68,8 @@ def test_prompts_of_any_length_and_then_token_by_token(case: Case) -> None:
     for prompt in PROMPTS:
         ids = draw(2, prompt + NEW)
         mask = torch.ones_like(ids)
-        found = in_pieces(model, ids, mask, [prompt] + [1] * NEW)
+        with cached(model):  # as `generate` does; the next test goes without
+            found = in_pieces(model, ids, mask, [prompt] + [1] * NEW)
         torch.testing.assert_close(found, full(model, ids, mask), rtol=TOLERANCE, atol=TOLERANCE)
 
 
@@ -118,9 +123,9 @@ def test_generation_is_the_same_with_and_without_a_cache(case: Case, way: str) -
                 return_dict_in_generate=True,
             )
         )
-    cached, plain = made
-    assert torch.equal(cached.sequences, plain.sequences)
-    for ours, expected in zip(cached.logits, plain.logits, strict=True):
+    with_cache, without = made
+    assert torch.equal(with_cache.sequences, without.sequences)
+    for ours, expected in zip(with_cache.logits, without.logits, strict=True):
         torch.testing.assert_close(ours, expected, rtol=TOLERANCE, atol=TOLERANCE)
 
 
@@ -130,7 +135,8 @@ SINGLE = [c for c in CAUSAL if c.protocol in ("ties-ca", "smoe") and c.granulari
 @pytest.mark.parametrize("num_beams", [1, 4])
 @pytest.mark.parametrize("case", SINGLE, ids=str)
 def test_a_prompt_goes_on_alone_as_among_others(case: Case, num_beams: int) -> None:
-    model, batch = model_of(case), prompts(model_of(case))
+    model = model_of(case)
+    batch = prompts(model)
     if model.config.is_encoder_decoder:
         batch = {k: v.flip(1) for k, v in batch.items()}  # relative positions: padding belongs to the right
     settings = {"max_new_tokens": NEW, "num_beams": num_beams, "do_sample": False, "use_cache": True}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from functools import cache
 
 import pytest
 import torch
@@ -20,7 +21,9 @@ CASES = [
 ]
 
 
+@cache
 def model_of(case: Case) -> PreTrainedModel:
+    """Return the model of a case; shared, since no test here changes its parameters."""
     return shake(upcycled(case)).double()
 
 
