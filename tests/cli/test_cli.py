@@ -28,7 +28,7 @@ def invoke(*arguments: str):
 
 def process(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
     """The installed command, in a process of its own: the exit code and both streams as a shell sees them."""
-    command = [sys.executable, "-c", "from camex_ft.cli import main; main()", *arguments]
+    command = [sys.executable, "-c", "import camex_ft_cli; camex_ft_cli.main()", *arguments]
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True)
 
 

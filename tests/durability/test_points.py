@@ -135,6 +135,7 @@ def test_a_signal_in_training_is_served_and_one_elsewhere_ends_at_once(
 
 HOLD = """
 import sys, time
+import camex_ft_cli
 from camex_ft.results import RunFolder
 from pathlib import Path
 sys.argv = ["camex-ft", "run", "glue"]

@@ -35,6 +35,7 @@ sys.exit(1 if code else 0)
 """
 RANK = """
 import os, signal, sys, time
+import camex_ft_cli  # as the command does: nothing is registered with transformers, which takes seconds
 from camex_ft.utils.errors import UserError
 from camex_ft.launching import rank
 def command():
@@ -120,6 +121,7 @@ def test_no_process_is_left_behind(tmp_path, number):
     parent = f"""
         import sys
         from pathlib import Path
+        import camex_ft_cli
         from camex_ft.launching import processes
         from camex_ft.launching.placement import Placement
         command = {command(tmp_path, "time.sleep(100)")!r}

@@ -327,7 +327,7 @@ def test_the_same_picture_has_the_same_bytes_and_names_no_program():
 
 def test_drawing_never_imports_pyplot():
     code = (
-        "import camex_ft.results.plots, sys; from matplotlib.figure import Figure;"
+        "import camex_ft_cli, camex_ft.results.plots, sys; from matplotlib.figure import Figure;"
         "print('matplotlib.pyplot' in sys.modules)"
     )
     found = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
