@@ -9,7 +9,7 @@ A block of the page ends with ``<!-- end -->`` and begins with one of these line
     <!-- pictures FOLDER [NAME ...] -->    the pictures of the records in the folder, all or those that are named
 
 Pictures also show the inspection in ``FOLDER/inspection/inspection.json`` if there is one. Their files are in
-``pictures/FOLDER/`` beside the page and hold a digest of their data and of the drawing code.
+``pictures/FOLDER/`` beside the page and hold a digest of their data.
 """
 
 from __future__ import annotations

@@ -301,7 +301,7 @@ def test_slugs_are_safe_names(text):
     assert not set(slug(text)) & set("/\\ :*?\n\0")
 
 
-def test_files_know_their_source_and_their_code(tmp_path, monkeypatch):
+def test_files_know_their_source(tmp_path):
     entries = grid(rows=protocols("dense"), seeds=2, epochs=1, old=True)
     path = tmp_path / "new" / "a.png"
     assert is_stale(path, source(entries))
@@ -310,8 +310,6 @@ def test_files_know_their_source_and_their_code(tmp_path, monkeypatch):
     assert is_stale(path, source(entries[:1]))
     other: list[Entry] = [replace(e, row="x") for e in entries]
     assert is_stale(path, source(other))
-    monkeypatch.setattr(figures, "code", lambda: "other code")
-    assert is_stale(path, source(entries))
     path.write_bytes(b"no picture")
     assert is_stale(path, source(entries))
 

@@ -7,10 +7,10 @@ import io
 import json
 import textwrap
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import cache, wraps
+from functools import wraps
+from itertools import count
 from pathlib import Path
-from typing import Any, ParamSpec
+from typing import Any, NamedTuple, ParamSpec
 
 import matplotlib
 import numpy as np
@@ -66,8 +66,7 @@ P = ParamSpec("P")
 # -- style ------------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, kw_only=True)
-class Look:
+class Look(NamedTuple):
     """Colour, marker and dashes of one row, the same in every panel of a picture."""
 
     colour: str
@@ -77,14 +76,11 @@ class Look:
 
 def looks(labels: Sequence[str], *, baseline: str | None = None) -> dict[str, Look]:
     """Return a look for each label; the first 42 differ in colour, marker or dashes."""
-    by_label = {
-        label: Look(
-            colour=COLOURS[i % len(COLOURS)], marker=MARKERS[i % len(MARKERS)], dashes=DASHES[i % len(DASHES)]
-        )
-        for i, label in enumerate(label for label in dict.fromkeys(labels) if label != baseline)
-    }
+    cycle = (Look(*(signs[i % len(signs)] for signs in (COLOURS, MARKERS, DASHES))) for i in count())
+    rows = (label for label in dict.fromkeys(labels) if label != baseline)
+    by_label = dict(zip(rows, cycle, strict=False))
     if baseline is not None and baseline in labels:
-        by_label[baseline] = Look(colour=BASELINE, marker="x", dashes=BASELINE_DASHES)
+        by_label[baseline] = Look(BASELINE, "x", BASELINE_DASHES)
     return by_label
 
 
@@ -152,8 +148,7 @@ def columns_for(count: int, *, most: int = 3) -> int:
 
 def legend_below(figure: Figure, lines: Sequence[Line2D]) -> None:
     """Put a legend of labelled lines under the axes."""
-    if lines:
-        # names are given beside the lines, as Matplotlib hides labels that begin with an underscore
+    if lines:  # with names, as Matplotlib hides labels that begin with an underscore
         names = [str(line.get_label()) for line in lines]
         figure.legend(lines, names, loc="outside lower left", ncols=min(4, len(lines)))
 
@@ -170,12 +165,12 @@ def png(figure: Figure, *, source: Any = None) -> bytes:
 
 
 def save(figure: Figure, path: Path | str, *, source: Any) -> Path:
-    """Write the figure to `path` as a PNG, with a digest of its data and of the drawing code; return the path.
+    """Write the figure to `path` as a PNG, with a digest of its data for `is_stale`; return the path.
 
     Args:
         figure: the figure.
         path: of the file; its folder is made.
-        source: the data: any JSON value, or NumPy arrays. `is_stale` compares it.
+        source: the data: any JSON value, or NumPy arrays.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -184,7 +179,7 @@ def save(figure: Figure, path: Path | str, *, source: Any) -> Path:
 
 
 def is_stale(path: Path | str, source: Any) -> bool:
-    """Return whether the picture at `path` is missing, or was drawn from other data or by other code."""
+    """Return whether the picture at `path` is missing, or was drawn from other data."""
     from PIL import Image
 
     try:
@@ -196,15 +191,6 @@ def is_stale(path: Path | str, source: Any) -> bool:
 
 
 def digest(source: Any) -> str:
-    """Return the SHA-256 of the source as JSON and of the drawing code."""
+    """Return the SHA-256 of the source as JSON."""
     text = json.dumps(all_finite(source), sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256((code() + text).encode()).hexdigest()
-
-
-@cache
-def code() -> str:
-    """Return the SHA-256 of every file of this package."""
-    sha256 = hashlib.sha256()
-    for file in sorted(Path(__file__).parent.glob("*.py")):
-        sha256.update(file.name.encode() + b"\0" + file.read_bytes() + b"\0")
-    return sha256.hexdigest()
+    return hashlib.sha256(text.encode()).hexdigest()

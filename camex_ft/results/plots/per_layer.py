@@ -134,13 +134,8 @@ def _image(ax: Axes, values: np.ndarray, *, low: float = 0.0, high: float, numbe
 def _colour_bar(figure: Figure, axes: Iterable[Axes], label: str) -> None:
     """Put the colour bar of all images, which share one scale, below them."""
     image: AxesImage = next(image for ax in axes for image in ax.images)
-    options: dict[str, Any] = {
-        "location": "bottom",
-        "shrink": 0.45,
-        "aspect": 28,
-        "pad": 0.1 / figure.get_figheight(),
-    }
-    figure.colorbar(image, ax=figure.axes, label=label, **options)
+    pad = 0.1 / figure.get_figheight()
+    figure.colorbar(image, ax=figure.axes, label=label, location="bottom", shrink=0.45, aspect=28, pad=pad)
 
 
 # -- lines ------------------------------------------------------------------------------------------------------------
@@ -214,13 +209,8 @@ def spectrum(shown: Mapping[str, np.ndarray], *, title: str, columns: int | None
 
 def _number(ax: Axes, expert: int, place: tuple[float, float], **options: Any) -> None:
     """Write an expert's number to the right of a place."""
-    offset: dict[str, Any] = {
-        "xytext": (3, 0),
-        "textcoords": "offset points",
-        "va": "center",
-        "fontsize": 6.5,
-    }
-    ax.annotate(str(expert), place, **offset, **options)
+    options |= {"xytext": (3, 0), "textcoords": "offset points", "va": "center", "fontsize": 6.5}
+    ax.annotate(str(expert), place, **options)
 
 
 def _apart(values: np.ndarray, *, room: float) -> np.ndarray:

@@ -27,7 +27,7 @@ from camex_ft.results.plots.figures import (
 from camex_ft.results.plots.series import Series, TaskScores, interval
 
 TOGETHER = 2  # rows, beside the baseline, whose bands overlap and can still be told apart
-ALONE = Look(colour=COLOURS[0], marker="o", dashes="-")  # of a row in its own panel, whose title names it
+ALONE = Look(COLOURS[0], "o", "-")  # of a row in its own panel, whose title names it
 FEW = 12  # points of a line that still get markers
 LOGARITHMIC = 16  # largest over smallest value of a sweep from which on its axis is logarithmic
 ROW_HEIGHT, ROW_LABEL = 0.27, 2.0  # inches of a row and of its name in a comparison
@@ -44,8 +44,9 @@ def _line(ax: Axes, series: Series, look: Look) -> Line2D:
     """Draw the mean over seeds, with a band of one standard deviation either side."""
     mean, sd = series.mean(), series.sd()
     marker = look.marker if len(series.x) <= FEW else ""
-    style: dict[str, Any] = {"color": look.colour, "linestyle": look.dashes, "marker": marker}
-    [line] = ax.plot(series.x, mean, label=series.label, zorder=3, **style)
+    [line] = ax.plot(
+        series.x, mean, label=series.label, color=look.colour, ls=look.dashes, marker=marker, zorder=3
+    )
     if np.isfinite(sd).any():
         ax.fill_between(series.x, mean - sd, mean + sd, color=look.colour, alpha=0.18, linewidth=0, zorder=2)
     return line
@@ -124,12 +125,8 @@ def sweep(
         drawn |= {series.label: _line(ax, series, by_label[series.label]) for series in lines}
         if task in levels:
             name, level = levels[task]
-            style: dict[str, Any] = {
-                "color": by_label[name].colour,
-                "linestyle": by_label[name].dashes,
-                "linewidth": 1,
-            }
-            drawn[name] = ax.axhline(level, label=name, **style)
+            look = by_label[name]
+            drawn[name] = ax.axhline(level, label=name, color=look.colour, ls=look.dashes, linewidth=1)
         values = np.unique(np.concatenate([s.x for s in lines]))
         if values.min() > 0 and values.max() / values.min() >= LOGARITHMIC:
             ax.set_xscale("log", base=2)
@@ -172,8 +169,8 @@ def comparison(shown: Sequence[TaskScores], *, title: str, baseline: str | None 
         Line2D([], [], label="one seed", **SEED),
     ]
     if baseline in rows:
-        style: dict[str, Any] = {"color": BASELINE, "linestyle": BASELINE_DASHES, "linewidth": 1}
-        key.append(Line2D([], [], label=f"{word} of {baseline}", **style))
+        name = f"{word} of {baseline}"
+        key.append(Line2D([], [], label=name, color=BASELINE, ls=BASELINE_DASHES, linewidth=1))
     legend_below(figure, key)
     return figure
 

@@ -73,14 +73,6 @@ def done(entries: Iterable[Entry]) -> list[tuple[Entry, Result]]:
     return [(entry, entry.result) for entry in entries if entry.result is not None]
 
 
-def tasks_of(entries: Iterable[Entry]) -> dict[str, list[Entry]]:
-    """Return the entries by task, in order."""
-    by_task: dict[str, list[Entry]] = {}
-    for entry in entries:
-        by_task.setdefault(entry.task, []).append(entry)
-    return by_task
-
-
 def rows_of(entries: Iterable[Entry]) -> dict[str, list[tuple[Entry, Result]]]:
     """Return the finished entries by row, in order, each row's by seed."""
     by_row: dict[str, list[tuple[Entry, Result]]] = {}
@@ -91,9 +83,7 @@ def rows_of(entries: Iterable[Entry]) -> dict[str, list[tuple[Entry, Result]]]:
 
 def score(record: Record, value: float | None) -> float:
     """Return a score as it is drawn: in hundredths where more is better; NaN for None."""
-    if value is None:
-        return float("nan")
-    return 100 * value if record.metrics.greater_is_better else value
+    return np.nan if value is None else value * (100 if record.metrics.greater_is_better else 1)
 
 
 def metric_label(record: Record) -> str:
@@ -107,11 +97,9 @@ def interval(values: np.ndarray) -> tuple[float, float, float]:
     from scipy import stats
 
     values = values[np.isfinite(values)]
-    if not len(values):
-        return (float("nan"),) * 3
-    mean = float(values.mean())
+    mean = float(values.mean()) if len(values) else np.nan
     if len(values) < 2:
-        return mean, float("nan"), float("nan")
+        return mean, np.nan, np.nan
     half = float(stats.t.ppf((1 + LEVEL) / 2, len(values) - 1) * stats.sem(values))
     return mean, mean - half, mean + half
 
@@ -141,10 +129,9 @@ def epoch_scores(entries: Iterable[Entry]) -> list[Series]:
 
     def points(result: Result) -> list[tuple[float | None, float | None]]:
         record = result.record
-        key = primary_key(record)
-        lines = record.metrics.per_epoch if key is not None else []
-        values = [(line.get("epoch"), line.get(str(key))) for line in lines]
-        return [(epoch, None if value is None else score(record, value)) for epoch, value in values]
+        key = primary_key(record) or ""
+        lines = [(line.get("epoch"), line.get(key)) for line in record.metrics.per_epoch]
+        return [(epoch, score(record, value)) for epoch, value in lines if value is not None]
 
     return _series(entries, points)
 
@@ -167,11 +154,15 @@ def _series(
             {round(float(x), 6): float(y) for x, y in points(result) if x is not None and y is not None}
             for _, result in pairs
         ]
-        xs = sorted({x for line in lines for x in line})
-        if xs:
-            values = np.array([[line.get(x, np.nan) for x in xs] for line in lines])
-            series.append(Series(label=row, x=np.array(xs), values=values))
-    return series
+        series.append(_joined(row, lines))
+    return [line for line in series if len(line.x)]
+
+
+def _joined(label: str, by_seed: Sequence[Mapping[float, float]]) -> Series:
+    """Return the series of several seeds, each x to y."""
+    xs = sorted({x for line in by_seed for x in line})
+    values = np.array([[line.get(x, np.nan) for x in xs] for line in by_seed])
+    return Series(label=label, x=np.array(xs), values=values)
 
 
 def swept_keys(entries: Sequence[Entry]) -> list[str]:
@@ -186,21 +177,15 @@ def swept_keys(entries: Sequence[Entry]) -> list[str]:
 
 def sweep_lines(entries: Sequence[Entry], key: str) -> list[Series]:
     """Return best scores over the values of `key`, a series for each setting of the other keys that has two."""
-    lines: dict[str, dict[float, dict[int, float]]] = {}
+    lines: dict[str, dict[int, dict[float, float]]] = {}  # by label and seed
     for entry, result in done(entries):
         x = entry.keys.get(key)
         if _is_number(x):
             label = row_label({k: v for k, v in entry.keys.items() if k != key})
             value = score(result.record, result.record.metrics.best)
-            lines.setdefault(label or name_of(key), {}).setdefault(float(x), {})[entry.seed] = value
-    series = []
-    for label, by_x in lines.items():
-        seeds = sorted({seed for by_seed in by_x.values() for seed in by_seed})
-        xs = sorted(by_x)
-        if len(xs) > 1:
-            values = np.array([[by_x[x].get(seed, np.nan) for x in xs] for seed in seeds])
-            series.append(Series(label=label, x=np.array(xs), values=values))
-    return series
+            lines.setdefault(label or name_of(key), {}).setdefault(entry.seed, {})[float(x)] = value
+    series = [_joined(label, [by_seed[s] for s in sorted(by_seed)]) for label, by_seed in lines.items()]
+    return [line for line in series if len(line.x) > 1]
 
 
 def _is_number(value: Any) -> TypeGuard[int | float]:
