@@ -1,29 +1,41 @@
-"""``camex-ft bench layer``: one linear map with experts, against a dense one and the reference implementation.
+"""``camex-ft bench layer`` and ``cost``: one linear map with experts, against a dense one and the reference.
 
     dense     y = x W^T                                         one weight W
     merged    s = router(mean of x), y = ExpertLinear(x, s)     the package's own path
     plain     the same s and parameters through `merged_linear_reference`
 
 One call is a forward and a backward pass, to x and to all parameters; or, with `evaluate`, a forward pass alone.
+
+``bench cost`` measures both forms of the merged map over many shapes and fits the cost model to them:
+
+    time = sum of counts times rates        (`camex_ft.moe.merging.functional`)
+
+A shape's time is the lower quartile of all repeats in all rounds. Rates are not negative and minimise the squared
+relative error.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
+import numpy as np
 import torch
+from scipy.optimize import nnls
 from torch import Tensor
 from torch.nn import functional as F
 
 from camex_ft.bench.measurement import Side, alternate, medians
-from camex_ft.bench.settings import LayerBench
+from camex_ft.bench.settings import CostBench, LayerBench
 from camex_ft.estimate.measured import extra_memory, in_child
 from camex_ft.moe.config import LayerSettings
 from camex_ft.moe.context import ForwardState
+from camex_ft.moe.curvature.kronecker import nearest_factors
 from camex_ft.moe.layers.expert_linear import ExpertLinear
+from camex_ft.moe.merging import functional as cost
 from camex_ft.moe.merging.caching import ParameterCache
+from camex_ft.moe.merging.functional import Form, Part, Shape, merged_linear
 from camex_ft.moe.merging.reference import merged_linear_reference
 from camex_ft.moe.routing.router import Router, masked_mean
 from camex_ft.utils.registry import PROTOCOLS
@@ -190,3 +202,155 @@ def bench_layer(settings: LayerBench) -> dict[str, Any]:
         "peak_extra_mb_merged": peaks["merged"],
         "times": times,
     }
+
+
+# -- cost rates --------------------------------------------------------------------------------------------------------
+
+
+EXPERTS = (2, 4, 8, 16)
+LENGTHS = (32, 64, 128, 256, 512)
+SHORT = (4, 8, 16, 32, 64)
+ROUNDS = 3  # through all shapes, so that minutes in which the machine is busy do not fall on one of them
+SIZES = ("batch", "length", "experts", "top_k", "rank")  # of a point
+RANKS = ((4, 1), (8, 1), (8, 2), (4, 8))  # experts, rank
+
+
+@dataclass(frozen=True)
+class Point:
+    """One form at one shape, and its times in seconds."""
+
+    form: Form
+    settings: LayerBench
+    times: tuple[float, ...]
+
+    @property
+    def seconds(self) -> float:
+        """The lower quartile of the times: a busy machine only adds, and the least is luck."""
+        return float(np.quantile(self.times, 0.25))
+
+    def shape(self) -> Shape:
+        """Return the sizes that the cost model predicts from."""
+        s = self.settings
+        factors = sum(nearest_factors(s.out_features) + nearest_factors(s.in_features))  # a1 + a2 + c1 + c2
+        return Shape(
+            groups=s.batch,
+            length=s.length,
+            out=s.out_features,
+            width=s.in_features,
+            experts=s.experts,
+            used=s.k,
+            rank=s.effective_rank,
+            factors=factors if s.effective_rank else 0,
+        )
+
+
+def grid(settings: CostBench) -> list[tuple[tuple[Form, ...], LayerBench]]:
+    """Return the shapes to measure and the forms that are compared at each."""
+    base = LayerBench(**{field.name: getattr(settings, field.name) for field in fields(LayerBench)})
+    both: tuple[Form, ...] = ("merge", "mix")
+    one: tuple[Form, ...] = ("merge",)
+    points = [(one, replace(base, batch=8, length=length, experts=n)) for n in EXPERTS for length in LENGTHS]
+    points += [
+        (both, replace(base, batch=32, length=length, experts=n, top_k=k))
+        for n, k in ((4, 4), (8, 8), (8, 2))
+        for length in SHORT
+    ]
+    points += [
+        (one, replace(base, protocol="domain-ca", batch=8, length=64, experts=n, rank=rank))
+        for n, rank in RANKS
+    ]
+    return points
+
+
+def forced(form: Form) -> Callable[[LayerProblem], Tensor]:
+    """Return a side of the layer benchmark in one form."""
+
+    def forward(p: LayerProblem) -> Tensor:
+        return merged_linear(p.x, route(p), replace(p.linear.product(), multiplier=None, form=form))
+
+    return forward
+
+
+def measure(forms: Sequence[Form], settings: LayerBench) -> list[Point]:
+    """Return the times of some forms at one shape, measured in turns."""
+    problem = make(settings)
+    sides: dict[str, Side] = {form: side(problem, forced(form), evaluate=False) for form in forms}
+    times = alternate(sides, repeats=settings.repeats, device=settings.device)
+    return [Point(form, settings, tuple(times[form])) for form in forms]
+
+
+def fit(points: Sequence[Point]) -> dict[Part, dict[str, float]]:
+    """Return the rates, in ns a count: of each form from the points without curvature, then of the curvature."""
+    rates: dict[Part, dict[str, float]] = {"merge": {}, "mix": {}, "curve": {"factor": 0.0, "vector": 0.0}}
+    forms: tuple[Form, ...] = ("merge", "mix")
+    for form in forms:
+        rates[form] = _solve(form, [p for p in points if p.form == form and not p.settings.effective_rank])
+    curved = [p for p in points if p.settings.effective_rank]
+    rest = [p.seconds - cost.predict(p.form, p.shape(), rates) for p in curved]
+    return {**rates, "curve": _solve("curve", curved, rest)}
+
+
+def _solve(part: Part, points: Sequence[Point], seconds: Sequence[float] | None = None) -> dict[str, float]:
+    """Return the rates of a part that explain the `seconds` of some points, by default all of their times."""
+    rows = [cost.counts(part, p.shape()) for p in points]
+    weight = 1 / np.array([p.seconds for p in points])
+    left = np.array([list(row.values()) for row in rows]) * 1e-9 * weight[:, None]
+    solution, _ = nnls(left, np.ones(len(points)) if seconds is None else np.array(seconds) * weight)
+    return dict(zip(rows[0], map(float, solution), strict=True))
+
+
+def bench_cost(settings: CostBench) -> dict[str, Any]:
+    """Return the rates, how well they predict and choose, and all points."""
+    rounds = [
+        [point for forms, each in grid(settings) for point in measure(forms, each)] for _ in range(ROUNDS)
+    ]
+    points = [
+        replace(same[0], times=tuple(t for point in same for t in point.times))
+        for same in zip(*rounds, strict=True)
+    ]
+    rates = fit(points)
+    return {"rates": rates, **judge([row(p, rates) for p in points])}
+
+
+def row(point: Point, rates: Mapping[Part, Mapping[str, float]]) -> dict[str, Any]:
+    """Return an entry of the record."""
+    s = point.settings
+    return {
+        "form": point.form,
+        **dict(zip(SIZES, (s.batch, s.length, s.experts, s.k, s.effective_rank), strict=True)),
+        "seconds": point.seconds,
+        "predicted": cost.predict(point.form, point.shape(), rates),
+        "times": list(point.times),
+    }
+
+
+def judge(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Return the errors of the predictions of some rows, and the rows.
+
+    ``largest_error`` is |predicted / measured - 1|; ``worst_choice`` the measured time of the form that is predicted to
+    be faster, over that of the faster one.
+    """
+    errors: dict[str, float] = {}
+    shapes: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    for point in rows:
+        error = abs(point["predicted"] / point["seconds"] - 1)
+        errors[point["form"]] = max(error, errors.get(point["form"], 0.0))
+        shapes.setdefault(tuple(point[name] for name in SIZES), []).append(point)
+    worst = 1.0
+    for forms in shapes.values():
+        chosen = min(forms, key=lambda point: point["predicted"])
+        worst = max(worst, chosen["seconds"] / min(point["seconds"] for point in forms))
+    return {"largest_error": errors, "worst_choice": worst, "points": list(rows)}
+
+
+def table(record: Mapping[str, Any]) -> str:
+    """Return the record as text: a line a point, then rates and errors."""
+    lines = ["form   batch  length  experts  top_k  rank   seconds  predicted"]
+    for p in record["points"]:
+        sizes = "  ".join(f"{p[key]:5d}" for key in SIZES)
+        lines.append(f"{p['form']:5s}  {sizes}  {p['seconds']:8.4f}  {p['predicted']:8.4f}")
+    for part, rates in record["rates"].items():
+        lines.append(f"{part}: " + ", ".join(f"{name} {rate:.4g} ns" for name, rate in rates.items()))
+    lines.append("largest error: " + ", ".join(f"{k} {v:.0%}" for k, v in record["largest_error"].items()))
+    lines.append(f"worst choice: {record['worst_choice']:.3g} times the faster form")
+    return "\n".join(lines)

@@ -131,7 +131,7 @@ class LayerBench(Bench):
 
 @dataclass(frozen=True, kw_only=True)
 class CostBench(LayerBench):
-    """One linear map over the shapes of `bench.cost_rates`: batch, length, experts and rank are of that list."""
+    """One linear map over the shapes of `bench.layer`: batch, length, experts and rank are of that list."""
 
     protocol: str = "domain"
     skip_plain: bool = True

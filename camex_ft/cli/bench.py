@@ -157,7 +157,7 @@ def cost(
 ) -> None:
     """Time both forms of the merged map over many shapes and fit the cost model that chooses between them (minutes)."""
     options = dict(locals())
-    from camex_ft.bench.cost_rates import bench_cost, table
+    from camex_ft.bench.layer import bench_cost, table
     from camex_ft.bench.settings import CostBench
 
     _report(CostBench, bench_cost, options, table=table)

@@ -27,8 +27,8 @@ from camex_ft.config import resolve
 from camex_ft.config.backbones import EMBEDDED
 from camex_ft.data import sources
 from camex_ft.results import command_line, find_done
-from camex_ft.results.closing_summary import duration
 from camex_ft.results.entries import Result, read_results
+from camex_ft.results.record import duration
 from camex_ft.results.render import render
 from camex_ft.run import steps
 from camex_ft.utils.errors import UserError

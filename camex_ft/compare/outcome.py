@@ -15,10 +15,10 @@ from camex_ft.compare.cells import Cell, Comparison
 from camex_ft.config.identity import folder_label
 from camex_ft.config.needs import local_backbone
 from camex_ft.results.entries import Entry, Result, read_results
-from camex_ft.results.experiment import has_settings
-from camex_ft.results.plots import choose, save, source
+from camex_ft.results.plots import choose, source
 from camex_ft.results.render import render
-from camex_ft.results.report import Picture, ReportSection, write_report
+from camex_ft.results.report import ReportSection, write_report
+from camex_ft.results.run_folder import has_settings
 from camex_ft.results.tables import Table, make_table
 from camex_ft.utils.durable import write_atomically
 from camex_ft.utils.errors import UserError
@@ -107,19 +107,13 @@ def write(result: ComparisonOutcome, command: str) -> ReportSection:
     for format, name in TABLES.items():
         write_atomically(folder / name, render([result.table], format))
     chosen = choose(result.entries, title=result.comparison.title, baseline=result.comparison.spec.baseline)
-    drawn = source(result.entries)
-    pictures = []
-    for name, figure in chosen.figures.items():
-        file = save(figure, folder / f"{name}.png", source=drawn)
-        caption = chosen.captions[name]
-        pictures.append(Picture(png=file.read_bytes(), alt=caption, caption=caption))
     about = result.comparison.spec.about
     return ReportSection(
         title=result.comparison.title,
         text=[*([about] if about else []), _summary(result)],
         command=command,
         tables=[render([result.table], "html")],
-        pictures=pictures,
+        pictures=chosen.write(folder, source=source(result.entries)),
         notes=[f"{name}: {reason}" for name, reason in chosen.left_out.items()],
     )
 

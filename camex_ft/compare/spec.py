@@ -17,7 +17,7 @@ from camex_ft.config.reading import Document, Dumper, read_file
 from camex_ft.config.shipped import find_config, suggest
 from camex_ft.config.values import Text
 from camex_ft.results.entries import PROTOCOL, row_label
-from camex_ft.results.published import experiments
+from camex_ft.results.tables import experiments
 from camex_ft.utils.errors import UserError, nearest
 from camex_ft.utils.registry import PROTOCOLS
 
@@ -105,7 +105,7 @@ class Spec(Changes):
             ``name`` is the row's label, by default formed from the keys. Default: every protocol.
         seeds: how many, counted from 0, or a list.
         baseline: label of the row that the others are tested against.
-        published: published experiment whose figures are shown beside ours, of `camex_ft.results.published`.
+        published: published experiment whose figures are shown beside ours, of `camex_ft.results.tables`.
         embedded: changes under the profile `embedded`; `set` is added to, the others are replaced.
     """
 

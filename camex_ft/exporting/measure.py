@@ -49,19 +49,11 @@ class MeanRouting:
     lost: Mapping[str, float]
 
 
-class _Sums:
-    """Sums of one layer: of the weights [N], of their entropies and of the groups."""
-
-    def __init__(self) -> None:
-        self.weights: Tensor | float = 0.0
-        self.entropy = self.groups = 0.0
-
-    def add(self, routing: LayerRouting) -> None:
-        s = routing.weights.detach().double().flatten(0, -2).cpu()  # [groups, N]
-        mask = s.new_ones(len(s)) if routing.mask is None else routing.mask.flatten().to(s)
-        self.weights = self.weights + (s * mask.unsqueeze(-1)).sum(0)
-        self.entropy += float((entropy(s) * mask).sum())
-        self.groups += float(mask.sum())
+def _sums(routing: LayerRouting) -> Tensor:
+    """Return the sums over the groups of one layer: of the weights, of their entropies, of 1; [N + 2]."""
+    s = routing.weights.detach().double().flatten(0, -2).cpu()  # [groups, N]
+    mask = s.new_ones(len(s)) if routing.mask is None else routing.mask.flatten().to(s)
+    return mask @ torch.cat([s, entropy(s).unsqueeze(-1), s.new_ones(len(s), 1)], dim=-1)
 
 
 def entropy(s: Tensor) -> Tensor:
@@ -77,7 +69,7 @@ def mean_routing(trainer: CamexTrainer, rows: Dataset) -> MeanRouting:
     Raises:
         UserError: rows for an encoder-decoder have no labels, and its decoder needs them.
     """
-    sums: dict[str, _Sums] = {}
+    sums: dict[str, Tensor] = {}
     model = cast(PreTrainedModel, trainer.model).eval()
     assert trainer.context is not None, "a model without experts has no routing"
     with trainer.context.cached():
@@ -86,15 +78,12 @@ def mean_routing(trainer: CamexTrainer, rows: Dataset) -> MeanRouting:
                 model(**inputs)
             assert trainer.context.last is not None
             for name, routing in trainer.context.last.layers.items():
-                sums.setdefault(name, _Sums()).add(routing)
-    weights = {name: layer.weights / layer.groups for name, layer in sums.items()}
-    inner = {name: layer.entropy / layer.groups for name, layer in sums.items()}
-    return MeanRouting(
-        weights=cast(Mapping[str, Tensor], weights),
-        entropy=inner,
-        # rounding alone makes it negative: entropy is concave
-        lost={n: max(float(entropy(cast(Tensor, w))) - inner[n], 0.0) for n, w in weights.items()},
-    )
+                sums[name] = sums.get(name, 0.0) + _sums(routing)
+    weights = {name: layer[:-2] / layer[-1] for name, layer in sums.items()}
+    inner = {name: float(layer[-2] / layer[-1]) for name, layer in sums.items()}
+    # rounding alone makes the loss negative: entropy is concave
+    lost = {name: max(float(entropy(w)) - inner[name], 0.0) for name, w in weights.items()}
+    return MeanRouting(weights=weights, entropy=inner, lost=lost)
 
 
 def batches(trainer: CamexTrainer, model: PreTrainedModel, rows: Dataset) -> Iterator[dict[str, Any]]:
@@ -128,11 +117,6 @@ class Difference(NamedTuple):
 
     largest: float
     scale: float
-
-    @property
-    def relative(self) -> float:
-        """Largest |y' - y| / largest |y|."""
-        return self.largest / self.scale if self.scale else self.largest
 
 
 class Seconds(NamedTuple):

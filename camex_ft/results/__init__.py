@@ -1,8 +1,7 @@
 """Results of a run: folder, record, statistics of its routing, closing summary. Imports no torch."""
 
-from camex_ft.results.closing_summary import print_summary, summary_rows
 from camex_ft.results.provenance import command_line, environment, host_kind, strip_paths
-from camex_ft.results.record import Record, load_record
+from camex_ft.results.record import Record, load_record, print_summary, summary_rows
 from camex_ft.results.run_folder import RunFolder, find_done, run_name
 
 __all__ = [

@@ -1,4 +1,4 @@
-"""The record of a run: the schema of ``record.json``.
+"""The record of a run: the schema of ``record.json``, reading it, and the closing summary that shows it.
 
 It holds everything that a table or a comparison needs, and nothing that differs between equal runs: no absolute path,
 no host name. It is strict JSON: a number that is not finite becomes ``null``.
@@ -15,8 +15,12 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 
 from camex_ft.utils.errors import UserError
+from camex_ft.utils.escaping import one_line, say
 
 
 def finite(value: Any) -> Any:
@@ -241,3 +245,62 @@ def unpack(text: str) -> np.ndarray:
     if not 0 <= len(bits) - int(rows) < 8:
         raise ValueError(f"{len(bits)} bits for {rows} rows")
     return bits[: int(rows)].astype(bool)
+
+
+# -- closing summary --------------------------------------------------------------------------------------------------
+
+
+def summary_rows(record: Record, folder: Path | str) -> list[tuple[str, str]]:
+    """Return (label, value) pairs: what was run, what came out, what it cost, where the record is."""
+    metrics, cost, profile = record.metrics, record.cost, record.run.profile
+    evaluated = f"epoch {_number(metrics.best_epoch, 'g')}"
+    if metrics.best is not None and not metrics.per_epoch:
+        evaluated = "the final evaluation: training had none"
+    rows = [
+        ("run", f"{record.task}, {record.backbone}, {record.protocol}, seed {record.seed}"),
+        ("profile", f"{profile} ({record.run.profile_reason.removeprefix(f'profile {profile}: ')})"),
+        (f"best {metrics.primary}", f"{_number(metrics.best)} ({evaluated})"),
+        (f"last {metrics.primary}", _number(metrics.last)),
+    ]
+    rows += [(name, _number(value)) for name, value in metrics.all.items() if name != metrics.primary]
+    scores = [layer.nmi for layer in record.routing.values() if layer.nmi is not None]
+    if scores:
+        rows.append(("routing NMI", f"{min(scores):.3f} to {max(scores):.3f} over {len(scores)} layers"))
+    by_token = record.task.startswith("lm/")
+    return [
+        *rows,
+        ("time", duration(record.run.seconds)),
+        ("samples a second", _number(cost.samples_per_second, ".1f")),
+        *([("tokens a second", _number(cost.tokens_per_second, ",.0f"))] if by_token else []),
+        ("peak memory", f"{_number(cost.peak_memory_mb, ',.0f')} MB on {cost.device}"),
+        ("record", os.path.relpath(Path(folder) / "record.json")),
+    ]
+
+
+def print_summary(record: Record, folder: Path | str, *, console: Console | None = None) -> None:
+    """Print the closing summary to `console` (standard output by default)."""
+    console = console or Console()
+    title = Text(one_line(f"{record.task}: {record.protocol}"))
+    table = Table(show_header=False, title=title, title_justify="left")
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for label, value in summary_rows(record, folder):
+        if not console.is_terminal:
+            say(console, one_line(f"{label}: {value}"))
+        table.add_row(Text(one_line(label)), Text(one_line(value)))
+    if console.is_terminal:
+        console.print(table)
+
+
+def duration(seconds: float | None) -> str:
+    """Return seconds as "42.0 s", "3 min 05 s" or "2 h 07 min"."""
+    if seconds is None:
+        return "unknown"
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def _number(value: float | None, spec: str = ".4f") -> str:
+    return "not a number" if value is None else format(value, spec)

@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from camex_ft.results.closing_summary import duration
+from camex_ft.results.record import duration
 from camex_ft.results.entries import entries_of, read_results
 from camex_ft.results.statistics import PairedComparison
 from camex_ft.results.tables import Panel, Row, Scores, Table, make_table

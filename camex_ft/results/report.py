@@ -61,13 +61,13 @@ class Picture:
 
     Attributes:
         png: the file's bytes.
-        alt: alternative text.
         caption: shown below it.
+        alt: alternative text; by default the caption.
     """
 
     png: bytes
-    alt: str
     caption: str = ""
+    alt: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +79,6 @@ class ReportSection:
         text: paragraphs.
         command: that produces the content, to be copied.
         tables: fragments of HTML, inserted unchanged.
-        pictures: pictures.
         notes: short remarks, such as reasons for what is left out.
     """
 
@@ -114,7 +113,7 @@ def page(sections: Sequence[ReportSection]) -> str:
         raise ValueError("a report needs at least one section: expected one with the title")
     title = escape(sections[0].title)
     links = "".join(
-        f'<li><a href="#part-{i}">{escape(s.title)}</a></li>\n' for i, s in enumerate(sections) if i > 0
+        f'<li><a href="#part-{i}">{escape(s.title)}</a></li>\n' for i, s in enumerate(sections[1:], start=1)
     )
     contents = f'<nav aria-label="Contents">\n<ul>\n{links}</ul>\n</nav>\n' if len(sections) > 2 else ""
     body = "\n".join(_section(i, s, after=contents if i == 0 else "") for i, s in enumerate(sections))
@@ -149,7 +148,7 @@ def _picture(picture: Picture) -> str:
     caption = f"<figcaption>{escape(picture.caption)}</figcaption>" if picture.caption else ""
     return (
         f'<figure>\n<div class="picture" tabindex="0"><img src="data:image/png;base64,{data}" '
-        f'alt="{escape(picture.alt)}" width="{width}" height="{height}" '
+        f'alt="{escape(picture.alt or picture.caption)}" width="{width}" height="{height}" '
         # on a narrow screen a picture scrolls sideways instead of shrinking
         f'style="min-width: min({width}px, 36rem)"></div>\n{caption}\n</figure>'
     )

@@ -1,4 +1,7 @@
-"""Run folders ``<output>/runs/<name>/``: config.yaml, history.jsonl, logs, checkpoints and, last, record.json."""
+"""Run folders ``<output>/runs/<name>/``: config.yaml, history.jsonl, logs, checkpoints and, last, record.json.
+
+They are found again by the hash in their name: of settings, data and backbone content.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,6 @@ import contextlib
 import json
 import os
 import re
-import shutil
 import socket
 import tempfile
 from collections.abc import Iterator
@@ -18,8 +20,9 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from camex_ft.config import Config, config_hash, load_config
 from camex_ft.config.backbones import NEW
-from camex_ft.config.identity import folder_label
+from camex_ft.config.identity import folder_label, hash_by_name
 from camex_ft.results.provenance import command_line
 from camex_ft.results.record import Record, dumps, load_record
 from camex_ft.utils.durable import UNFINISHED, open_regular, remove, sweep, sync, write_atomically
@@ -30,6 +33,8 @@ LOCK, OWNER = ".lock", ".owner.json"  # the lock of the process that runs here, 
 PATIENCE = 10.0  # seconds; data loaders check for their parent every 5
 LONGEST = 50  # characters of each of a name's four parts: a file system takes 255 in all
 CLOSING = "train_loss"  # key of the line at the end of a training
+SHOWN = 12  # digits of a SHA-256
+HASH = re.compile(r".*--[0-9a-f]{8}")  # of a run folder's name
 
 
 class InUse(UserError):
@@ -46,13 +51,9 @@ def run_name(*, suite: str, task: str, backbone: str, protocol: str, seed: int, 
     label = folder_label(path)
     local = os.path.isabs(path) or label.startswith("run-")
     short = backbone.removesuffix(path) + label if local else backbone
-    parts = (suite, task, short, protocol)
-    return "--".join([*map(_slug, parts), f"seed{seed}", hash8])
-
-
-def _slug(text: str) -> str:
-    text = re.sub(r"^(new:)?package:", r"\1", text)
-    return re.sub(r"-{2,}", "-", re.sub(r"[^A-Za-z0-9._-]+", "-", text)).strip("-.")[:LONGEST]
+    texts = (re.sub(r"^(new:)?package:", r"\1", text) for text in (suite, task, short, protocol))
+    parts = [re.sub(r"[^A-Za-z0-9._]+", "-", text).strip("-.")[:LONGEST] for text in texts]
+    return "--".join([*parts, f"seed{seed}", hash8])
 
 
 @dataclass(frozen=True)
@@ -176,22 +177,22 @@ class RunFolder:
 
     def _owner_is_gone(self) -> bool:
         owner = self._owner()
-        if owner.get("host") != socket.gethostname() or not isinstance(owner.get("pid"), int):
-            return False
-        try:
-            os.kill(owner["pid"], 0)
-        except ProcessLookupError:
-            return True
-        except (OSError, OverflowError):  # another user's process, or not a valid number
-            return False
+        if owner.get("host") == socket.gethostname() and isinstance(owner.get("pid"), int):
+            try:
+                os.kill(owner["pid"], 0)
+            except ProcessLookupError:
+                return True
+            except (OSError, OverflowError):  # another user's process, or not a valid number
+                pass
         return False
 
     def _in_use(self) -> str:
         owner = self._owner()
-        who = "another process"
-        if owner:
-            who = f"process {owner.get('pid')} on {owner.get('host')}, since {owner.get('started')}"
-        command = f": {owner['command']}" if owner.get("command") else ""
+        known = f"process {owner.get('pid')} on {owner.get('host')}, since {owner.get('started')}"
+        who, command = (
+            known if owner else "another process",
+            f": {owner['command']}" if "command" in owner else "",
+        )
         return (
             f"output.dir: this run is under way already, by {who}{command}\nIts folder is {self.path}. Wait for it, or "
             "end it and repeat the command, which resumes from the last checkpoint"
@@ -200,13 +201,9 @@ class RunFolder:
     def clear(self) -> None:
         """Remove all files of an earlier run, its record first."""
         self.record.unlink(missing_ok=True)
-        for entry in self.path.iterdir():
-            if entry.name in (LOCK, OWNER):
-                continue
-            if entry.is_dir() and not entry.is_symlink():
-                shutil.rmtree(entry)
-            else:
-                entry.unlink()
+        for entry in list(self.path.iterdir()):
+            if entry.name not in (LOCK, OWNER):
+                remove(entry)
 
     def remove_if_empty(self) -> None:
         """Remove the folder and its parent if they hold nothing but the lock."""
@@ -214,9 +211,8 @@ class RunFolder:
             if {entry.name for entry in self.path.iterdir()} <= {LOCK, OWNER}:
                 for name in (OWNER, LOCK):
                     (self.path / name).unlink(missing_ok=True)
-        for path in (self.path, self.path.parent):
-            with contextlib.suppress(OSError):
-                path.rmdir()
+            self.path.rmdir()
+            self.path.parent.rmdir()
 
     def drop_checkpoints(self) -> None:
         """Remove the checkpoints of a finished run."""
@@ -292,3 +288,96 @@ def full_disk(folder: str) -> Iterator[None]:
             "repeat the command: it resumes from the last checkpoint. training.save_total_limit=1 saves fewer "
             "checkpoints, output.model=false saves no model"
         ) from error
+
+
+# -- runs of the same settings ----------------------------------------------------------------------------------------
+
+
+def find_folder(output: Path, name: str) -> str | None:
+    """Return the name of the run folder in `output` that has the hash of `name`, a finished one first, or None.
+
+    The label of the backbone is ignored: the same content may have another name.
+    """
+    folders = _matching(output, name, 2)
+    first = min(folders, key=lambda f: (find_done(f) is None, f.name != name), default=None)
+    return first.name if first else None
+
+
+def may_be_of(folder: Path, backbone: str | None) -> bool:
+    """Return whether the record in a folder, if there is one, allows this content of the backbone."""
+    if not folder.is_dir():
+        return False
+    record = find_done(folder)
+    return record is None or record.model.backbone_sha256 in (None, backbone)
+
+
+def has_settings(record: Record, settled: Config) -> bool:
+    """Return whether a run had the settings of a configuration, regardless of data and backbone content."""
+    data, content = record.data.sha256, record.model.backbone_sha256
+    hashes = {hash_by_name(settled, data=data)}
+    if content is not None:
+        hashes.add(config_hash(settled, data=data, backbone=content))
+    return record.run.name.rpartition("--")[2] in hashes
+
+
+def changes(settled: Config, name: str, *, data: str, backbone: str | None) -> Iterator[str]:
+    """Yield a line for each run with the same settings and another hash: its data or backbone changed since.
+
+    Args:
+        settled: the resolved configuration.
+        name: of the run to start.
+        data, backbone: SHA-256 of its data and of its backbone's content.
+    """
+    for folder in _matching(settled.output.path, name, -1):
+        if folder.name == name:
+            continue
+        record = find_done(folder)
+        if record is None:
+            other = _settings(folder) if any((folder / "checkpoints").glob("*")) else None
+            if other is not None and hash_by_name(other, data="-") == hash_by_name(settled, data="-"):
+                yield (
+                    f"{folder.name} was interrupted. It has the same settings but other data or another backbone, "
+                    "so this run starts from the beginning"
+                )
+            continue
+        if not has_settings(record, settled):
+            continue
+        parts = [("data", record.data.sha256, data), ("backbone", record.model.backbone_sha256, backbone)]
+        changed = [
+            f"the {part} changed since (SHA-256 {before[:SHOWN]} then, {now[:SHOWN]} now)"
+            if before is not None
+            else f"its record does not say which content the {part} had (SHA-256 {now[:SHOWN]} now)"
+            for part, before, now in parts
+            if now is not None and before != now
+        ]
+        if changed:
+            yield f"{record.run.name} has the same settings, but {' and '.join(changed)}: running again"
+
+
+def differs(checkpoint: Path, *, data: str, backbone: str | None) -> bool:
+    """Return whether a checkpoint is known to belong to a run on other data or of another backbone.
+
+    This is known only for a checkpoint in the folder of its run.
+    """
+    folder = checkpoint.resolve().parent.parent
+    settled = _settings(folder)
+    if settled is None or not HASH.fullmatch(folder.name):
+        return False
+    hashes = (config_hash(settled, data=data, backbone=backbone or ""), hash_by_name(settled, data=data))
+    return not folder.name.endswith(hashes)
+
+
+def _settings(folder: Path) -> Config | None:
+    """Return the configuration in the folder of a run, or None without a readable one."""
+    try:
+        return load_config(RunFolder(folder).config)
+    except UserError:
+        return None
+
+
+def _matching(output: Path, name: str, part: int) -> list[Path]:
+    """Return the run folders in `output` whose names equal `name` except in one part."""
+    parts = name.split("--")
+    parts[part] = "*"
+    folders = (output / "runs").glob("--".join(parts))
+    return sorted(path for path in folders if path.is_dir() and path.name.count("--") == len(parts) - 1)

@@ -1,4 +1,7 @@
-"""Tables of runs, as numbers: scores over seeds, tests against a baseline, published numbers. `render` writes them."""
+"""Tables of runs, as numbers: scores over seeds, tests against a baseline, published numbers. `render` writes them.
+
+Published numbers are those of published.yaml: one entry a number, each with its source.
+"""
 
 from __future__ import annotations
 
@@ -6,19 +9,96 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from importlib import resources
 from typing import Any, Literal
 
 import numpy as np
+import yaml
 
 from camex_ft.results.entries import Entry, cautions, done, refuse_mixture, who
-from camex_ft.results.published import Published, published_numbers, why_not
 from camex_ft.results.record import Record, unpack
 from camex_ft.results.statistics import PairedComparison, compare, finite, holm, paired_t, pairs
-from camex_ft.utils.errors import nearest
+from camex_ft.utils.errors import UserError, nearest
 from camex_ft.utils.escaping import quoted
 
 BASELINE = "dense"
 LEVEL = 0.05
+PROFILE = "paper"  # of the published recipe
+
+# -- published numbers ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Published:
+    """One published number, in hundredths or a perplexity as it is.
+
+    Attributes:
+        source: short name, such as "camex".
+        cite: the paper.
+        read: table or other place from which the number was read.
+        setting: known conditions of the measurement.
+    """
+
+    value: float
+    source: str
+    cite: str
+    read: str
+    setting: str
+
+
+def experiments() -> tuple[str, ...]:
+    """Return the names of the published experiments."""
+    return tuple(_load()["experiments"])
+
+
+def published_numbers(name: str, task: str, row: str) -> tuple[Published, ...]:
+    """Return the published numbers of a row, one a source; empty if there are none.
+
+    Args:
+        name: of the experiment, one of `experiments`.
+        task: its id, such as "glue/sst2".
+        row: label of the row: a protocol, or "namex-full-mom".
+
+    Raises:
+        UserError: there is no such experiment.
+    """
+    cells = _experiment(name)["tasks"].get(task, {}).get("rows", {}).get(row, {})
+    sources = _load()["sources"]
+    return tuple(Published(value=value, source=source, **sources[source]) for source, value in cells.items())
+
+
+def why_not(name: str, task: str, *, profile: str, backbone: str, metric: str) -> str:
+    """Return the reason why runs are not comparable with the published ones, else ""."""
+    experiment = _experiment(name)
+    if task not in experiment["tasks"]:
+        return ""
+    expected = experiment["tasks"][task]["metric"]
+    backbones = experiment["backbones"]
+    if profile != PROFILE:
+        return f"they are of profile {PROFILE}, these runs of profile {profile}"
+    if backbone not in backbones:
+        wanted = " or ".join(backbones[:1]) or "a model of the authors' own, which no backbone here is"
+        return f"they are of {wanted}, these runs of {backbone}"
+    return "" if metric == expected else f"they are {expected}, these are {metric}"
+
+
+def _experiment(name: str) -> Mapping[str, Any]:
+    known = _load()["experiments"]
+    if name not in known:
+        raise UserError(
+            f"published: no experiment is called '{name}'; there are {', '.join(known)}.{nearest(name, known)}"
+        )
+    return known[name]
+
+
+@lru_cache(maxsize=1)
+def _load() -> Mapping[str, Any]:
+    text = resources.files("camex_ft.results").joinpath("published.yaml").read_text(encoding="utf-8")
+    return yaml.safe_load(text)
+
+
+# -- tables ------------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,12 +208,11 @@ def make_table(
         UserError: the runs of a task do not belong to one experiment (see `entries.refuse_mixture`), or there is no
             such published experiment.
     """
-    tasks = list(dict.fromkeys(entry.task for entry in entries))
     panels = [
         _panel(
             task, [e for e in entries if e.task == task], baseline=baseline, published=published, level=level
         )
-        for task in tasks
+        for task in dict.fromkeys(entry.task for entry in entries)
     ]
     tested = [
         (i, row.label, row.against.p_t)
@@ -162,21 +241,14 @@ def _panel(
     seeds = sorted({entry.seed for entry in entries})
     rows = [_row(label, [e for e in entries if e.row == label], seeds, scale) for label in labels]
     rows = _marked(rows, greater=greater, level=level)
-    answers = {label: _answers([run for run in runs if run.row == label]) for label in labels}
     base = next((row for row in rows if row.label == baseline), None)
     if base is not None:
-        rows = [
-            row if row is base else replace(row, against=_against(row, base, answers, level)) for row in rows
-        ]
+        against = [None if row is base else _against(row, base, runs, level) for row in rows]
+        rows = [replace(row, against=comparison) for row, comparison in zip(rows, against, strict=True)]
     notes = _notes(rows, runs, baseline)
     if published is not None and first is not None:
-        reason = why_not(
-            published,
-            task,
-            profile=first.run.profile,
-            backbone=first.backbone,
-            metric=first.metrics.primary,
-        )
+        run, metric = first.run, first.metrics.primary
+        reason = why_not(published, task, profile=run.profile, backbone=first.backbone, metric=metric)
         if reason:
             notes.append(f"no published numbers: {reason}")
         else:
@@ -205,9 +277,9 @@ def _row(label: str, entries: Sequence[Entry], seeds: Sequence[int], scale: floa
     """Return a row without marks and tests; `seeds` are all seeds of the panel."""
     runs = sorted(done(entries), key=lambda run: run.seed)
     finished = tuple(run.seed for run in runs)
-    whole = [run.record for run in runs if run.record.run.resumed is None]
-    seconds = [record.run.seconds for record in whole if record.run.seconds is not None]
-    memory = [r.record.cost.peak_memory_mb for r in runs if r.record.cost.peak_memory_mb is not None]
+    records = [run.record for run in runs]
+    seconds = [r.run.seconds for r in records if r.run.resumed is None and r.run.seconds is not None]
+    memory = [r.cost.peak_memory_mb for r in records if r.cost.peak_memory_mb is not None]
     return Row(
         label=label,
         keys=entries[0].keys,
@@ -215,7 +287,7 @@ def _row(label: str, entries: Sequence[Entry], seeds: Sequence[int], scale: floa
         last=_scores(runs, "last", scale),
         seeds=finished,
         missing=tuple(seed for seed in seeds if seed not in finished),
-        parameters=runs[0].record.model.parameters if runs else None,
+        parameters=records[0].model.parameters if runs else None,
         seconds=statistics.fmean(seconds) if seconds else None,
         timed=len(seconds),
         memory=statistics.fmean(memory) if memory else None,
@@ -227,20 +299,13 @@ def _scores(runs: Sequence[Entry], which: str, scale: float) -> Scores:
     return Scores(by_seed={seed: scale * value for seed, value in values.items() if finite(value)})
 
 
-def _answers(runs: Sequence[Entry]) -> dict[int, np.ndarray]:
-    return {r.seed: unpack(r.record.metrics.correct) for r in runs if r.record.metrics.correct is not None}
+def _against(row: Row, base: Row, runs: Sequence[Entry], level: float) -> PairedComparison:
+    def answers(label: str) -> dict[int, np.ndarray]:
+        correct = {run.seed: run.record.metrics.correct for run in runs if run.row == label}
+        return {seed: unpack(text) for seed, text in correct.items() if text is not None}
 
-
-def _against(
-    row: Row, base: Row, answers: Mapping[str, Mapping[int, np.ndarray]], level: float
-) -> PairedComparison:
-    return compare(
-        row.best.by_seed,
-        base.best.by_seed,
-        correct=answers[row.label],
-        baseline_correct=answers[base.label],
-        level=level,
-    )
+    ours, theirs = answers(row.label), answers(base.label)
+    return compare(row.best.by_seed, base.best.by_seed, correct=ours, baseline_correct=theirs, level=level)
 
 
 def _marked(rows: Sequence[Row], *, greater: bool, level: float) -> list[Row]:
@@ -254,18 +319,15 @@ def _marked(rows: Sequence[Row], *, greater: bool, level: float) -> list[Row]:
     paired = [pairs(row.best.by_seed, best.best.by_seed) for row in rows]
     tested = [i for i, row in enumerate(rows) if row is not best and len(paired[i][0]) > 1]
     p = holm([paired_t(*paired[i][1:])[0] for i in tested])
-    level_rows = {
-        i
+    marks: dict[int, Literal["best", "level"]] = {
+        i: "level"
         for i, value in zip(tested, p, strict=True)
         if value is not None and (value >= level or sign * np.mean(paired[i][1] - paired[i][2]) > 0)
     }
-    top = {
-        id(row) for row in whole if math.isclose(row.best.mean or 0.0, best.best.mean or 0.0, rel_tol=1e-12)
-    }
-    return [
-        replace(row, mark="best" if id(row) in top else "level" if i in level_rows else "")
-        for i, row in enumerate(rows)
-    ]
+    for i, row in enumerate(rows):
+        if row in whole and math.isclose(row.best.mean or 0.0, best.best.mean or 0.0, rel_tol=1e-12):
+            marks[i] = "best"
+    return [replace(row, mark=marks.get(i, "")) for i, row in enumerate(rows)]
 
 
 def _notes(rows: Sequence[Row], runs: Sequence[Entry], baseline: str) -> list[str]:

@@ -24,7 +24,7 @@ from camex_ft.backbones.loading import VOCABULARIES
 from camex_ft.config import Config
 from camex_ft.data import sources
 from camex_ft.results import Record, RunFolder, find_done, load_record
-from camex_ft.results.experiment import SHOWN
+from camex_ft.results.run_folder import SHOWN
 from camex_ft.run.pipeline import MODEL, PREDICTIONS
 from camex_ft.run.steps import load_splits, make_trainer, quieten
 from camex_ft.tasks.base import Prepared, Task

@@ -20,7 +20,7 @@ from camex_ft.data import sources
 from camex_ft.results import Record, RunFolder, find_done, print_summary
 from camex_ft.results.card import NAME as CARD
 from camex_ft.results.card import card
-from camex_ft.results.experiment import changes, differs
+from camex_ft.results.run_folder import changes, differs
 from camex_ft.run.fitting import check_backbone
 from camex_ft.run.record_builder import TrainingResult, make_record
 from camex_ft.run.steps import (

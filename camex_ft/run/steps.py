@@ -21,7 +21,7 @@ from camex_ft.config.identity import hash_by_name
 from camex_ft.config.needs import local_backbone
 from camex_ft.data import sources
 from camex_ft.results import RunFolder, run_name
-from camex_ft.results.experiment import find_folder, may_be_of
+from camex_ft.results.run_folder import find_folder, may_be_of
 from camex_ft.tasks.base import Prepared, Task
 from camex_ft.tasks.lm import stream_line
 from camex_ft.training.arguments import training_arguments

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from camex_ft.utils.durable import open_regular
-from camex_ft.utils.references import short
+from camex_ft.utils.folders import short
 
 LOAD = "routing_load"
 MOST = 2**53  # steps, exact as a number of JSON

@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from camex_ft.analysis import inspect, inspection, spectra
-from camex_ft.analysis.spectra import POINTS, ritz, spectrum
+from camex_ft.analysis import inspect, inspection
+from camex_ft.analysis.inspection import POINTS, ritz, spectrum
 from camex_ft.moe.curvature import KINDS, Curvature, make_curvature
 from camex_ft.moe.layers.ffn import ExpertFFN
 from camex_ft.results.plots import is_stale, of_inspection
@@ -70,7 +70,7 @@ def test_ritz_values_of_all_steps_are_the_whole_spectrum():
     """Without rounding, as many steps as there are different values find them all; some 60 steps find the ends."""
     made = curvature("kronecker", 2)
     full = singular_values(made)[0]
-    values, weights = ritz(next(iter(spectra._each(made.factors))), SHAPE, steps=60)
+    values, weights = ritz(next(iter(inspection._each(made.factors))), SHAPE, steps=60)
     assert weights.sum() == pytest.approx(1, abs=1e-12)
     assert values.max() == pytest.approx(full[0], rel=1e-8)
     assert values.min() == pytest.approx(full[-1], rel=1e-8)
@@ -80,7 +80,7 @@ def test_ritz_weights_give_the_moments():
     """Gauss quadrature: the mean of sigma^2 over random starts is ||M||_F^2 / n."""
     made = curvature("kronecker", 3)
     full = singular_values(made)[0]
-    one = next(iter(spectra._each(made.factors)))
+    one = next(iter(inspection._each(made.factors)))
     found = [float(values**2 @ weights) for values, weights in (ritz(one, SHAPE, seed=s) for s in range(30))]
     error = np.std(found, ddof=1) / len(found) ** 0.5
     assert abs(np.mean(found) - (full**2).mean()) < 4 * error
@@ -106,9 +106,9 @@ def test_the_identity_has_ones(kind, rank):
 
 
 def test_very_many_products_keep_both_ends(monkeypatch):
-    monkeypatch.setattr(spectra, "MOST", 1000)
+    monkeypatch.setattr(inspection, "MOST", 1000)
     sides = [np.random.default_rng(i).uniform(0.5, 2, 100) for i in range(3)]
-    found = spectra._products(*sides)
+    found = inspection._products(*sides)
     assert found.size <= 1000
     assert found.max() == pytest.approx(np.prod([s.max() for s in sides]))
     assert found.min() == pytest.approx(np.prod([s.min() for s in sides]))

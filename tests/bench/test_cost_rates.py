@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 from typer.testing import CliRunner
 
-from camex_ft.bench.cost_rates import Point, bench_cost, fit, grid, judge, row, table
+from camex_ft.bench.layer import Point, bench_cost, fit, grid, judge, row, table
 from camex_ft.bench.settings import CostBench, LayerBench
 from camex_ft.cli import app
 from camex_ft.moe.merging import functional as cost

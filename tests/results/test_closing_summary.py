@@ -7,8 +7,7 @@ import io
 import pytest
 from rich.console import Console
 
-from camex_ft.results.closing_summary import duration, print_summary, summary_rows
-from camex_ft.results.record import Record
+from camex_ft.results.record import Record, duration, print_summary, summary_rows
 
 RECORD = Record.model_validate(
     {

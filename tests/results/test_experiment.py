@@ -10,7 +10,7 @@ import pytest
 
 from camex_ft.config import Config, config_hash, to_yaml
 from camex_ft.config.identity import hash_by_name
-from camex_ft.results import experiment, run_name
+from camex_ft.results import run_folder, run_name
 from camex_ft.results.record import Record
 from tests.helpers.synthetic_results import PLAIN
 
@@ -63,30 +63,30 @@ def interrupt(config: Config, name: str) -> Path:
 
 
 def changes(config: Config, data: str = DATA, backbone: str = BACKBONE) -> list[str]:
-    found = experiment.changes(config, new_name(config, data, backbone), data=data, backbone=backbone)
+    found = run_folder.changes(config, new_name(config, data, backbone), data=data, backbone=backbone)
     return list(found)
 
 
 def test_a_folder_is_found_under_another_label(tmp_path: Path) -> None:
     here, there = settled(tmp_path), settled(tmp_path, "elsewhere/copy")
-    assert experiment.find_folder(tmp_path, new_name(here)) is None
+    assert run_folder.find_folder(tmp_path, new_name(here)) is None
     record = finish(there)
-    assert experiment.find_folder(tmp_path, new_name(here)) == record.run.name != new_name(here)
+    assert run_folder.find_folder(tmp_path, new_name(here)) == record.run.name != new_name(here)
     interrupt(here, new_name(here))  # a finished one comes first
-    assert experiment.find_folder(tmp_path, new_name(here)) == record.run.name
+    assert run_folder.find_folder(tmp_path, new_name(here)) == record.run.name
 
 
 @pytest.mark.parametrize("section", [{"training": {"seed": 1}}, {"task": {"name": "rte"}}])
 def test_a_folder_of_another_experiment_is_not_found(tmp_path: Path, section: dict[str, Any]) -> None:
     finish(settled(tmp_path, **section))
-    assert experiment.find_folder(tmp_path, new_name(settled(tmp_path))) is None
+    assert run_folder.find_folder(tmp_path, new_name(settled(tmp_path))) is None
 
 
 def test_a_record_has_settings_whatever_its_data_and_content(tmp_path: Path) -> None:
     config = settled(tmp_path)
     for record in (finish(config), finish(config, data=OTHER, backbone=OTHER), finish(config, backbone=None)):
-        assert experiment.has_settings(record, config)
-        assert not experiment.has_settings(record, settled(tmp_path, merging={"experts": 3}))
+        assert run_folder.has_settings(record, config)
+        assert not run_folder.has_settings(record, settled(tmp_path, merging={"experts": 3}))
 
 
 def test_what_has_changed_is_said(tmp_path: Path) -> None:
@@ -139,14 +139,14 @@ def test_a_folder_that_cannot_be_read_is_passed_over(tmp_path: Path) -> None:
 def test_a_checkpoint_tells_whether_it_is_of_other_content(tmp_path: Path) -> None:
     config = settled(tmp_path)
     checkpoint = interrupt(config, new_name(config))
-    assert not experiment.differs(checkpoint, data=DATA, backbone=BACKBONE)
-    assert experiment.differs(checkpoint, data=OTHER, backbone=BACKBONE)
-    assert experiment.differs(checkpoint, data=DATA, backbone=OTHER)
+    assert not run_folder.differs(checkpoint, data=DATA, backbone=BACKBONE)
+    assert run_folder.differs(checkpoint, data=OTHER, backbone=BACKBONE)
+    assert run_folder.differs(checkpoint, data=DATA, backbone=OTHER)
     old = interrupt(config, name_of(config, hash_by_name(config, data=DATA)))
-    assert not experiment.differs(old, data=DATA, backbone=OTHER)  # its content is not known
+    assert not run_folder.differs(old, data=DATA, backbone=OTHER)  # its content is not known
     alone = tmp_path / "checkpoint-2"
     alone.mkdir()
-    assert not experiment.differs(alone, data=DATA, backbone=BACKBONE)
+    assert not run_folder.differs(alone, data=DATA, backbone=BACKBONE)
 
 
 @pytest.mark.parametrize("content", [None, OTHER, BACKBONE])
@@ -155,5 +155,5 @@ def test_an_earlier_folder_may_be_that_of_a_backbone_unless_its_record_says_anot
 ) -> None:
     record = finish(settled(tmp_path, "org/name"), backbone=content)
     folder = tmp_path / "runs" / record.run.name
-    assert experiment.may_be_of(folder, BACKBONE) == (content != OTHER)
-    assert not experiment.may_be_of(tmp_path / "nothing", BACKBONE)
+    assert run_folder.may_be_of(folder, BACKBONE) == (content != OTHER)
+    assert not run_folder.may_be_of(tmp_path / "nothing", BACKBONE)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from camex_ft.results.published import experiments, published_numbers, why_not
+from camex_ft.results.tables import experiments, published_numbers, why_not
 from camex_ft.utils import registry
 from camex_ft.utils.errors import UserError
 

@@ -11,10 +11,9 @@ from html.parser import HTMLParser
 import pytest
 from markdown_it import MarkdownIt
 
-from camex_ft.results.published import Published
 from camex_ft.results.render import FORMATS, p_value, render, spread
 from camex_ft.results.statistics import McNemar, PairedComparison, compare, holm
-from camex_ft.results.tables import Panel, Row, Scores, Table
+from camex_ft.results.tables import Panel, Published, Row, Scores, Table
 from camex_ft.utils import escaping
 from camex_ft.utils.errors import UserError
 

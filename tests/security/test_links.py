@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from camex_ft.exporting.writing import check_target
+from camex_ft.exporting.export import check_target
 from camex_ft.results.run_folder import RunFolder
 from camex_ft.utils import durable
 from camex_ft.utils.errors import UserError, guard

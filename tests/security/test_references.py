@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from camex_ft import synthetic
 from camex_ft.backbones import loading as backbones
-from camex_ft.utils import folders, references
+from camex_ft.utils import folders
 from camex_ft.utils.errors import UserError
 from camex_ft.utils.registry import EMBEDDED
 
@@ -54,7 +54,7 @@ def test_every_key_that_a_tokenizer_of_transformers_opens_is_known(tmp_path: Pat
     passed = {
         key
         for key in keys
-        if references.fault("tokenizer_config.json", {key: "/etc/hostname"}, tmp_path) is None
+        if folders.reference_fault("tokenizer_config.json", {key: "/etc/hostname"}, tmp_path) is None
     }
     assert passed == set()
 
@@ -114,20 +114,21 @@ STALE = {
 
 def test_paths_that_saved_tokenizers_carry_from_another_machine_are_no_fault(tmp_path: Path) -> None:
     """As in flan-t5's own configuration; but a file that is there is refused, whoever wrote its name."""
-    assert references.fault("tokenizer_config.json", STALE, tmp_path) is None
+    assert folders.reference_fault("tokenizer_config.json", STALE, tmp_path) is None
     for key in ("special_tokens_map_file", "tokenizer_file"):
         (tmp_path / "secret").touch()
-        assert references.fault("tokenizer_config.json", {key: str(tmp_path / "secret")}, tmp_path)
+        assert folders.reference_fault("tokenizer_config.json", {key: str(tmp_path / "secret")}, tmp_path)
     config = {
         "_name_or_path": "/data/model",
         "attn_implementation": "sdpa",
         "experts_implementation": None,
     }
     config |= {"use_mamba_kernels": True, "kernel_size": [3], "_attn_implementation_autoset": True}
-    assert references.fault("config.json", config, tmp_path) is None
+    assert folders.reference_fault("config.json", config, tmp_path) is None
     tokens = {"auto_map": 1, "vocab": 2, "a/b": 3}
     assert (
-        references.fault("tokenizer.json", {"model": {"vocab": tokens, "merges": ["a b"]}}, tmp_path) is None
+        folders.reference_fault("tokenizer.json", {"model": {"vocab": tokens, "merges": ["a b"]}}, tmp_path)
+        is None
     )
 
 
@@ -165,9 +166,9 @@ JSON = st.recursive(
 )
 
 
-@given(st.sampled_from([*references.CONFIGS, "tokenizer.json", "tokenizer.4.0.json"]), JSON)
+@given(st.sampled_from([*folders.CONFIGS, "tokenizer.json", "tokenizer.4.0.json"]), JSON)
 def test_any_json_is_judged(name: str, content: Any) -> None:
-    said = references.fault(name, content, Path("/nowhere"))
+    said = folders.reference_fault(name, content, Path("/nowhere"))
     assert said is None or (said.isprintable() and len(said) < 400)
 
 

@@ -192,7 +192,7 @@ def test_an_error_is_told_without_control_characters(capsys):
 
 @pytest.mark.parametrize("terminal", [False, True])
 def test_listings_and_summaries_show_names_as_they_are(terminal):
-    from camex_ft.results.closing_summary import print_summary
+    from camex_ft.results.record import print_summary
     from camex_ft.utils.escaping import print_rows
     from tests.helpers.synthetic_results import result
 

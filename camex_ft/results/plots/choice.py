@@ -6,6 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,8 @@ from matplotlib.figure import Figure
 
 from camex_ft.results.entries import Entry, Result, name_of
 from camex_ft.results.plots import per_layer, scores, series
+from camex_ft.results.plots.figures import save
+from camex_ft.results.report import Picture
 from camex_ft.utils.escaping import one_line
 
 ROWS = 8  # of panels in one picture
@@ -40,6 +43,13 @@ class Choice:
             self.left_out[name] = drawing
         else:
             self.figures[name], self.captions[name] = drawing
+
+    def write(self, folder: Path, *, source: Any) -> list[Picture]:
+        """Write each figure as a PNG file with the digest of its source; return them for a report."""
+        files = {
+            name: save(figure, folder / f"{name}.png", source=source) for name, figure in self.figures.items()
+        }
+        return [Picture(png=file.read_bytes(), caption=self.captions[name]) for name, file in files.items()]
 
 
 def choose(entries: Sequence[Entry], *, title: str, baseline: str = "dense") -> Choice:
