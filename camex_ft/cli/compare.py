@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from camex_ft.compare import places
+from camex_ft.compare import slurm as cluster
 from camex_ft.utils.durable import write_named
 from camex_ft.utils.errors import INTERRUPTED, UserError
 from camex_ft.utils.folders import writing
@@ -74,15 +74,15 @@ def compare(
             help="With --dry-run: 10^12 operations a second of a device; 10 for a GPU, else measured here.",
         ),
     ] = None,
-    on: On = places.HERE,
+    on: On = cluster.HERE,
     slurm: Slurm = None,
 ) -> None:
     """Run the missing cells of a grid of protocols, tasks and seeds; write its table, pictures and report.
 
     Interrupted at any point, the same command goes on. A failed cell does not stop the others, but sets exit code 1.
     """
-    parameters = places.read(on, slurm or [])
-    comparisons = _comparisons(specs, protocols, seeds, places.environment(on, parameters))
+    parameters = cluster.read(on, slurm or [])
+    comparisons = _comparisons(specs, protocols, seeds, cluster.environment(on, parameters))
     for reason in dict.fromkeys(comparison.reason for comparison in comparisons):
         typer.echo(reason)
     if dry_run:
@@ -90,10 +90,8 @@ def compare(
 
         print_estimate(comparisons, tflops=tflops, cells=cells)
         return
-    from camex_ft.compare import slurm as slurm_jobs
-
     try:
-        failed = slurm_jobs.run(on, comparisons, parameters=parameters, jobs=jobs, force=force)
+        failed = cluster.run(on, comparisons, parameters=parameters, jobs=jobs, force=force)
     except KeyboardInterrupt:
         typer.echo("\nInterrupted. The same command runs the missing cells.", err=True)
         raise typer.Exit(INTERRUPTED) from None
@@ -181,19 +179,17 @@ def _comparisons(
 
 def _seeds(text: str) -> int | list[int] | None:
     words = text.replace(",", " ").split()
-    wrong = [word for word in words if not word.isdecimal()]
-    if wrong:
-        raise UserError(
-            f"--seeds: expected a number of seeds, such as 3, or the seeds, such as '0 1 2', got '{wrong[0]}'"
-        )
-    if not words:
-        return None
+    for word in words:
+        if not word.isdecimal():
+            raise UserError(
+                f"--seeds: expected a number of seeds, such as 3, or the seeds, such as '0 1 2', got '{word}'"
+            )
     numbers = [int(word) for word in words]
-    if len(numbers) > 1 or text.strip().endswith(","):
-        twice = [n for n in numbers if numbers.count(n) > 1]
-        if twice:
-            raise UserError(f"--seeds: {twice[0]} occurs twice")
-        return numbers
+    for number in numbers:
+        if numbers.count(number) > 1:
+            raise UserError(f"--seeds: {number} occurs twice")
+    if len(numbers) != 1 or text.strip().endswith(","):
+        return numbers or None
     if not 0 < numbers[0] <= MOST:
         raise UserError(
             f"--seeds: expected a number from 1 to {MOST:,}; a single seed is written '{numbers[0]},'"

@@ -6,7 +6,7 @@ spec       a specification and its mistakes
 cells      its cells: task, row, seed, and the configuration that they make
 grid       which cells are done, running the others, and showing them meanwhile
 running    processes, one a device, and their progress; `worker` is such a process or job
-places     where cells run: here, or as jobs, and what a job may ask for; `slurm` submits them
+slurm      places where cells run: here, or as jobs, and what a job may ask for
 outcome    records of cells; tables, pictures and the report
 estimate   GPU hours and disk of the missing cells
 """

@@ -22,13 +22,9 @@ LONGEST = 60  # characters of a folder's name, each of up to 4 bytes; a file sys
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
-    """One cell.
+    """One cell: a task by its id, a row by its label with the values of its keys, and a seed.
 
     Attributes:
-        task: its id, such as "glue/sst2".
-        row: label of its row.
-        keys: values of the row, by key.
-        seed: of the run.
         config, overrides: arguments of `camex-ft run`.
         settled: the resolved configuration.
     """
@@ -56,8 +52,7 @@ class Comparison:
 
     Attributes:
         name: of its folder, such as "glue-sst2".
-        spec: as it is under the profile in force.
-        profile, reason: the profile in force, and the line that explains it.
+        spec: as it is under the profile in force, which `reason` explains.
         cells: by task, then row, then seed.
     """
 
@@ -94,11 +89,9 @@ def make_comparison(
     """Return a specification's cells on this machine. Neither data nor weights need to be there.
 
     Args:
-        spec: the specification.
         name: of the comparison; by default its task's.
         overrides: further ``key=value`` for every cell; they override the specification, except for its rows.
         seeds: in place of the specification's.
-        environment: of the machine.
 
     Raises:
         ConfigErrors: the mistakes of all cells together.
@@ -132,11 +125,8 @@ def make_comparison(
             content = contents(settled.backbone) or ""
             same = known.setdefault(config_hash(settled, backbone=content), label)
             if same != label:
-                message = (
-                    f"rows '{same}' and '{label}' are the same experiment: the keys in which they differ have "
-                    "no effect"
-                )
-                problems.append(Problem(message, key=("rows",)))
+                why = "are the same experiment: the keys in which they differ have no effect"
+                problems.append(Problem(f"rows '{same}' and '{label}' {why}", key=("rows",)))
             cells += row_cells
     if problems:
         raise ConfigErrors(dict.fromkeys(problems))
@@ -177,22 +167,17 @@ def _seeds(
 ) -> Iterable[Cell]:
     """Yield a row's cells; the configuration is checked once, since seeds change nothing about it."""
     settled, _ = resolve(load_config(spec.config, overrides), environment, needs=False)
+    path, config = Path(spec.config), spec.config
+    if path.is_file() and ROOT in path.resolve().parents:  # by its name, as it comes with the package
+        config = path.resolve().relative_to(ROOT).with_suffix("").as_posix()
     for seed in spec.seed_list():
+        training = settled.training.model_copy(update={"seed": seed})
         yield Cell(
             task=settled.task.id,
             row=label,
             keys=keys,
             seed=seed,
-            config=_named(spec.config),
+            config=config,
             overrides=(*overrides, f"training.seed={seed}"),
-            settled=settled.model_copy(
-                update={"training": settled.training.model_copy(update={"seed": seed})}
-            ),
+            settled=settled.model_copy(update={"training": training}),
         )
-
-
-def _named(config: str) -> str:
-    """Return the name of a configuration that comes with the package, or its path as it is."""
-    path = Path(config)
-    inside = path.is_file() and ROOT in path.resolve().parents
-    return path.resolve().relative_to(ROOT).with_suffix("").as_posix() if inside else config

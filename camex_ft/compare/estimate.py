@@ -41,7 +41,6 @@ CHECKPOINTS = 2  # the best and the last, while a cell runs
 ADAM = 3  # weights and two moments
 WIDTH = 160  # of a table that goes to a file
 COUNTED = " *"  # after a time
-SIZES = ("time", "kept", "while it runs")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,15 +66,14 @@ class Estimate:
 
 
 def estimate(comparisons: Sequence[Comparison], *, tflops: float | None = None) -> list[Estimate]:
-    """Return the cost of each cell; cells that comparisons share occur once.
-
-    Args:
-        comparisons: with their cells.
-        tflops: 10^12 operations a second that a device sustains; None: see `rate`.
-    """
+    """Return the cost of each cell; cells that comparisons share occur once. For `tflops` see `rate`."""
     speed = rate(comparisons, tflops)[0]
     cells = list({cell.command: cell for c in comparisons for cell in c.cells}.values())
-    cell_entries = entries(cells, _results(comparisons))
+    results: list[Result] = []
+    for output in dict.fromkeys(comparison.output for comparison in comparisons):
+        with suppress(UserError):  # no record yet
+            results += read_results(output)
+    cell_entries = entries(cells, results)
     seconds: dict[tuple[str, str], list[float]] = {}  # of whole runs, by task and row
     for entry in cell_entries:
         run = entry.result.record.run if entry.result else None
@@ -86,19 +84,18 @@ def estimate(comparisons: Sequence[Comparison], *, tflops: float | None = None) 
     for cell, entry in zip(cells, cell_entries, strict=True):
         key = _costs_alike(cell.settled)
         if key not in columns:
-            columns[key] = _column(cell.settled)
+            try:
+                protocols = [cell.settled.merging.protocol]
+                columns[key] = plan(cell.settled, protocols=protocols, tflops=TFLOPS).columns[0]
+            except UserError as error:
+                columns[key] = error
         measured = seconds.get((entry.task, entry.row), [])
         estimates.append(_estimate(cell, entry, measured, columns[key], speed))
     return estimates
 
 
 def rate(comparisons: Sequence[Comparison], tflops: float | None = None) -> tuple[float, str]:
-    """Return the sustained rate of estimates, in 10^12 operations a second, and its source in words.
-
-    Args:
-        comparisons: with their cells.
-        tflops: the option.
-    """
+    """Return the sustained rate of estimates, in 10^12 operations a second, and its source in words."""
     if tflops is not None:
         return tflops, "as given"
     if gpu_here() or any(comparison.profile != "embedded" for comparison in comparisons):
@@ -113,54 +110,36 @@ def print_estimate(
     cells: bool = False,
     console: Console | None = None,
 ) -> None:
-    """Print a line for each comparison, or for each cell, and the sums over missing cells."""
+    """Print a line for each comparison, or for each cell, and the sums over missing cells.
+
+    A cell of two comparisons counts in both.
+    """
     console = console or Console()
     if not console.is_terminal:
         console = Console(file=console.file, width=WIDTH)
     estimates = estimate(comparisons, tflops=tflops)
-    table = _cells(estimates) if cells else _comparisons(comparisons, estimates)
+    table = Table(box=None, pad_edge=False)
+    for name in ("task", "row", "seed", "state") if cells else ("table", "cells", "missing"):
+        table.add_column(name, no_wrap=True)
+    for name in ("time", "kept", "while it runs"):
+        table.add_column(name, justify="right", no_wrap=True)
+    by_command = {cost.cell.command: cost for cost in estimates}
+    for comparison in [] if cells else comparisons:
+        own = [by_command[command] for command in dict.fromkeys(cell.command for cell in comparison.cells)]
+        missing = [cost for cost in own if not cost.done]
+        counts = (str(len(own)), str(len(missing)))
+        table.add_row(Text(one_line(comparison.name)), *counts, _time(missing), *_disk(missing))
+    for cost in estimates if cells else []:
+        cell, state = cost.cell, "done" if cost.done else "missing"
+        names = (Text(one_line(name)) for name in (cell.task, cell.row, str(cell.seed), state))
+        table.add_row(*names, _time([cost]), *_disk([cost]))
     console.print(table, highlight=False, soft_wrap=True)
     for line in summary(estimates, *rate(comparisons, tflops)):
         say(console, line)
 
 
-def _comparisons(comparisons: Sequence[Comparison], estimates: Sequence[Estimate]) -> Table:
-    """Return a line for each comparison; a cell of two comparisons counts in both."""
-    table = _table(("table",), ("cells", "missing", *SIZES))
-    by_command = {cost.cell.command: cost for cost in estimates}
-    for comparison in comparisons:
-        own = [by_command[command] for command in dict.fromkeys(cell.command for cell in comparison.cells)]
-        missing = [cost for cost in own if not cost.done]
-        counts = (str(len(own)), str(len(missing)))
-        table.add_row(Text(one_line(comparison.name)), *counts, _time(missing), *_disk(missing))
-    return table
-
-
-def _cells(estimates: Sequence[Estimate]) -> Table:
-    table = _table(("task", "row", "seed", "state"), SIZES)
-    for cost in estimates:
-        state = "done" if cost.done else "missing"
-        names = (cost.cell.task, cost.cell.row, str(cost.cell.seed), state)
-        table.add_row(*(Text(one_line(name)) for name in names), _time([cost]), *_disk([cost]))
-    return table
-
-
-def _table(words: Iterable[str], numbers: Iterable[str]) -> Table:
-    table = Table(box=None, pad_edge=False)
-    for name in words:
-        table.add_column(name, no_wrap=True)
-    for name in numbers:
-        table.add_column(name, justify="right", no_wrap=True)
-    return table
-
-
 def summary(estimates: Sequence[Estimate], tflops: float = TFLOPS, source: str = "") -> list[str]:
-    """Return the sums over missing cells, and explanations of the figures.
-
-    Args:
-        estimates: of `estimate`.
-        tflops, source: of `rate`.
-    """
+    """Return the sums over missing cells, and explanations of the figures; `tflops` and `source` are of `rate`."""
     missing = [cost for cost in estimates if not cost.done]
     models, working = _disk(missing)
     lines = [f"{len(estimates)} cells, {len(missing)} of them missing"]
@@ -214,11 +193,10 @@ def _estimate(
     if sizes is None:
         reason = f"{cell.task}: the number of rows is not known before the data are read"
     else:
-        length = task.length
         rows = training.num_train_epochs * (sizes[0] + sizes[1] / 3)
         if training.max_steps > 0:
             rows = training.max_steps * (training.global_batch_size or training.per_device_train_batch_size)
-        counted = 6 * column.operations.total * length * rows / (tflops * 1e12)
+        counted = 6 * column.operations.total * task.length * rows / (tflops * 1e12)
     parameters = column.parameters
     return Estimate(
         cell=cell,
@@ -231,13 +209,6 @@ def _estimate(
     )
 
 
-def _column(settled: Config) -> Column | UserError:
-    try:
-        return plan(settled, protocols=[settled.merging.protocol], tflops=TFLOPS).columns[0]
-    except UserError as error:
-        return error
-
-
 def _costs_alike(settled: Config) -> str:
     """Return a key that is the same for configurations of the same cost a token."""
     task: Task = TASKS.get(settled.task.id)
@@ -246,14 +217,6 @@ def _costs_alike(settled: Config) -> str:
     sections = [part.model_dump(mode="json") for part in (settled.routing, settled.upcycle, settled.tuning)]
     of_task = [task.head, task.regression, len(task.kind_names), settled.data.source, reads]
     return json.dumps([*of_task, settled.backbone, merging, *sections])
-
-
-def _results(comparisons: Sequence[Comparison]) -> list[Result]:
-    results: list[Result] = []
-    for output in dict.fromkeys(comparison.output for comparison in comparisons):
-        with suppress(UserError):  # no record yet
-            results += read_results(output)
-    return results
 
 
 def _disk(estimates: Iterable[Estimate]) -> tuple[str, str]:
@@ -271,9 +234,8 @@ def _time(cells: Sequence[Estimate]) -> str:
     if not known:
         return "?" if cells else ""
     total = sum(cost.seconds or 0.0 for cost in known)
+    text = f"{total / 60:.1f} minutes" if total >= 60 else f"{total:.2g} seconds"
     if total >= 3600:
         text = f"{total / 3600:,.1f} hours"
-    else:
-        text = f"{total / 60:.1f} minutes" if total >= 60 else f"{total:.2g} seconds"
     more = "more than " if len(known) < len(cells) else ""
     return f"{more}{text}{'' if all(cost.measured for cost in known) else COUNTED}"

@@ -52,24 +52,25 @@ def survey(
 ) -> list[CellState]:
     """Return the state of every cell before anything runs: done, waiting, or failed because something is missing.
 
-    Each data set and each backbone is read once; those of the hub that are not in its cache are downloaded.
-
-    Args:
-        cells: of one or several comparisons; a cell of two of them occurs once.
-        force: count no cell as done.
-        say: prints a line.
+    Each data set and each backbone is read once; those of the hub that are not in its cache are downloaded. A cell of
+    two comparisons occurs once. With `force` no cell counts as done.
 
     Raises:
         UserError: no cell can run.
     """
     steps.quieten()
-    digests: dict[str, tuple[str, str | None] | UserError] = {}
+    digests: dict[str, tuple[str, str | None] | UserError] = {}  # SHA-256 of data and backbone, or why not
     states: dict[str, CellState] = {}
     for cell in cells:
         key = json.dumps([cell.task, cell.settled.data.model_dump(mode="json"), cell.settled.backbone])
         if key not in digests:
             say(f"reading {cell.task}")
-            digests[key] = _digests(cell)
+            try:
+                resolve(cell.settled)
+                data = sources.fingerprint(steps.load_splits(cell.settled, TASKS.get(cell.task)))
+                digests[key] = data, content.read(cell.settled.backbone).sha256
+            except UserError as error:
+                digests[key] = error
         digest = digests[key]
         if isinstance(digest, UserError):
             reason = " ".join(str(digest).split())
@@ -85,25 +86,9 @@ def survey(
     return list(states.values())
 
 
-def _digests(cell: Cell) -> tuple[str, str | None] | UserError:
-    """Return the SHA-256 of a cell's data and of its backbone's content, or the reason that it cannot run here."""
-    try:
-        resolve(cell.settled)
-        data = sources.fingerprint(steps.load_splits(cell.settled, TASKS.get(cell.task)))
-        return data, content.read(cell.settled.backbone).sha256
-    except UserError as error:
-        return error
-
-
 @contextmanager
 def view(states: Sequence[CellState], slots: int, *, console: Console | None = None) -> Iterator[View]:
-    """Show `states` while the body runs.
-
-    Args:
-        states: of all cells; they change meanwhile.
-        slots: how many run at a time, for the time left.
-        console: where; standard output by default.
-    """
+    """Show the `states` of all cells, which change, while the body runs; `slots` of them run at a time."""
     console = console or Console()
     if not console.is_terminal:
 
@@ -123,11 +108,8 @@ def view(states: Sequence[CellState], slots: int, *, console: Console | None = N
 def line(state: CellState, states: Sequence[CellState]) -> str:
     """Return a cell's state in a line: "[3/12] glue/sst2 ties-ca seed 0: done in 42.0 s"."""
     ended = sum(s.status in (DONE, FAILED) for s in states)
-    words = {
-        RUNNING: "running",
-        DONE: f"done in {duration(state.seconds)}",
-        FAILED: f"failed: {state.reason}" + (f" (see {state.log})" if state.log else ""),
-    }
+    log = f" (see {state.log})" if state.log else ""
+    words = {DONE: f"done in {duration(state.seconds)}", FAILED: f"failed: {state.reason}{log}"}
     return f"[{ended}/{len(states)}] {state.cell}: {words.get(state.status, state.status)}"
 
 
@@ -142,15 +124,18 @@ def picture(states: Sequence[CellState], slots: int) -> RenderableType:
     for row in rows:
         some = [[s for s in states if s.cell.task == task and s.cell.row == row] for task in tasks]
         table.add_row(Text(one_line(row)), *(cell(each) for each in some))
+    notes = {
+        RUNNING: lambda s: (
+            f"{s.cell}, "
+            + ("starting" if s.left is None else f"{s.share:.0%}, about {duration(s.left)} left")
+        ),
+        FAILED: lambda s: f"{s.cell}: {s.reason[:LONGEST]}",
+    }
     lines = [
-        Text(one_line(f"running: {s.cell}, {_left(s)}"), STYLES[RUNNING])
-        for s in states
-        if s.status == RUNNING
-    ]
-    lines += [
-        Text(one_line(f"failed: {s.cell}: {s.reason[:LONGEST]}"), STYLES[FAILED])
-        for s in states
-        if s.status == FAILED
+        Text(one_line(f"{status}: {note(state)}"), STYLES[status])
+        for status, note in notes.items()
+        for state in states
+        if state.status == status
     ]
     return Group(Text(headline(states, slots), "bold"), table, *lines)
 
@@ -196,10 +181,6 @@ def time_left(states: Sequence[CellState], slots: int) -> float | None:
     return max((sum(waiting) + sum(running)) / slots, *running, *waiting, 0.0)
 
 
-def _left(state: CellState) -> str:
-    return "starting" if state.left is None else f"{state.share:.0%}, about {duration(state.left)} left"
-
-
 def run_grid(
     comparisons: Sequence[Comparison],
     *,
@@ -227,16 +208,19 @@ def run_grid(
         logs = comparisons[0].folder.parent / "logs"
         runner(states, places, logs, force=force, changed=shown.changed).run(shown.tick)
     conclude(comparisons, console)
-    return report_failed(states, console)
+    failed = [state for state in states if state.status == FAILED]
+    for state in failed:
+        say(console, f"failed: {state.cell}: {state.reason}")
+    return len(failed)
 
 
 def look(comparisons: Sequence[Comparison], *, force: bool, console: Console) -> list[CellState]:
     """Return the state of every cell, and print those that can't run; raises as `run_grid` does."""
     outputs = {comparison.output for comparison in comparisons}
     if len(outputs) > 1:
+        several = ", ".join(map(str, sorted(outputs)))
         raise UserError(
-            f"output.dir: a report covers one output folder, and these comparisons have several: "
-            f"{', '.join(map(str, sorted(outputs)))}"
+            f"output.dir: a report covers one output folder, and these comparisons have several: {several}"
         )
     cells = [cell for comparison in comparisons for cell in comparison.cells]
     states = survey(cells, force=force, say=partial(say, console))
@@ -244,14 +228,6 @@ def look(comparisons: Sequence[Comparison], *, force: bool, console: Console) ->
         if state.status == FAILED:
             say(console, line(state, states))
     return states
-
-
-def report_failed(states: Sequence[CellState], console: Console) -> int:
-    """Print the cells that failed, each with its reason; return how many there are."""
-    failed = [state for state in states if state.status == FAILED]
-    for state in failed:
-        say(console, f"failed: {state.cell}: {state.reason}")
-    return len(failed)
 
 
 def conclude(comparisons: Sequence[Comparison], console: Console) -> None:

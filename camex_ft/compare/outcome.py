@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -72,45 +73,34 @@ def belongs(result: Result, cell: Cell, backbone: str | None = None) -> bool:
 
 
 def outcome(comparison: Comparison, results: Sequence[Result] | None = None) -> ComparisonOutcome:
-    """Return a comparison's entries and table.
-
-    Args:
-        comparison: with its cells.
-        results: finished runs to look among; by default those of its output folder.
+    """Return a comparison's entries and table, from these finished runs or, by default, from its output folder.
 
     Raises:
         UserError: none of its cells has a record, or those that have can't share a table.
     """
     if results is None:
-        try:
+        with suppress(UserError):  # no record yet
             results = read_results(comparison.output)
-        except UserError:
-            results = []
-    filled = tuple(entries(comparison.cells, results))
+    filled = tuple(entries(comparison.cells, results or []))
     if not any(entry.result for entry in filled):
         raise UserError(
             f"{comparison.name}: none of its {len(filled)} cells has been run yet: run them with camex-ft compare"
         )
-    table = make_table(
-        filled,
-        baseline=comparison.spec.baseline,
-        published=comparison.spec.published,
-        title=comparison.title,
-    )
+    spec = comparison.spec
+    table = make_table(filled, baseline=spec.baseline, published=spec.published, title=comparison.title)
     return ComparisonOutcome(comparison=comparison, entries=filled, table=table)
 
 
 def write(result: ComparisonOutcome, command: str) -> ReportSection:
     """Write an outcome's tables and pictures into the comparison's folder; return its section of a report."""
-    folder = result.comparison.folder
+    folder, spec, title = result.comparison.folder, result.comparison.spec, result.comparison.title
     folder.mkdir(parents=True, exist_ok=True)
     for format, name in TABLES.items():
         write_atomically(folder / name, render([result.table], format))
-    chosen = choose(result.entries, title=result.comparison.title, baseline=result.comparison.spec.baseline)
-    about = result.comparison.spec.about
+    chosen = choose(result.entries, title=title, baseline=spec.baseline)
     return ReportSection(
-        title=result.comparison.title,
-        text=[*([about] if about else []), _summary(result)],
+        title=title,
+        text=[*([spec.about] if spec.about else []), _summary(result)],
         command=command,
         tables=[render([result.table], "html")],
         pictures=chosen.write(folder, source=source(result.entries)),
@@ -119,12 +109,7 @@ def write(result: ComparisonOutcome, command: str) -> ReportSection:
 
 
 def write_all(outcomes: Sequence[ComparisonOutcome], command: str) -> Path:
-    """Write tables and pictures of each outcome, and ``report.html`` of all; return its path.
-
-    Args:
-        outcomes: of one or several comparisons.
-        command: that makes them, for the report.
-    """
+    """Write tables and pictures of each outcome, and ``report.html`` with the command of all; return its path."""
     sections = [write(result, command) for result in outcomes]
     if len(sections) > 1:
         sections = [ReportSection(title="Comparisons", text=[f"{len(sections)} comparisons."]), *sections]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -14,16 +15,21 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import IO, TYPE_CHECKING, Any, Protocol
 
-from camex_ft.compare.cells import Cell
 from camex_ft.utils import system
+
+if TYPE_CHECKING:
+    from camex_ft.compare.cells import Cell
 
 WAITING, RUNNING, DONE, FAILED = "waiting", "running", "done", "failed"
 POLL = 0.2
 COMMAND = (sys.executable, "-m", "camex_ft.compare.worker")
 THREADS = "OMP_NUM_THREADS"
 DEVICES = "CUDA_VISIBLE_DEVICES"
+ERROR = re.compile(
+    r"[A-Za-z][\w.]*(:|$)"
+)  # the line of a traceback that names the error: package.SomeError: words
 
 
 @dataclass
@@ -31,10 +37,8 @@ class CellState:
     """State of a cell.
 
     Attributes:
-        cell: the cell.
         name: of its run's folder.
-        status: WAITING, RUNNING, DONE or FAILED.
-        reason: of its failure.
+        status: WAITING, RUNNING, DONE or FAILED, for a reason.
         log: file that its process prints to.
         started, seconds: when it began (monotonic), and how long it took.
         share: of the training steps done, 0 to 1.
@@ -100,10 +104,8 @@ def slots(jobs: int | None = None, *, tiny: bool = True) -> list[Slot]:
     """
     gpus = visible_gpus()
     if gpus:
-        return [
-            Slot(device=name, environment={DEVICES: name})
-            for name in (gpus * (jobs or 1))[: jobs or len(gpus)]
-        ]
+        names = (gpus * (jobs or 1))[: jobs or len(gpus)]
+        return [Slot(device=name, environment={DEVICES: name}) for name in names]
     cores = system.cores()
     count = jobs or (cores if tiny else 1)
     threads = {} if THREADS in os.environ else {THREADS: str(max(cores // count, 1))}
@@ -164,7 +166,10 @@ class Runner:
         if slot.process is not None and slot.process.poll() is not None:
             self._ended(slot)
         if slot.process is None and self._waiting:
-            self._start(slot, self._waiting.popleft())
+            state = self._waiting.popleft()
+            slot.process = self.launch(slot, state)
+            slot.state, state.status, state.started = state, RUNNING, time.monotonic()
+            self.changed(state)
 
     def launch(self, slot: Slot, state: CellState) -> Process:
         """Start a cell and return its process; `state.log` is the file of its standard error."""
@@ -185,11 +190,6 @@ class Runner:
             process.stdin.flush()  # and stays open: its end would be ours
         threading.Thread(target=_listen, args=(process.stdout, state), daemon=True).start()
         return process
-
-    def _start(self, slot: Slot, state: CellState) -> None:
-        slot.process = self.launch(slot, state)
-        slot.state, state.status, state.started = state, RUNNING, time.monotonic()
-        self.changed(state)
 
     def _ended(self, slot: Slot) -> None:
         process, state = slot.process, slot.state
@@ -222,15 +222,9 @@ def why(code: int, log: Path) -> str:
         if line.startswith("error: "):
             return " ".join([line.removeprefix("error: "), *lines[n + 1 : n + 3]]).strip()
     said = [line for line in lines if line and not line.startswith("This is a fault of camex_ft")]
-    ends = [n for n, line in enumerate(said) if line.startswith("Traceback")]
-    errors = [line for line in said[ends[-1] :] if _is_error(line)] if ends else said
-    return errors[-1] if errors else f"exit code {code}, without a message"
-
-
-def _is_error(line: str) -> bool:
-    """Return whether a line of a traceback names the error: `package.SomeError: words`."""
-    name = line.partition(":")[0]
-    return name.replace(".", "").replace("_", "").isalnum() and name[:1].isalpha() and " " not in name
+    if any(line.startswith("Traceback") for line in said):
+        said = [line for line in said if ERROR.match(line)]
+    return said[-1] if said else f"exit code {code}, without a message"
 
 
 def _listen(lines: Iterable[str], state: CellState) -> None:

@@ -2,6 +2,8 @@
 
 A job is one cell, with one GPU by default, and runs what `worker.main` runs. When the cluster takes its node away, or
 its time is up, it is queued again and resumes from its last checkpoint.
+
+Light to import: the command line reads the names of places and parameters before anything runs.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ import json
 import shlex
 import shutil
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -19,23 +21,132 @@ from typing import IO, TYPE_CHECKING, Any, cast
 
 from rich.console import Console
 
-from camex_ft.compare.cells import Comparison
-from camex_ft.compare.grid import conclude, look, run_grid
-from camex_ft.compare.places import HERE, SLURM, check_folder, convert
 from camex_ft.compare.running import FAILED, WAITING, CellState, Process, Runner, Slot, request
 from camex_ft.compare.worker import Job
 from camex_ft.utils.durable import write_atomically
-from camex_ft.utils.errors import UserError
+from camex_ft.utils.errors import UserError, nearest
 from camex_ft.utils.escaping import say
 
 if TYPE_CHECKING:
     from submitit import LocalJob
 
+    from camex_ft.compare.cells import Comparison
+    from camex_ft.config import Environment
+
+HERE, SLURM, LOCAL_JOBS = PLACES = ("here", "slurm", "local-jobs")
 NAME = "camex-ft"
 FOLDER = "jobs"  # beside the comparisons
 SUBMITTED = "submitted.json"
 REQUEUED = 50  # times that a job may run out of time and go on
 MOST = 64  # jobs at a time
+
+# -- parameters of jobs -----------------------------------------------------------------------------------------------
+
+
+def _whole(text: str, *, least: int = 0, expected: str = "a whole number") -> int:
+    if not text.isdecimal() or int(text) < least:
+        raise ValueError(expected)
+    return int(text)
+
+
+def _gigabytes(text: str) -> str:
+    try:
+        size = round(float(text) * 1024)
+    except (ValueError, OverflowError):
+        size = 0
+    if size < 1:
+        raise ValueError("a number of gigabytes")
+    return f"{size}MB"
+
+
+def _word(text: str) -> str:
+    # a line break or control character would end up in the script
+    if not text or not text.isprintable():
+        raise ValueError("a text on one line")
+    return text
+
+
+WORDS = ("account", "constraint", "exclude", "gres", "mail_type", "mail_user", "nodelist", "partition", "qos")
+# key of --slurm -> submitit's name, and the function that reads the value
+PARAMETERS: Mapping[str, tuple[str, Callable[[str], Any]]] = {
+    **{word: (word, _word) for word in WORDS},
+    "cpus_per_task": ("cpus_per_task", _whole),
+    "gpus_per_node": ("gpus_per_node", _whole),
+    "mem_gb": ("mem", _gigabytes),
+    "setup": ("setup", lambda text: [_word(text)]),
+    "time": ("time", partial(_whole, least=1, expected="minutes, a whole number from 1")),
+}
+DEFAULTS = {"time": 24 * 60, "cpus_per_task": 4, "gpus_per_node": 1}
+
+
+def read(on: str, texts: Sequence[str]) -> dict[str, str]:
+    """Return the parameters of each job, by key.
+
+    Args:
+        on: one of `PLACES`.
+        texts: ``KEY=VALUE`` texts; see `PARAMETERS`.
+
+    Raises:
+        UserError: there is no such place, or a key is not among its parameters, occurs twice or has no valid value.
+    """
+    if on not in PLACES:
+        raise UserError(f"--on: there is no '{on}'.{nearest(on, PLACES)} Known: {', '.join(PLACES)}")
+    if texts and on == HERE:
+        raise UserError(f"--slurm is for jobs: add --on {SLURM} or --on {LOCAL_JOBS}, or leave it out")
+    parameters: dict[str, str] = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        key = key.strip()
+        if key not in PARAMETERS:
+            known = ", ".join(PARAMETERS)
+            raise UserError(f"--slurm: there is no '{key}'.{nearest(key, PARAMETERS)} Known: {known}")
+        if not equals or key in parameters:
+            problem = "occurs twice" if key in parameters else "has no value"
+            raise UserError(f"--slurm: {key} {problem}; expected {key}=VALUE, once")
+        parameters[key] = value.strip()
+    convert(parameters)
+    return parameters
+
+
+def convert(parameters: Mapping[str, str]) -> dict[str, Any]:
+    """Return submitit's parameters, with defaults: one GPU, four cores and a day for each job."""
+    values: dict[str, Any] = dict(DEFAULTS)
+    if "gres" in parameters:  # says itself which GPUs
+        del values["gpus_per_node"]
+    for key, text in parameters.items():
+        name, read_value = PARAMETERS[key]
+        try:
+            values[name] = read_value(text)
+        except ValueError as error:
+            raise UserError(f"--slurm: {key}: expected {error}, got '{text}'") from None
+    if values.get("gpus_per_node") == 0:
+        del values["gpus_per_node"]
+    return values
+
+
+def environment(on: str, parameters: Mapping[str, str]) -> Environment | None:
+    """Return the environment that cells find where they run; None for that of this machine.
+
+    Jobs of a cluster have the GPU that they ask for, even if the submitting node has none.
+    """
+    if on != SLURM:
+        return None
+    from camex_ft.config import Environment
+
+    gpu = not convert(parameters).keys().isdisjoint({"gres", "gpus_per_node"})
+    return Environment(cuda=lambda: gpu)
+
+
+def check_folder(folder: Path) -> None:
+    """Raise `UserError` where the path of a jobs' folder cannot stand in a script: it goes into its head as it is."""
+    if not str(folder).isprintable():
+        raise UserError(
+            f"--on slurm: the folder of the jobs, {str(folder)!r}, cannot be written into a job's script; expected a "
+            "path without line breaks or control characters"
+        )
+
+
+# -- jobs -------------------------------------------------------------------------------------------------------------
 
 
 def run(
@@ -49,17 +160,18 @@ def run(
     """Run or submit the missing cells of comparisons; return how many cells failed.
 
     Args:
-        on: one of `places.PLACES`.
+        on: one of `PLACES`.
         comparisons: as for `grid.run_grid`.
         parameters: of each job.
         jobs: how many cells run at a time.
         force: run done cells again.
     """
+    from camex_ft.compare.grid import run_grid
+
     if on == SLURM:
         return submit(comparisons, parameters, jobs=jobs, force=force)
-    if on == HERE:
-        return run_grid(comparisons, jobs=jobs, force=force)
-    return run_grid(comparisons, jobs=jobs, force=force, runner=partial(LocalJobs, parameters=parameters))
+    runner = Runner if on == HERE else partial(LocalJobs, parameters=parameters)
+    return run_grid(comparisons, jobs=jobs, force=force, runner=runner)
 
 
 def submit(
@@ -71,7 +183,7 @@ def submit(
 
     Args:
         comparisons, force: as for `grid.run_grid`.
-        parameters: of each job, by the names in `places.PARAMETERS`.
+        parameters: of each job, by the names in `PARAMETERS`.
         jobs: how many run at a time.
 
     Returns:
@@ -80,6 +192,8 @@ def submit(
     Raises:
         UserError: there is no SLURM here, it refuses the jobs, or no cell can run at all.
     """
+    from camex_ft.compare.grid import conclude, look
+
     submitit = _submitit()
     for program in ("sbatch", "srun"):
         if shutil.which(program) is None:
@@ -122,7 +236,7 @@ class LocalJobs(Runner):
     """Runs cells with submitit as `submit` does, but on this machine, and waits for them; see `Runner`.
 
     Attributes:
-        parameters: by the names in `places.PARAMETERS`; only `time` and `setup` have an effect here.
+        parameters: by the names in `PARAMETERS`; only `time` and `setup` have an effect here.
     """
 
     parameters: Mapping[str, str] = field(default_factory=dict)
@@ -132,8 +246,8 @@ class LocalJobs(Runner):
         values = convert(self.parameters)
         executor = _submitit().LocalExecutor(folder=self.logs.absolute(), max_num_timeout=REQUEUED)
         executor.update_parameters(timeout_min=values["time"], setup=values.get("setup", ()))
-        started = Job(request=request(state.cell, self.force), environment=slot.environment)
-        job = cast("LocalJob[None]", executor.submit(started))
+        cell = Job(request=request(state.cell, self.force), environment=slot.environment)
+        job = cast("LocalJob[None]", executor.submit(cell))
         state.log = job.paths.stderr
         state.log.touch()  # the job makes it when it starts
         return _Started(job)

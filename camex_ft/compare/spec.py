@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import product
 from math import prod
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
@@ -43,10 +44,9 @@ SEEDS = 3
 MOST = 1000
 Several = Annotated[int, Field(ge=1, le=MOST)]
 Seeds = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1, max_length=MOST)]
-Tasks = (
-    Annotated[list[Text], Field(min_length=1)]
-    | Annotated[dict[str, dict[str, Any] | None], Field(min_length=1)]
-)
+Named = dict[str, dict[str, Any] | None]  # task to its changes
+Tasks = Annotated[list[Text], Field(min_length=1)] | Annotated[Named, Field(min_length=1)]
+T = TypeVar("T")
 
 
 def overrides_of(changes: Mapping[str, Any]) -> list[str]:
@@ -145,22 +145,16 @@ class Spec(Changes):
 
 
 def read_spec(path: str | Path) -> Spec:
-    """Return the specification in a file.
-
-    Args:
-        path: a YAML file, or the name of a specification of the package, such as ``tables/glue``.
+    """Return the specification in a YAML file, or one of the package by its name, such as ``tables/glue``.
 
     Raises:
         ConfigErrors: everything that is wrong with it, with lines.
     """
     file = find_config(path)
     document = read_file(file)
-    problems = [
-        Problem(p.message + suggest(path), p.origin, p.key) if not file.exists() else p
-        for p in document.problems
-    ]
-    if problems:
-        raise ConfigErrors(problems)
+    if document.problems:
+        hint = "" if file.exists() else suggest(path)
+        raise ConfigErrors(replace(problem, message=problem.message + hint) for problem in document.problems)
     try:
         spec = Spec.model_validate(document.values)
     except ValidationError as error:
@@ -181,19 +175,22 @@ def is_spec(path: str | Path) -> bool:
 
 def of_config(path: str | Path, *, protocols: Sequence[str] | None = None) -> Spec:
     """Return the comparison of protocols on a configuration's own task: all of them, unless some are named."""
-    unknown = [name for name in protocols or () if name not in PROTOCOLS.names()]
-    if unknown:
-        known = PROTOCOLS.names()
-        raise UserError(
-            f"protocols: there is no '{unknown[0]}'.{nearest(unknown[0], known)} Known: {', '.join(known)}"
-        )
-    twice = [name for n, name in enumerate(protocols or ()) if name in (protocols or ())[:n]]
-    if twice:
-        raise UserError(f"protocols: '{twice[0]}' occurs twice")
-    if not protocols:
+    names, known = list(protocols or ()), PROTOCOLS.names()
+    for name in names:
+        if name not in known:
+            raise UserError(
+                f"protocols: there is no '{name}'.{nearest(name, known)} Known: {', '.join(known)}"
+            )
+    if twice := repeated(names):
+        raise UserError(f"protocols: '{twice}' occurs twice")
+    if not names:
         return Spec(config=str(path))
-    names = list(protocols)
     return Spec(config=str(path), rows=[{PROTOCOL: names}], baseline=DENSE if DENSE in names else names[0])
+
+
+def repeated(items: Sequence[T]) -> T | None:
+    """Return the first item that occurs twice."""
+    return next((item for n, item in enumerate(items) if item in items[:n]), None)
 
 
 def refusals(details: Iterable[ErrorDetails], document: Document, file: str) -> list[Problem]:
@@ -236,18 +233,15 @@ def faults(spec: Spec, document: Document, file: str) -> Iterator[Problem]:
         labels = [label for label, _ in part.own_rows()]
         lists: dict[str, Any] = {"rows": labels, "tasks": part.tasks, "seeds": part.seeds}
         for name, items in lists.items():
-            twice = [v for n, v in enumerate(items) if v in items[:n]] if isinstance(items, list) else []
-            if twice:
+            twice = repeated(items) if isinstance(items, list) else None
+            if twice is not None:
                 key = (*above, name)
-                yield Problem(f"{twice[0]} occurs twice", document.origin(key), key)
+                yield Problem(f"{twice} occurs twice", document.origin(key), key)
         if labels and spec.baseline not in labels:
-            known = f"{nearest(spec.baseline, labels)} Rows: {', '.join(labels)}"
-            where = " under embedded" if above else ""
-            yield Problem(
-                f"there is no row '{spec.baseline}'{where}.{known}",
-                document.origins.get(("baseline",)) or Origin(file),
-                ("baseline",),
-            )
+            message = f"there is no row '{spec.baseline}'{' under embedded' if above else ''}."
+            message += f"{nearest(spec.baseline, labels)} Rows: {', '.join(labels)}"
+            origin = document.origins.get(("baseline",)) or Origin(file)
+            yield Problem(message, origin, ("baseline",))
     if spec.published is not None and spec.published not in experiments():
         known = f"{nearest(spec.published, experiments())} Known: {', '.join(experiments())}"
         message = f"no published experiment is called '{spec.published}'.{known}"
@@ -307,10 +301,8 @@ def _row(row: Mapping[str, Any], size: int) -> Iterator[tuple[str, str]]:
     if NAME in row and (isinstance(name, (list, dict, bool)) or name is None or name == ""):
         yield f"expected a text, got {show(name)}", NAME
     elif NAME in row and size > 1:
-        yield (
-            f"the name '{name}' would be that of several rows: name only rows with one value for each key",
-            NAME,
-        )
+        advice = "name only rows with one value for each key"
+        yield f"the name '{name}' would be that of several rows: {advice}", NAME
     if not set(row) - {NAME}:
         yield "a row without values", NAME
     for key, value in row.items():

@@ -11,9 +11,8 @@ import pytest
 from typer.testing import CliRunner
 
 from camex_ft import cli
-from camex_ft.compare import places
-from camex_ft.compare.places import PARAMETERS, convert, read_parameters, with_gpu
-from camex_ft.compare.slurm import SUBMITTED
+from camex_ft.compare import slurm
+from camex_ft.compare.slurm import PARAMETERS, SUBMITTED, convert, read
 from camex_ft.compare.worker import Job
 from camex_ft.results.entries import read_results
 from camex_ft.utils.errors import UserError
@@ -125,13 +124,13 @@ def test_without_submitit_it_says_how_to_get_it(cluster, monkeypatch):
 
 
 def test_jobs_have_a_gpu_wherever_they_are_submitted_from():
-    assert places.environment("here", {}) is None
-    assert places.environment("local-jobs", {}) is None
+    assert slurm.environment("here", {}) is None
+    assert slurm.environment("local-jobs", {}) is None
     for given, gpu in (({}, True), ({"gpus_per_node": "0"}, False), ({"gres": "gpu:a100:1"}, True)):
-        made = places.environment("slurm", given)
+        made = slurm.environment("slurm", given)
         assert made is not None and made.cuda() is gpu
     assert "gpus_per_node" not in convert({"gres": "gpu:1"})
-    assert not with_gpu({"gpus_per_node": "0"})
+    assert "gpus_per_node" not in convert({"gpus_per_node": "0"})
 
 
 MISTAKES = {
@@ -160,7 +159,7 @@ MISTAKES = {
 @pytest.mark.parametrize(("on", "given"), MISTAKES)
 def test_what_is_asked_for_is_checked_by_name_and_value(on, given):
     with pytest.raises(UserError) as raised:
-        places.read(on, [given])
+        slurm.read(on, [given])
     assert MISTAKES[on, given] in str(raised.value)
 
 
@@ -169,7 +168,7 @@ def test_every_parameter_is_known_to_submitit():
     known = submitit.SlurmExecutor._valid_parameters()
     assert {name for name, _ in PARAMETERS.values()} <= known
     with pytest.raises(UserError, match="time occurs twice"):
-        read_parameters(["time=1", "time=2"])
+        read("slurm", ["time=1", "time=2"])
 
 
 def test_a_job_goes_on_where_its_time_was_up():

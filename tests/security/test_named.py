@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from camex_ft.cli import app
 from camex_ft.compare.cells import Comparison, make_comparison
-from camex_ft.compare.places import PARAMETERS, check_folder, read_parameters
+from camex_ft.compare.slurm import PARAMETERS, check_folder, read
 from camex_ft.compare.spec import Spec, read_spec
 from camex_ft.config import load_config
 from camex_ft.results.entries import Entry, keep_entries
@@ -138,7 +138,7 @@ def test_an_output_folder_is_a_path_or_refused(name: str) -> None:
 @example("a\x85b", "setup")
 def test_what_reaches_the_script_of_a_job_is_one_line(text: str, key: str) -> None:
     try:
-        made = read_parameters([f"{key}={text}"])[key]
+        made = read("slurm", [f"{key}={text}"])[key]
         check_folder(Path("/jobs") / text)
     except UserError:
         return
