@@ -9,29 +9,30 @@ import csv
 import io
 import shutil
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 from rich import box
 from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from camex_ft.results.record import duration
 from camex_ft.results.entries import entries_of, read_results
+from camex_ft.results.record import duration
 from camex_ft.results.statistics import PairedComparison
 from camex_ft.results.tables import Panel, Row, Scores, Table, make_table
 from camex_ft.utils import escaping
 from camex_ft.utils.errors import UserError, nearest
 from camex_ft.utils.escaping import latex, markdown, one_line
 
+R = TypeVar("R")
+
 # -- cells as text ----------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, kw_only=True)
-class TableCell:
+class TableCell(NamedTuple):
     """Unicode text of a cell. `code`: a name of the package; `strong`: the best of its column."""
 
     text: str
@@ -48,44 +49,46 @@ class TableGrid:
     rows: tuple[tuple[TableCell, ...], ...]
 
 
+def _grid(
+    caption: str, rows: Sequence[R], columns: Mapping[str, Callable[[R], TableCell | str]]
+) -> TableGrid:
+    """Return the grid of these columns, heading to cell of a row; columns without a text are left out."""
+    cells = {
+        head: [cell if isinstance(cell, TableCell) else TableCell(cell) for cell in map(read, rows)]
+        for head, read in columns.items()
+    }
+    cells = {head: column for head, column in cells.items() if head == "row" or any(c.text for c in column)}
+    return TableGrid(caption=caption, head=tuple(cells), rows=tuple(zip(*cells.values(), strict=True)))
+
+
 def overview(table: Table) -> TableGrid:
     """Return the best scores, rows x tasks; rows in the order of their first occurrence."""
     labels = list(dict.fromkeys(row.label for panel in table.panels for row in panel.rows))
-    panels = [{row.label: row for row in panel.rows} for panel in table.panels]
-    rows = [
-        (
-            TableCell(text=label, code=True),
-            *(_score(of[label]) if label in of else TableCell(text="") for of in panels),
-        )
-        for label in labels
-    ]
-    head = (
-        "row",
-        *(f"{panel.task} ({panel.metric})" if panel.metric else panel.task for panel in table.panels),
-    )
-    return TableGrid(caption=f"Best {_moment(table.panels)}", head=head, rows=tuple(rows))
+    columns: dict[str, Callable[[str], TableCell | str]] = {"row": lambda label: TableCell(label, code=True)}
+    for panel in table.panels:
+        scores = {row.label: _score(row) for row in panel.rows}
+        head = f"{panel.task} ({panel.metric})" if panel.metric else panel.task
+        columns[head] = lambda label, scores=scores: scores.get(label, "")  # type: ignore[misc]
+    return _grid(f"Best {_moment(table.panels)}", labels, columns)
 
 
 def scores(panel: Panel) -> TableGrid:
     """Return a task's scores and costs, and the published numbers, one column a source."""
-    sources = list(dict.fromkeys(number.source for row in panel.rows for number in row.published))
-    moment = panel.moment
-    head = ("row", "seeds", f"best {moment}", f"last {moment}", "parameters", "time", "memory")
-    rows = [
-        (
-            TableCell(text=row.label, code=True),
-            TableCell(text=", ".join(map(str, row.seeds))),
-            _score(row),
-            TableCell(text=spread(row.last)),
-            TableCell(text="" if row.parameters is None else f"{row.parameters / 1e6:.3g} M"),
-            TableCell(text="" if row.seconds is None else duration(row.seconds)),
-            TableCell(text="" if row.memory is None else f"{row.memory:,.0f} MB"),
-            *(TableCell(text=_published(row, source)) for source in sources),
-        )
-        for row in panel.rows
-    ]
-    grid = TableGrid(caption=_caption(panel), head=(*head, *sources), rows=tuple(rows))
-    return _without_empty_columns(grid)
+    columns: dict[str, Callable[[Row], TableCell | str]] = {
+        "row": lambda row: TableCell(row.label, code=True),
+        "seeds": lambda row: ", ".join(map(str, row.seeds)),
+        f"best {panel.moment}": _score,
+        f"last {panel.moment}": lambda row: spread(row.last),
+        "parameters": lambda row: "" if row.parameters is None else f"{row.parameters / 1e6:.3g} M",
+        "time": lambda row: "" if row.seconds is None else duration(row.seconds),
+        "memory": lambda row: "" if row.memory is None else f"{row.memory:,.0f} MB",
+    }
+    for source in dict.fromkeys(number.source for row in panel.rows for number in row.published):
+        columns[source] = lambda row, source=source: _published(row, source)  # type: ignore[misc]
+    better = "" if panel.greater_is_better else ", less is better"
+    metric = f"{panel.metric}{better}" if panel.metric else "not run yet"
+    caption = ", ".join(filter(None, (panel.task, metric, panel.backbone)))
+    return _grid(caption, panel.rows, columns)
 
 
 def tests(panel: Panel, table: Table) -> TableGrid | None:
@@ -93,24 +96,20 @@ def tests(panel: Panel, table: Table) -> TableGrid | None:
     against = [(row, row.against) for row in panel.rows if row.against is not None and row.against.seeds]
     if not against:
         return None
-    percent = f"{100 * (1 - table.level):g}% interval"
-    head = ("row", "pairs", "difference", percent, "effect", "p (t)", "p (bootstrap)", "p (Holm)", "McNemar")
-    rows = [
-        (
-            TableCell(text=row.label, code=True),
-            TableCell(text=str(len(c.seeds))),
-            TableCell(text=_signed(c.difference)),
-            TableCell(text=_interval(c.low, c.high)),
-            TableCell(text=_effect(c)),
-            TableCell(text=p_value(c.p_t)),
-            TableCell(text=p_value(c.p_bootstrap)),
-            TableCell(text=p_value(row.p_holm), strong=row.p_holm is not None and row.p_holm < table.level),
-            TableCell(text=_mcnemar(c)),
-        )
-        for row, c in against
-    ]
-    grid = TableGrid(caption=f"{panel.task} against {table.baseline}", head=head, rows=tuple(rows))
-    return _without_empty_columns(grid)
+    columns: dict[str, Callable[[tuple[Row, PairedComparison]], TableCell | str]] = {
+        "row": lambda pair: TableCell(pair[0].label, code=True),
+        "pairs": lambda pair: str(len(pair[1].seeds)),
+        "difference": lambda pair: _signed(pair[1].difference),
+        f"{100 * (1 - table.level):g}% interval": lambda pair: _interval(pair[1].low, pair[1].high),
+        "effect": lambda pair: _effect(pair[1]),
+        "p (t)": lambda pair: p_value(pair[1].p_t),
+        "p (bootstrap)": lambda pair: p_value(pair[1].p_bootstrap),
+        "p (Holm)": lambda pair: TableCell(
+            p_value(pair[0].p_holm), strong=pair[0].p_holm is not None and pair[0].p_holm < table.level
+        ),
+        "McNemar": lambda pair: _mcnemar(pair[1]),
+    }
+    return _grid(f"{panel.task} against {table.baseline}", against, columns)
 
 
 def _moment(panels: Sequence[Panel]) -> str:
@@ -123,25 +122,23 @@ def legend(tables: Sequence[Table]) -> list[str]:
     panels = [panel for table in tables for panel in table.panels]
     rows = [row for panel in panels for row in panel.rows]
     level = f"{100 * tables[0].level:g}%" if tables else "5%"
+    compared = [row.against for row in rows if row.against is not None]
+    marks = {row.mark for row in rows}
+    several = any(len(row.seeds) > 1 for row in rows)
     texts = []
-    if any(len(row.seeds) > 1 for row in rows):
+    if several:
         texts.append("±: sample standard deviation over the seeds.")
     if any(panel.scale != 1 for panel in panels):
         less = any(panel.scale == 1 for panel in panels)
         texts.append("Scores are in hundredths" + (", except where less is better." if less else "."))
-    if any(row.mark == "best" for row in rows):
-        mean = "mean" if any(len(row.seeds) > 1 for row in rows) else "score"
-        level_rows = any(row.mark == "level" for row in rows)
-        texts.append(
-            f"Bold: best {mean} of the task."
-            + (
-                f" =: not significantly worse than the best (paired t-test, Holm within the task, {level}); this is "
-                "no proof that it is as good."
-                if level_rows
-                else ""
-            )
+    if "best" in marks:
+        texts.append(f"Bold: best {'mean' if several else 'score'} of the task.")
+    if "level" in marks:
+        texts[-1] += (
+            f" =: not significantly worse than the best (paired t-test, Holm within the task, {level}); this is no "
+            "proof that it is as good."
         )
-    if any(row.against is not None and row.against.p_t is not None for row in rows):
+    if any(comparison.p_t is not None for comparison in compared):
         counts = {table.comparisons for table in tables if table.comparisons}
         over = (
             f"all {counts.pop()} comparisons of the table"
@@ -153,7 +150,7 @@ def legend(tables: Sequence[Table]) -> list[str]:
             "Hedges' g, with the interval of the difference in standard deviations. p: paired t-test, studentised "
             f"bootstrap, and the t-test's after Holm's correction over {over}; bold below {level}."
         )
-    if any(row.against is not None and row.against.mcnemar is not None for row in rows):
+    if any(comparison.mcnemar is not None for comparison in compared):
         texts.append(
             "McNemar: validation rows that only the row's models and only the baseline's models get right, summed over "
             "seeds; twice the median p of the seeds. It tests these models, not the protocol."
@@ -175,16 +172,13 @@ def spread(of: Scores) -> str:
 
 def p_value(p: float | None) -> str:
     """Return a p-value with two significant digits, or "<0.001"."""
-    if p is None:
-        return ""
-    if p < 0.001:
-        return "<0.001"
+    if p is None or p < 0.001:
+        return "" if p is None else "<0.001"
     return f"{p:.3f}" if p < 0.1 else f"{p:.2f}"
 
 
 def _score(row: Row) -> TableCell:
-    text = spread(row.best) + (" =" if row.mark == "level" else "")
-    return TableCell(text=text, strong=row.mark == "best")
+    return TableCell(spread(row.best) + (" =" if row.mark == "level" else ""), strong=row.mark == "best")
 
 
 def _published(row: Row, source: str) -> str:
@@ -219,21 +213,6 @@ def _mcnemar(comparison: PairedComparison) -> str:
     return "" if test is None else f"{test.gained} : {test.lost}, p {p_value(test.p)}"
 
 
-def _caption(panel: Panel) -> str:
-    better = "" if panel.greater_is_better else ", less is better"
-    parts = (f"{panel.metric}{better}" if panel.metric else "not run yet", panel.backbone)
-    return ", ".join([panel.task, *(part for part in parts if part)])
-
-
-def _without_empty_columns(grid: TableGrid) -> TableGrid:
-    columns = [i for i in range(len(grid.head)) if i == 0 or any(row[i].text for row in grid.rows)]
-    return TableGrid(
-        caption=grid.caption,
-        head=tuple(grid.head[i] for i in columns),
-        rows=tuple(tuple(row[i] for i in columns) for row in grid.rows),
-    )
-
-
 # -- formats ----------------------------------------------------------------------------------------------------------
 
 
@@ -266,11 +245,10 @@ def render(tables: Sequence[Table], format: str = "md", *, explained: bool = Tru
 
 def table_of(folders: Iterable[Path | str], **options: Any) -> Table:
     """Return the table of the records in these folders; options are those of `make_table`."""
-    results = [result for folder in folders for result in read_results(folder)]
-    return make_table(entries_of(results), **options)
+    return make_table(entries_of([r for folder in folders for r in read_results(folder)]), **options)
 
 
-def _table(table: Table, write: _Markdown | _Latex | _Html | _Plain) -> Iterator[str]:
+def _table(table: Table, write: Writer) -> Iterator[str]:
     if table.title:
         yield write.title(table.title)
     if len(table.panels) > 1:
@@ -290,11 +268,7 @@ class _Markdown:
 
     def grid(self, grid: TableGrid) -> str:
         rule = ["---", *["---:"] * (len(grid.head) - 1)]
-        lines = [
-            [markdown(name) for name in grid.head],
-            rule,
-            *([self.cell(c) for c in row] for row in grid.rows),
-        ]
+        lines = [map(markdown, grid.head), rule, *(map(self.cell, row) for row in grid.rows)]
         body = "".join(f"| {' | '.join(line)} |\n" for line in lines)
         return f"{markdown(grid.caption, begins=True)}:\n\n{body}"
 
@@ -316,7 +290,7 @@ class _Latex:
 
     def grid(self, grid: TableGrid) -> str:
         head = " & ".join(latex(name) for name in grid.head)
-        rows = "".join(" & ".join(self.cell(c) for c in row) + " \\\\\n" for row in grid.rows)
+        rows = "".join(" & ".join(map(self.cell, row)) + " \\\\\n" for row in grid.rows)
         columns = "l" + "r" * (len(grid.head) - 1)
         return (
             f"\\begin{{table}}\n\\centering\n\\caption{{{latex(grid.caption)}}}\n\\begin{{tabular}}{{{columns}}}\n"
@@ -383,12 +357,8 @@ class _Plain:
         return self.notes([line.replace("Bold:", "*:").replace("bold below", "* below") for line in lines])
 
 
-WRITERS: dict[str, _Markdown | _Latex | _Html | _Plain] = {
-    "md": _Markdown(),
-    "tex": _Latex(),
-    "html": _Html(),
-    "text": _Plain(),
-}
+Writer = _Markdown | _Latex | _Html | _Plain
+WRITERS: dict[str, Writer] = {"md": _Markdown(), "tex": _Latex(), "html": _Html(), "text": _Plain()}
 FORMATS = (*WRITERS, "csv")
 
 
@@ -404,7 +374,8 @@ def _csv(tables: Sequence[Table]) -> str:
 
 def _line(table: Table, panel: Panel, row: Row) -> dict[str, object]:
     """Return all numbers of a row; None is written as an empty field."""
-    comparison = row.against
+    versus = row.against or PairedComparison(seeds=())
+    test = versus.mcnemar
     line: dict[str, object] = {
         "table": table.title,
         "task": panel.task,
@@ -425,21 +396,19 @@ def _line(table: Table, panel: Panel, row: Row) -> dict[str, object]:
         "runs_timed": row.timed,
         "memory_mb": row.memory,
         "baseline": table.baseline,
-        "pairs": len(comparison.seeds) if comparison else None,
-        "difference": comparison.difference if comparison else None,
-        "difference_low": comparison.low if comparison else None,
-        "difference_high": comparison.high if comparison else None,
-        "effect": comparison.effect.value if comparison else None,
-        "effect_low": comparison.effect.low if comparison else None,
-        "effect_high": comparison.effect.high if comparison else None,
-        "p_t": comparison.p_t if comparison else None,
-        "p_bootstrap": comparison.p_bootstrap if comparison else None,
+        "pairs": len(versus.seeds) if row.against else None,
+        "difference": versus.difference,
+        "difference_low": versus.low,
+        "difference_high": versus.high,
+        "effect": versus.effect.value,
+        "effect_low": versus.effect.low,
+        "effect_high": versus.effect.high,
+        "p_t": versus.p_t,
+        "p_bootstrap": versus.p_bootstrap,
         "p_holm": row.p_holm,
         "comparisons": table.comparisons,
+        **{f"mcnemar_{name}": getattr(test, name, None) for name in ("seeds", "gained", "lost", "p")},
     }
-    test = comparison.mcnemar if comparison else None
-    for name in ("seeds", "gained", "lost", "p"):
-        line[f"mcnemar_{name}"] = getattr(test, name) if test else None
     for number in row.published:
         line[f"published_{number.source}"] = number.value
         line[f"difference_from_{number.source}"] = row.gap(number)
