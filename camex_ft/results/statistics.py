@@ -41,13 +41,7 @@ class McNemar:
 class PairedComparison:
     """Paired comparison of two rows, over the seeds that both have. Values that cannot be computed are None.
 
-    Attributes:
-        seeds: the pairs.
-        difference: mean of the differences; None without pairs.
-        low, high: its t-interval.
-        effect: see `effect_size`.
-        p_t, p_bootstrap: two-sided, of `paired_t` and `paired_bootstrap`.
-        mcnemar: see `mcnemar`; None if the records lack the answers.
+    The mean difference has a t-interval from `low` to `high`; p is two-sided, of `paired_t` and `paired_bootstrap`.
     """
 
     seeds: tuple[int, ...]
@@ -71,7 +65,6 @@ def compare(
     """Compare two rows, seed -> score; seeds without a finite score in both are left out.
 
     Args:
-        scores, baseline: the score of each seed.
         correct, baseline_correct: seed -> bool [rows], True for each validation row that the model gets right.
         level: 1 - confidence level of the intervals.
     """
@@ -110,11 +103,8 @@ def paired_t(
 ) -> tuple[float | None, float | None, float | None]:
     """Return p of the paired t-test (two-sided) and the interval of the mean difference; from SciPy.
 
-    All are None for fewer than two pairs, and for equal differences, which have no spread; p is 1 if all are 0.
-
-    Args:
-        scores, baseline: [n], in the order of the seeds.
-        level: 1 - confidence level of the interval.
+    All are None for fewer than two pairs, and for equal differences, which have no spread; p is 1 if all are 0. Scores
+    are [n], in the order of the seeds; the confidence level is 1 - `level`.
     """
     if len(scores) < 2 or without_spread(scores, baseline):
         return (1.0 if without_difference(scores, baseline) else None), None, None
@@ -129,10 +119,6 @@ def effect_size(scores: np.ndarray, baseline: np.ndarray, *, level: float = 0.05
     J(f) = Gamma(f / 2) / (sqrt(f / 2) Gamma((f - 1) / 2)) removes the bias. The interval holds the delta for which
     the observed t is no rarer than level / 2 under the noncentral t with delta sqrt(n). Nothing for fewer than three
     pairs (J(1) = 0) or differences without spread. Source: Hedges, 1981.
-
-    Args:
-        scores, baseline: [n], in the order of the seeds.
-        level: 1 - confidence level of the interval.
     """
     n = len(scores)
     if n < 3 or without_spread(scores, baseline):
@@ -169,21 +155,19 @@ def mcnemar(
 
     Args:
         correct, baseline: seed -> bool [rows]; seeds that one lacks are left out.
-        seeds: the pairs to look at.
 
     Raises:
         ValueError: the two models of a seed answered different numbers of rows.
     """
     gained, lost, p = [], [], []
-    for seed in seeds:
-        if seed in correct and seed in baseline:
-            ours, theirs = correct[seed], baseline[seed]
-            if ours.shape != theirs.shape:
-                raise ValueError(f"seed {seed}: answers to {len(ours)} and to {len(theirs)} rows")
-            gained.append(int((ours & ~theirs).sum()))
-            lost.append(int((theirs & ~ours).sum()))
-            both = gained[-1] + lost[-1]
-            p.append(float(stats.binomtest(gained[-1], both, 0.5).pvalue) if both else 1.0)
+    for seed in (seed for seed in seeds if seed in correct and seed in baseline):
+        ours, theirs = correct[seed], baseline[seed]
+        if ours.shape != theirs.shape:
+            raise ValueError(f"seed {seed}: answers to {len(ours)} and to {len(theirs)} rows")
+        gained.append(int((ours & ~theirs).sum()))
+        lost.append(int((theirs & ~ours).sum()))
+        both = gained[-1] + lost[-1]
+        p.append(float(stats.binomtest(gained[-1], both, 0.5).pvalue) if both else 1.0)
     if not p:
         return None
     combined = p[0] if len(p) == 1 else min(1.0, 2 * median(p))
@@ -204,22 +188,6 @@ def holm(p: Sequence[float | None]) -> list[float | None]:
     return [None if before is None else float(after) for before, after in zip(p, corrected, strict=True)]
 
 
-def power(effect: float, n: int, *, level: float = 0.05) -> float:
-    """Return the power of the two-sided paired t-test.
-
-    t is noncentral with effect sqrt(n), so t^2 is noncentral F with its square, which SciPy computes more reliably.
-
-    Args:
-        effect: true mean difference in standard deviations of the differences.
-        n: pairs, at least 2.
-        level: of the test.
-    """
-    if effect == 0:  # where SciPy's noncentral F is negative
-        return level
-    critical = stats.t.isf(level / 2, n - 1)
-    return float(stats.ncf.sf(critical**2, 1, n - 1, effect**2 * n))
-
-
 # -- bootstrap --------------------------------------------------------------------------------------------------------
 
 
@@ -235,10 +203,6 @@ def paired_bootstrap(scores: np.ndarray, baseline: np.ndarray, *, seed: int = 0)
     probability that a sample's |t| is at least the observed one. A sample of one value n times over has |t| = infinity.
     All samples are enumerated for up to 8 pairs; beyond, 20,000 are drawn and p = (1 + hits) / (1 + draws). None and 1
     as in `paired_t`. Source: Efron and Tibshirani, An Introduction to the Bootstrap, 1993, algorithm 16.2.
-
-    Args:
-        scores, baseline: [n], in the order of the seeds.
-        seed: of the draws.
     """
     n = len(scores)
     if n < 2 or without_spread(scores, baseline):
@@ -282,13 +246,10 @@ def multisets(n: int) -> tuple[np.ndarray, np.ndarray]:
 
 def without_spread(scores: np.ndarray, baseline: np.ndarray) -> bool:
     """Return whether there are fewer than two differences, or all are equal except for rounding."""
-    return len(scores) < 2 or bool(np.std(scores - baseline) <= ALIKE * _size(scores, baseline))
+    return len(scores) < 2 or bool(np.std(scores - baseline) <= ALIKE * np.abs([scores, baseline]).max())
 
 
 def without_difference(scores: np.ndarray, baseline: np.ndarray) -> bool:
     """Return whether there are two pairs or more, and all differences are 0 except for rounding."""
-    return len(scores) > 1 and bool(np.abs(scores - baseline).max() <= ALIKE * _size(scores, baseline))
-
-
-def _size(scores: np.ndarray, baseline: np.ndarray) -> float:
-    return float(max(np.abs(scores).max(initial=0), np.abs(baseline).max(initial=0)))
+    difference = np.abs(scores - baseline)
+    return len(scores) > 1 and bool(difference.max() <= ALIKE * np.abs([scores, baseline]).max())

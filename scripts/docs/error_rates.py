@@ -10,7 +10,7 @@ from collections.abc import Callable
 import numpy as np
 from scipy import stats
 
-from camex_ft.results.statistics import DRAWS, EXACT, bootstrap_p, holm, multisets, power
+from camex_ft.results.statistics import DRAWS, EXACT, bootstrap_p, holm, multisets
 
 ROWS = 7  # compared with the baseline, as in a table of eight protocols
 SEEDS = (3, 4, 5, 7, 10)
@@ -74,6 +74,22 @@ def bootstrap_alarms(n: int, *, trials: int, noise: str = "normal", seed: int = 
     values = differences(n, rows=1, trials=trials, noise=noise, seed=seed)[:, 0]
     values = values[np.ptp(values, axis=1) > 1e-9]
     return float((bootstrap_test(values) < LEVEL).sum() / trials)
+
+
+def power(effect: float, n: int, *, level: float = 0.05) -> float:
+    """Return the power of the two-sided paired t-test.
+
+    t is noncentral with effect sqrt(n), so t^2 is noncentral F with its square, which SciPy computes more reliably.
+
+    Args:
+        effect: true mean difference in standard deviations of the differences.
+        n: pairs, at least 2.
+        level: of the test.
+    """
+    if effect == 0:  # where SciPy's noncentral F is negative
+        return level
+    critical = stats.t.isf(level / 2, n - 1)
+    return float(stats.ncf.sf(critical**2, 1, n - 1, effect**2 * n))
 
 
 def power_table() -> str:

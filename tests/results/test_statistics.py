@@ -21,7 +21,6 @@ from camex_ft.results.statistics import (
     multisets,
     paired_bootstrap,
     paired_t,
-    power,
 )
 from scripts.docs import error_rates
 
@@ -213,9 +212,9 @@ def test_power_is_the_noncentral_t() -> None:
     critical = scipy_stats.t.isf(0.025, 4)
     shift = 2 * math.sqrt(5)
     both = scipy_stats.nct.sf(critical, 4, shift) + scipy_stats.nct.cdf(-critical, 4, shift)
-    assert power(2.0, 5) == pytest.approx(both, rel=1e-9)
-    assert power(0.0, 5) == pytest.approx(0.05, rel=1e-9)
-    assert power(3.0, 10) == pytest.approx(1.0, abs=1e-6)  # where SciPy's noncentral t gives up
+    assert error_rates.power(2.0, 5) == pytest.approx(both, rel=1e-9)
+    assert error_rates.power(0.0, 5) == pytest.approx(0.05, rel=1e-9)
+    assert error_rates.power(3.0, 10) == pytest.approx(1.0, abs=1e-6)  # where SciPy's noncentral t gives up
 
 
 # -- by simulation ----------------------------------------------------------------------------------------------------
@@ -241,7 +240,7 @@ def test_tables_without_a_difference_raise_no_more_than_5_percent_of_alarms() ->
 
 @pytest.mark.parametrize("n", [3, 5, 10])
 def test_a_true_difference_of_two_deviations_is_found_as_often_as_theory_says(n: int) -> None:
-    trials, expected = 4000, power(2.0, n)
+    trials, expected = 4000, error_rates.power(2.0, n)
     found = error_rates.detected(n, effect=2.0, trials=trials)
     # four standard errors of a binomial proportion
     assert abs(found - expected) <= 4 * math.sqrt(expected * (1 - expected) / trials) + 1e-9
