@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from camex_ft.config.shipped import engine_file
 from camex_ft.utils import system
@@ -21,13 +21,11 @@ from camex_ft.utils.errors import UserError, nearest
 ENGINES = ("ddp", "fsdp", "zero2", "zero3")
 CPU_ENGINES = ("ddp", "fsdp")
 PORT = 29500
+FIRST_PORT, PORTS = 20000, 10000  # by the job's number, so that two jobs that share a first node do not meet
 DEVICES = "CUDA_VISIBLE_DEVICES"
-# By the job's number, so that two jobs that share a first node do not meet.
-FIRST_PORT, PORTS = 20000, 10000
 
 
-@dataclass(frozen=True, kw_only=True)
-class SlurmStep:
+class SlurmStep(NamedTuple):
     """The nodes of a step; all None or empty outside of one."""
 
     nodes: int | None = None
@@ -37,11 +35,7 @@ class SlurmStep:
 
 
 def read_step(variables: Mapping[str, str], *, nodes: int | None = None) -> SlurmStep:
-    """Return the step of SLURM that this process belongs to.
-
-    Args:
-        variables: of the environment.
-        nodes: of the option; 1 ignores the step.
+    """Return the step of SLURM that this process belongs to; `nodes` is of the option, and 1 ignores the step.
 
     Raises:
         UserError: it has several tasks a node, each of which would start all processes, or not `nodes` nodes.
@@ -59,12 +53,8 @@ def read_step(variables: Mapping[str, str], *, nodes: int | None = None) -> Slur
             f"--nodes {nodes}: this step of SLURM has {there}; leave it out, or expected --nodes {there}"
         )
     hosts = variables.get("SLURM_STEP_NODELIST") or variables.get("SLURM_JOB_NODELIST", "")
-    return SlurmStep(
-        nodes=int(there),
-        node=int(variables.get("SLURM_NODEID", "0")),
-        hosts=hosts,
-        port=FIRST_PORT + int(variables.get("SLURM_JOB_ID", "0")) % PORTS,
-    )
+    node, job = (int(variables.get(name, "0")) for name in ("SLURM_NODEID", "SLURM_JOB_ID"))
+    return SlurmStep(int(there), node, hosts, FIRST_PORT + job % PORTS)
 
 
 def first_host(hosts: str) -> str:
@@ -93,23 +83,14 @@ def gpus_here() -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class Placement:
-    """The processes of one run.
-
-    Attributes:
-        device: of each process.
-        processes: on each node.
-        engine: one of `ENGINES`.
-        nodes: number of machines.
-        node: rank of this one.
-        address: host and port of the first node; None on a single one.
-    """
+    """The processes of one run."""
 
     device: Literal["gpu", "cpu"]
-    processes: int
+    processes: int  # on each node
     engine: str = "ddp"
-    nodes: int = 1
-    node: int = 0
-    address: tuple[str, int] | None = None
+    nodes: int = 1  # number of machines
+    node: int = 0  # rank of this one
+    address: tuple[str, int] | None = None  # host and port of the first node; None on a single one
 
     @property
     def all(self) -> int:
@@ -122,7 +103,6 @@ class Placement:
         return self.processes * self.node
 
     def __str__(self) -> str:
-        """Return it in words."""
         where = f", node {self.node} of {self.nodes}" if self.nodes > 1 else ""
         return f"{self.all} processes ({self.device}, {self.engine}){where}"
 
@@ -155,7 +135,6 @@ def place(
         engine: one of `ENGINES`; ddp if left out.
         nodes, node, address: of several machines: how many, which this is, and ``HOST:PORT`` of the first. Left out,
             they are those of a step of SLURM (`srun`), if this is one.
-        machine: this machine by default.
 
     Raises:
         UserError: the machine has less than the options ask for, or the options contradict each other.
@@ -174,12 +153,8 @@ def place(
         if not gpus:
             asked = "--nodes" if nodes > 1 else "--engine" if engine else "--node-rank"
             raise UserError(f"{asked}: no GPU is visible here; add --cpus N for processes on the CPU")
-    placed = Placement(
-        device="cpu" if gpus is None else "gpu",
-        processes=cpus or gpus or 1,
-        engine=engine or "ddp",
-        nodes=nodes,
-    )
+    device: Literal["gpu", "cpu"] = "cpu" if gpus is None else "gpu"
+    placed = Placement(device=device, processes=cpus or gpus or 1, engine=engine or "ddp", nodes=nodes)
     _check_devices(placed, asked=engine, machine=machine)
     if nodes == 1:
         return placed
@@ -240,16 +215,10 @@ def _among_nodes(
         raise UserError(
             f"--nodes {placed.nodes}: the address of the first node is missing: add --main-address HOST:PORT"
         )
-    return replace(placed, node=node, address=_read_address(address))
-
-
-def _read_address(text: str) -> tuple[str, int]:
-    host, colon, port = text.rpartition(":")
-    if not colon:
-        return text, PORT
+    host, _, port = (address if ":" in address else f"{address}:{PORT}").rpartition(":")
     if not host or not port.isdigit() or not 0 < int(port) < 65536:
-        raise UserError(f"--main-address {text}: expected HOST:PORT, such as node001:{PORT}")
-    return host, int(port)
+        raise UserError(f"--main-address {address}: expected HOST:PORT, such as node001:{PORT}")
+    return replace(placed, node=node, address=(host, int(port)))
 
 
 def show(placed: Placement) -> None:
@@ -263,24 +232,20 @@ def show(placed: Placement) -> None:
 def command_line(placed: Placement, arguments: Sequence[str], *, logs: Path) -> list[str]:
     """Return the command that starts the processes of this node: accelerate's launcher with an engine's file.
 
-    Args:
-        placed: their placement.
-        arguments: of ``camex-ft``, such as ``["run", "glue"]``.
-        logs: folder of the logs of each process.
+    The arguments are those of ``camex-ft``, such as ``run glue``.
     """
-    several: list[str] = []
-    if placed.address is not None:
-        host, port = placed.address
-        several = ["--machine_rank", str(placed.node), "--main_process_ip", host]
-    else:
-        port = 0  # any that is free
+    host, port = placed.address or ("", 0)  # any port that is free
+    several = ["--machine_rank", str(placed.node), "--main_process_ip", host] if host else []
     name = "cpu" if placed.device == "cpu" and placed.engine == "ddp" else placed.engine
+    threads = os.environ.get("OMP_NUM_THREADS", "")
+    if not threads.isdigit() or not int(threads):
+        threads = str(max(system.cores() // placed.processes, 1))
     return [
         *(sys.executable, "-m", "accelerate.commands.launch"),
         *("--config_file", str(engine_file(name))),
         *("--num_processes", str(placed.all), "--num_machines", str(placed.nodes), *several),
         *("--main_process_port", str(port)),
-        *("--num_cpu_threads_per_process", str(_threads(placed))),
+        *("--num_cpu_threads_per_process", threads),
         *("--log_dir", str(logs), "--tee", "3"),
         *("-m", "camex_ft", *arguments),
     ]
@@ -289,9 +254,3 @@ def command_line(placed: Placement, arguments: Sequence[str], *, logs: Path) -> 
 def environment(placed: Placement) -> dict[str, str]:
     """Return the environment variables that the processes need beside those of this one."""
     return {"ACCELERATE_USE_CPU": "true", DEVICES: ""} if placed.device == "cpu" else {}
-
-
-def _threads(placed: Placement) -> int:
-    threads = os.environ.get("OMP_NUM_THREADS", "")
-    cores = system.cores()
-    return int(threads) if threads.isdigit() and int(threads) else max(cores // placed.processes, 1)

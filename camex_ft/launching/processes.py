@@ -51,24 +51,15 @@ LINES = 5
 
 @dataclass(frozen=True, kw_only=True)
 class Failure:
-    """A process that failed.
-
-    Attributes:
-        rank, local: its rank among all, and on this node.
-        code: its exit code; minus the signal's number where a signal ended it; None where that is not known.
-        text: its own message.
-        user_error: the message is that of a `UserError`.
-        lost: the message only says that another process is gone.
-        time: of the message, in seconds; 0 without one.
-    """
+    """A process that failed."""
 
     rank: int
-    local: int
-    code: int | None = None
-    text: str = ""
-    user_error: bool = False
-    lost: bool = False
-    time: float = 0.0
+    local: int  # its rank on this node
+    code: int | None = None  # its exit code; minus the signal's number where a signal ended it
+    text: str = ""  # its own message
+    user_error: bool = False  # the message is that of a `UserError`
+    lost: bool = False  # the message only says that another process is gone
+    time: float = 0.0  # of the message, in seconds
 
     @property
     def order(self) -> tuple[int, float, int]:
@@ -80,11 +71,8 @@ class Failure:
         return (4 if -self.code in FOLLOWING else 0, 0.0, self.rank)
 
     def __str__(self) -> str:
-        """Return the reason in words."""
-        if self.text:
-            return self.text
-        if self.code is None or self.code >= 0:
-            return f"exit code {self.code}"
+        if self.text or self.code is None or self.code >= 0:
+            return self.text or f"exit code {self.code}"
         name = signal.Signals(-self.code).name
         return f"ended by {name}" + (", perhaps because memory ran out" if name == "SIGKILL" else "")
 
@@ -92,9 +80,7 @@ class Failure:
 def find_failures(reports: Iterable[Mapping[str, Any]], printed: str) -> list[Failure]:
     """Return the processes of this node that failed, the cause first.
 
-    Args:
-        reports: messages of the processes, see `rank`.
-        printed: by torch's launcher, which knows their exit codes.
+    They are found in the processes' own reports, see `rank`, and in what torch's launcher prints, their exit codes.
     """
     failures = {report["rank"]: Failure(**report) for report in reports}
     for words in BLOCK.findall(printed):
@@ -110,15 +96,7 @@ def log_of(failure: Failure, logs: Path) -> Path:
 
 
 def describe(failures: Sequence[Failure], *, placed: Placement, logs: Path, code: int, printed: str) -> str:
-    """Return the message about failures, of which the first is the cause.
-
-    Args:
-        failures: see `find_failures`.
-        placed: placement of the processes.
-        logs: folder of their logs.
-        code: of the launcher.
-        printed: by the launcher.
-    """
+    """Return the message about failures, of which the first is the cause; `code` and `printed` are the launcher's."""
     if not failures:
         last = "".join(f"\n  {line}" for line in printed.strip().splitlines()[-LINES:])
         ended = f"ended by {signal.Signals(-code).name}" if code < 0 else f"left with exit code {code}"
@@ -133,17 +111,12 @@ def describe(failures: Sequence[Failure], *, placed: Placement, logs: Path, code
     return f"{who} failed: {cause}\nIts log: {log}\n{AGAIN}"
 
 
+@dataclass
 class Asked:
-    """The first signal that asks this process to end: it is passed on, and the processes end by themselves.
+    """The first signal that asks this process to end: it is passed on, and the processes end by themselves."""
 
-    Attributes:
-        number: of the signal; None before one.
-        pass_on: passes it to the processes; None before they start.
-    """
-
-    def __init__(self) -> None:
-        self.number: int | None = None
-        self.pass_on: Callable[[int], None] | None = None
+    number: int | None = None  # of the signal; None before one
+    pass_on: Callable[[int], None] | None = None  # passes it to the processes; None before they start
 
     def serve(self, number: int, frame: FrameType | None) -> None:
         """Serve a signal: a second one ends at once."""
@@ -181,12 +154,7 @@ def run(placed: Placement, arguments: Sequence[str], *, logs: Path) -> int:
     """Run ``camex-ft`` with `arguments` in all processes of a node; return its exit code.
 
     The command that starts them is printed, quoted for a shell. The output of the first process is shown; that of each
-    goes to files in `logs`.
-
-    Args:
-        placed: their placement.
-        arguments: of ``camex-ft``, without those that ask for processes.
-        logs: a new folder.
+    goes to files in `logs`, a new folder.
 
     Raises:
         UserError: a process reported a mistake of the user.
@@ -195,10 +163,8 @@ def run(placed: Placement, arguments: Sequence[str], *, logs: Path) -> int:
     variables = environment(placed)
     command = command_line(placed, arguments, logs=logs)
     print(f"{placed}; logs: {logs}")
-    print(
-        shlex.join([*(["env"] if variables else []), *(f"{k}={v}" for k, v in variables.items()), *command])
-    )
-    sys.stdout.flush()
+    prefix = ["env", *(f"{name}={value}" for name, value in variables.items())] if variables else []
+    print(shlex.join([*prefix, *command]), flush=True)
     try:
         logs.mkdir(parents=True)
     except OSError as error:
@@ -206,9 +172,8 @@ def run(placed: Placement, arguments: Sequence[str], *, logs: Path) -> int:
     with _signals() as asked:
         launched = Launched(command, variables)
         asked.pass_on = launched.ask
-        tails = (
-            [Tail(logs, f"{name}.log", getattr(sys, name)) for name in STREAMS] if placed.node == 0 else []
-        )
+        streams = STREAMS if placed.node == 0 else ()
+        tails = [Tail(logs, f"{name}.log", getattr(sys, name)) for name in streams]
         try:
             while launched.process.poll() is None:
                 for tail in tails:
@@ -322,19 +287,18 @@ class Tail:
         if self.file is None:
             paths = sorted(self.logs.glob(f"*/attempt_*/0/{self.name}"))
             self.file = paths[-1].open("rb") if paths else None
-        if self.file is not None and (added := self.decode(self.file.read())):
-            self.last = added[-1]
-            self._write(added)
+        if self.file is not None:
+            self._write(self.decode(self.file.read()))
 
     def close(self) -> None:
         """Show the rest, end the line and close the file."""
         self.show()
-        if self.last != "\n":
-            self._write("\n")
+        self._write("\n" if self.last != "\n" else "")
         if self.file is not None:
             self.file.close()
 
     def _write(self, text: str) -> None:
+        self.last = text[-1:] or self.last
         with suppress(BrokenPipeError):  # nobody reads the output any more: the run goes on
             self.to.write(text)
             self.to.flush()

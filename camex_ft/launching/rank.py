@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import sys
 import threading
@@ -25,12 +26,8 @@ PARENT = "CAMEX_FT_PARENT"  # set if standard input is that socket
 FILE = "TORCHELASTIC_ERROR_FILE"  # set by torch's launcher, which reads the file
 MOST = 8000  # characters of a report: short enough not to be mixed with that of another process
 # Words of torch's backends for the loss of another process.
-LOST = (
-    "DistBackendError",
-    "DistNetworkError",
-    "Connection closed by peer",
-    "Connection reset by peer",
-    "gloo/",
+LOST = re.compile(
+    "DistBackendError|DistNetworkError|Connection closed by peer|Connection reset by peer|gloo/"
 )
 
 
@@ -87,8 +84,7 @@ def _reporting(command: Callable[[], object]) -> None:
 
 def lost(error: BaseException) -> bool:
     """Return whether an error only says that another process is gone."""
-    text = f"{type(error).__name__}: {error}"
-    return not isinstance(error, UserError) and any(words in text for words in LOST)
+    return not isinstance(error, UserError) and bool(LOST.search(f"{type(error).__name__}: {error}"))
 
 
 def in_a_line(error: BaseException) -> str:
@@ -109,9 +105,7 @@ def _report(error: BaseException) -> None:
         "time": time.time(),
     }
     extra = {"py_callstack": traceback.format_exc(), "timestamp": str(int(time.time()))}
-    with suppress(OSError):
-        if PARENT in os.environ:
-            os.write(0, (json.dumps(report) + "\n").encode())
+    _tell(report)
     with suppress(OSError):
         file = json.dumps({"message": {"message": in_a_line(error), "extraInfo": extra}})
         Path(os.environ[FILE]).write_text(file, encoding="utf-8")
@@ -119,9 +113,14 @@ def _report(error: BaseException) -> None:
 
 def tell_step(step: int | None) -> None:
     """Report the step that was saved before this process ends on a signal."""
-    if PARENT in os.environ and step is not None:
+    if step is not None:
+        _tell({"step": step})
+
+
+def _tell(report: Mapping[str, object]) -> None:
+    if PARENT in os.environ:
         with suppress(OSError):
-            os.write(0, (json.dumps({"step": step}) + "\n").encode())
+            os.write(0, (json.dumps(report) + "\n").encode())
 
 
 def _leave(code: int) -> None:
