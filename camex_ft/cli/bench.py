@@ -22,10 +22,7 @@ app = typer.Typer(
 
 Length = Annotated[int, typer.Option("--length", help="Tokens in a sequence.")]
 Experts = Annotated[int, typer.Option("--experts", help="Experts N.")]
-TopK = Annotated[
-    int | None,
-    typer.Option("--top-k", help="Experts for each sequence; by default all."),
-]
+TopK = Annotated[int | None, typer.Option("--top-k", help="Experts for each sequence; by default all.")]
 Rank = Annotated[int, typer.Option("--rank", help="Rank of the curvature, where the protocol has one.")]
 CurvatureKind = Annotated[
     str, typer.Option("--curvature", help="Kind of the curvature: kronecker, diagonal or low-rank.")

@@ -27,8 +27,7 @@ Specs = Annotated[
     ),
 ]
 Protocols = Annotated[
-    str,
-    typer.Option(help='Protocols of a configuration, such as "dense smear ties-ca"; by default all.'),
+    str, typer.Option(help='Protocols of a configuration, such as "dense smear ties-ca"; by default all.')
 ]
 Seeds = Annotated[
     str, typer.Option(help='Number of seeds, "3", or the seeds, "0 7 42", in place of the specification\'s.')
@@ -57,8 +56,7 @@ def compare(
     jobs: Annotated[
         int | None,
         typer.Option(
-            min=1,
-            help="Cells at a time; by default one a GPU, on a CPU one, or one a core for tiny models.",
+            min=1, help="Cells at a time; by default one a GPU, on a CPU one, or one a core for tiny models."
         ),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Run done cells again.")] = False,
@@ -103,15 +101,13 @@ def table(
     specs: Specs,
     format: Annotated[str, typer.Option("--format", help="md, tex, csv, html or text.")] = "text",
     records: Annotated[
-        Path | None,
-        typer.Option(help="Folder of the records; by default the output folder."),
+        Path | None, typer.Option(help="Folder of the records; by default the output folder.")
     ] = None,
     protocols: Protocols = "",
     seeds: Seeds = "",
     out: Annotated[Path | None, typer.Option(help="Write the table to a file.")] = None,
     keep: Annotated[
-        Path | None,
-        typer.Option(help="Also copy the records and histories into a folder, to be committed."),
+        Path | None, typer.Option(help="Also copy the records and histories into a folder, to be committed.")
     ] = None,
 ) -> None:
     """Print the table of a comparison, or of a folder of records, from the runs so far."""

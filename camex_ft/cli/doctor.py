@@ -9,9 +9,8 @@ import platform
 import shutil
 import sys
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from rich.console import Console
 from rich.table import Table
@@ -27,8 +26,7 @@ OFFLINE = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE")
 ROOM = 10e9  # bytes: checkpoints of a base-sized model with eight experts
 
 
-@dataclass(frozen=True)
-class Finding:
+class Finding(NamedTuple):
     """One line of the report: subject, state, detail."""
 
     subject: str
@@ -38,27 +36,23 @@ class Finding:
 
 def diagnose() -> list[Finding]:
     """Return all findings; writes nothing. One request goes to the hub unless it is set offline."""
+    from camex_ft.config import Config, resolve
+
+    recent: State = "ok" if sys.version_info >= (3, 10) else "wrong"
+    free = shutil.disk_usage(Path.cwd()).free
     return [
-        python(),
+        Finding("Python", recent, f"{platform.python_version()} ({sys.executable})"),
         *packages(),
-        devices(),
-        *processes(),
-        hub(os.environ),
-        cache(),
-        disk(Path.cwd()),
-        profile(),
+        *devices(),
+        *hub(os.environ),
+        Finding("disk", "ok" if free > ROOM else "note", f"{free / 1e9:.0f} GB free in {Path.cwd()}"),
+        Finding("profile auto", "ok", resolve(Config())[1].removeprefix("profile ")),
     ]
 
 
-def python() -> Finding:
-    """Report the interpreter."""
-    state: State = "ok" if sys.version_info >= (3, 10) else "wrong"
-    return Finding("Python", state, f"{platform.python_version()} ({sys.executable})")
-
-
-def packages(tested: Mapping[str, str] | None = None) -> list[Finding]:
-    """Report missing core packages and those whose version is not the `tested` one (of constraints.txt by default)."""
-    tested = read_constraints(SOURCES / "constraints.txt") if tested is None else tested
+def packages() -> list[Finding]:
+    """Report missing core packages and those whose version is not that of constraints.txt."""
+    tested = read_constraints(SOURCES / "constraints.txt")
     findings = []
     for name in PACKAGES:
         try:
@@ -71,12 +65,10 @@ def packages(tested: Mapping[str, str] | None = None) -> list[Finding]:
             findings.append(Finding(name, "note", f"{installed}; tested with {tested[name]}"))
     if findings:
         return findings
-    detail = (
-        f"all {len(PACKAGES)} as tested"
-        if tested
-        else "all installed; constraints.txt is missing, so that versions are not compared"
-    )
-    return [Finding("packages", "ok" if tested else "note", detail)]
+    if not tested:
+        missing = "all installed; constraints.txt is missing, so that versions are not compared"
+        return [Finding("packages", "note", missing)]
+    return [Finding("packages", "ok", f"all {len(PACKAGES)} as tested")]
 
 
 def read_constraints(file: Path) -> dict[str, str]:
@@ -89,101 +81,74 @@ def read_constraints(file: Path) -> dict[str, str]:
     return {pin.name.lower(): next(iter(pin.specifier)).version for pin in held}
 
 
-def devices() -> Finding:
-    """Report the GPUs, or the number of CPU cores."""
-    import torch
-
-    if not torch.cuda.is_available():
-        return Finding("device", "note", f"{host_kind()}: torch {torch.__version__} sees no CUDA device")
-    names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    memory = torch.cuda.get_device_properties(0).total_memory / 2**30
-    return Finding("device", "ok", f"{host_kind(names)}, {memory:.0f} GiB each, CUDA {torch.version.cuda}")
-
-
-def processes() -> list[Finding]:
-    """Report the engines and backends for several processes, optional GPU packages, and bf16."""
+def devices() -> list[Finding]:
+    """Report the GPUs or CPU cores, engines for several processes, optional GPU packages, and bf16."""
     import torch
     from torch import distributed
 
-    gpus = torch.cuda.device_count()
-    zero = importlib.util.find_spec("deepspeed") is not None
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    names = [torch.cuda.get_device_name(i) for i in range(gpus)]
+    device = f"{host_kind(names)}: torch {torch.__version__} sees no CUDA device"
+    if gpus:
+        memory = torch.cuda.get_device_properties(0).total_memory / 2**30
+        device = f"{host_kind(names)}, {memory:.0f} GiB each, CUDA {torch.version.cuda}"
+    serves = {"deepspeed": "engines zero2 and zero3", "bitsandbytes": "8-bit optimizers"}
+    missing = [name for name in serves if importlib.util.find_spec(name) is None]
     nccl = distributed.is_available() and distributed.is_nccl_available()
     gloo = distributed.is_available() and distributed.is_gloo_available()
-    engines = ["ddp", "fsdp", *(["zero2", "zero3"] if zero else [])]
-    ready = (
-        f"--gpus up to {gpus}, engines {', '.join(engines)}"
-        if gpus > 1
-        else f"{gpus} GPUs: --gpus needs two or more"
+    engines = ", ".join(["ddp", "fsdp", *(["zero2", "zero3"] if "deepspeed" not in missing else [])])
+    several = (
+        f"--gpus up to {gpus}, engines {engines}" if gpus > 1 else f"{gpus} GPUs: --gpus needs two or more"
     )
-    findings = [
+    optional = "; ".join(f"{name} is not installed: no {serves[name]}" for name in missing)
+    bf16 = gpus > 0 and torch.cuda.is_bf16_supported(including_emulation=False)
+    return [
+        Finding("device", "ok" if gpus else "note", device),
         Finding(
             "several GPUs",
             "ok" if gpus > 1 and nccl else "note",
-            ready + ("" if nccl else "; torch has no NCCL"),
+            several + ("" if nccl else "; torch has no NCCL"),
         ),
         Finding(
             "several CPUs", "ok" if gloo else "wrong", f"--cpus, engines ddp, fsdp; {system.cores()} cores"
         ),
-    ]
-    missing = [name for name in ("deepspeed", "bitsandbytes") if importlib.util.find_spec(name) is None]
-    serves = {"deepspeed": "engines zero2 and zero3", "bitsandbytes": "8-bit optimizers"}
-    detail = "; ".join(f"{name} is not installed: no {serves[name]}" for name in missing)
-    findings.append(
         Finding(
-            "GPU packages", "note" if missing else "ok", detail or "deepspeed and bitsandbytes are installed"
-        )
-    )
-    bf16 = gpus > 0 and torch.cuda.is_bf16_supported(including_emulation=False)
-    return [
-        *findings,
+            "GPU packages",
+            "note" if missing else "ok",
+            optional or "deepspeed and bitsandbytes are installed",
+        ),
         Finding("bf16", "ok" if bf16 else "note", "in hardware" if bf16 else "no GPU here supports it"),
     ]
 
 
-def hub(variables: Mapping[str, str]) -> Finding:
-    """Report whether the Hugging Face hub answers, or the variables that set it offline."""
+def hub(variables: Mapping[str, str]) -> list[Finding]:
+    """Report whether the Hugging Face hub answers, or the variables that set it offline; and what its cache holds."""
     from huggingface_hub import constants
-
-    from camex_ft.utils.system import hub_answers
 
     offline = [name for name in OFFLINE if variables.get(name, "").upper() in {"1", "ON", "YES", "TRUE"}]
+    state: State = "note"
     if offline:
-        return Finding("hub", "note", f"not asked: {', '.join(offline)} is set")
-    if not hub_answers():
-        return Finding("hub", "note", f"{constants.ENDPOINT} does not answer")
-    return Finding("hub", "ok", f"{constants.ENDPOINT} answers")
-
-
-def cache() -> Finding:
-    """Report the folder of the hub cache, and the number of models and data sets in it."""
-    from huggingface_hub import constants
-
+        detail = f"not asked: {', '.join(offline)} is set"
+    elif system.hub_answers():
+        state, detail = "ok", f"{constants.ENDPOINT} answers"
+    else:
+        detail = f"{constants.ENDPOINT} does not answer"
     folder = Path(constants.HF_HUB_CACHE)
-    cached = [p for kind in ("models", "datasets") for p in folder.glob(f"{kind}--*")]
-    return Finding("hub cache", "ok" if cached else "note", f"{folder}: {len(cached)} models and data sets")
-
-
-def disk(folder: Path) -> Finding:
-    """Report the free disk space of a folder."""
-    free = shutil.disk_usage(folder).free
-    return Finding("disk", "ok" if free > ROOM else "note", f"{free / 1e9:.0f} GB free in {folder}")
-
-
-def profile() -> Finding:
-    """Report the profile that `auto` picks here, with the reason."""
-    from camex_ft.config import Config, resolve
-
-    return Finding("profile auto", "ok", resolve(Config())[1].removeprefix("profile "))
+    count = sum(1 for kind in ("models", "datasets") for _ in folder.glob(f"{kind}--*"))
+    return [
+        Finding("hub", state, detail),
+        Finding("hub cache", "ok" if count else "note", f"{folder}: {count} models and data sets"),
+    ]
 
 
 def print_diagnosis(findings: Iterable[Finding], *, console: Console | None = None) -> None:
     """Print the findings: in colour on a terminal, as ``subject: [state] detail`` lines elsewhere."""
     console = console or Console()
-    if not console.is_terminal:
-        for f in findings:
-            say(console, f"{f.subject}: [{f.state}] {f.detail}")
-        return
     table = Table("", "", "")
-    for f in findings:
-        table.add_row(f.subject, f"[{COLOURS[f.state]}]{f.state}[/]", Text(one_line(f.detail)))
-    console.print(table)
+    for subject, state, detail in findings:
+        if console.is_terminal:
+            table.add_row(subject, f"[{COLOURS[state]}]{state}[/]", Text(one_line(detail)))
+        else:
+            say(console, f"{subject}: [{state}] {detail}")
+    if console.is_terminal:
+        console.print(table)

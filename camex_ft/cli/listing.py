@@ -36,50 +36,43 @@ def cp(
     typer.echo(f"wrote {copy_config(config, destination)}")
 
 
-def backbones() -> Rows:
-    """Families of backbones: name, the transformers model types that they serve, summary."""
-    return [(f.name, ", ".join(f.model_types), f.summary) for f in _entries(registry.BACKBONES)]
-
-
-def comparisons() -> Rows:
-    """Specifications of comparisons that come with the package: name, summary."""
-    from camex_ft.config.shipped import list_specifications
-
-    return [(spec.name, spec.summary) for spec in list_specifications()]
-
-
-def configs() -> Rows:
-    """Configurations that come with the package: name, summary."""
+def _configs() -> Rows:
     from camex_ft.config import list_configs
 
     return [(config.name, config.summary) for config in list_configs()]
 
 
-def embedded() -> Rows:
-    """Backbones that the package makes itself: the value of `backbone:`."""
-    return [(f"embedded/{name}",) for name in registry.EMBEDDED.names()]
+def _comparisons() -> Rows:
+    from camex_ft.config.shipped import list_specifications
+
+    return [(spec.name, spec.summary) for spec in list_specifications()]
 
 
-def protocols() -> Rows:
-    """Merging protocols: name, own options with defaults, summary."""
-    return [
-        (p.name, ", ".join(f"{o.name}={o.default}" for o in p.options.values()), p.summary)
-        for p in _entries(registry.PROTOCOLS)
-    ]
+def _protocol(entry: Any) -> tuple[str, ...]:
+    options = ", ".join(f"{option.name}={option.default}" for option in entry.options.values())
+    return entry.name, options, entry.summary
 
 
-def tasks() -> Rows:
-    """Tasks: suite and name, primary metric, summary."""
-    return [(f"{t.suite}/{t.name}", t.primary, t.summary) for t in _entries(registry.TASKS)]
-
-
+# kind -> headings, and a function that returns the rows
 KINDS: dict[str, tuple[tuple[str, ...], Callable[[], Rows]]] = {
-    "protocols": (("protocol", "options", "summary"), protocols),
-    "backbones": (("family", "model types", "summary"), backbones),
-    "embedded": (("embedded backbone",), embedded),
-    "tasks": (("task", "metric", "summary"), tasks),
-    "configs": (("configuration", "summary"), configs),
-    "comparisons": (("comparison", "summary"), comparisons),
+    "protocols": (
+        ("protocol", "options", "summary"),
+        lambda: [*map(_protocol, _entries(registry.PROTOCOLS))],
+    ),
+    "backbones": (
+        ("family", "model types", "summary"),
+        lambda: [(f.name, ", ".join(f.model_types), f.summary) for f in _entries(registry.BACKBONES)],
+    ),
+    "embedded": (
+        ("embedded backbone",),
+        lambda: [(f"embedded/{name}",) for name in registry.EMBEDDED.names()],
+    ),
+    "tasks": (
+        ("task", "metric", "summary"),
+        lambda: [(f"{t.suite}/{t.name}", t.primary, t.summary) for t in _entries(registry.TASKS)],
+    ),
+    "configs": (("configuration", "summary"), _configs),
+    "comparisons": (("comparison", "summary"), _comparisons),
 }
 
 

@@ -31,8 +31,7 @@ def run(
     gpus: Annotated[Count, typer.Option(min=1, help="Processes on each node, one a GPU.")] = None,
     cpus: Annotated[Count, typer.Option(min=1, help="Processes on each node, on the CPU.")] = None,
     engine: Annotated[
-        str | None,
-        typer.Option(help="Engine of several processes: ddp (the default), fsdp, zero2 or zero3."),
+        str | None, typer.Option(help="Engine of several processes: ddp (the default), fsdp, zero2 or zero3.")
     ] = None,
     nodes: Annotated[
         Count, typer.Option(min=1, help="Number of machines; under srun, those of the step.")
