@@ -47,11 +47,8 @@ from camex_ft.utils.registry import PROTOCOLS
 def plain_model(model: PreTrainedModel, *, merge_lora: bool) -> tuple[PreTrainedModel, list[DenseFFN]]:
     """Return a model of the original architecture with the weights outside the experts, and its layers without weights.
 
-    These are the feed-forward layers that had experts: `fill` sets them.
-
-    Args:
-        model: upcycled or dense.
-        merge_lora: add LoRA to the weights beside it; else leave it out.
+    These are the feed-forward layers that had experts: `fill` sets them. LoRA is added to the weights beside it, or
+    left out.
     """
     kind = plain_class(type(model))
     with torch.random.fork_rng(devices=[]):
@@ -89,20 +86,13 @@ def _state(model: nn.Module, layers: Iterable[str], *, merge_lora: bool) -> dict
     loras = {name: module for name, module in model.named_modules() if isinstance(module, LoraLayer)}
     apart = tuple(f"{path}." for path in (*layers, *loras))
     state = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith(apart)}
-    for path, layer in loras.items():
-        for name, tensor in _without_lora(layer, merge=merge_lora).state_dict().items():
+    for path, lora in loras.items():
+        layer: Any = copy.deepcopy(lora) if merge_lora else lora
+        if merge_lora:
+            layer.merge()
+        for name, tensor in layer.get_base_layer().state_dict().items():
             state[f"{path}.{name}"] = tensor
     return state
-
-
-def _without_lora(layer: Any, *, merge: bool) -> nn.Module:
-    if not merge:
-        plain: nn.Module = layer.get_base_layer()
-        return plain
-    merged = copy.deepcopy(layer)
-    merged.merge()
-    base_layer: nn.Module = merged.get_base_layer()
-    return base_layer
 
 
 # -- dense ------------------------------------------------------------------------------------------------------------
@@ -112,27 +102,18 @@ def _without_lora(layer: Any, *, merge: bool) -> nn.Module:
 def dense_model(model: PreTrainedModel, routing: Mapping[str, Tensor]) -> PreTrainedModel:
     """Return the original architecture with every layer's experts merged with fixed routing weights.
 
-    LoRA on attention is added to the weights beside it. `model` does not change.
-
-    Args:
-        model: upcycled, in evaluation mode.
-        routing: s_bar of every layer with experts; [N] by name.
+    LoRA on attention is added to the weights beside it. `model`, upcycled and in evaluation mode, does not change.
+    Routing weights are s_bar [N] of every layer, by name.
     """
     plain, ffns = plain_model(model, merge_lora=True)
     layers = expert_layers(model)
     with cached(model):
         for ffn in ffns:
-            fill(ffn, merged_weights(layers[ffn.path], routing[ffn.path]))
+            maps = merged_maps(layers[ffn.path], routing[ffn.path].unsqueeze(0))
+            fill(
+                ffn, {n: (weight[0], None if bias is None else bias[0]) for n, (weight, bias) in maps.items()}
+            )
     return plain
-
-
-@torch.no_grad()
-def merged_weights(layer: ExpertFFN, s: Tensor) -> dict[str, tuple[Tensor, Tensor | None]]:
-    """Return E_hat [out, in] and b_hat [out] or None of a layer's maps, for routing weights [N]."""
-    new = {}
-    for name, (weight, bias) in merged_maps(layer, s.unsqueeze(0)).items():
-        new[name] = (weight[0], None if bias is None else bias[0])
-    return new
 
 
 @torch.no_grad()
@@ -167,9 +148,6 @@ def check_foldable(protocol: Protocol) -> None:
 def folded_model(model: PreTrainedModel) -> PreTrainedModel:
     """Return a model of the protocol `smear` or `domain` that computes the same as `model`, which does not change.
 
-    Args:
-        model: upcycled, in evaluation mode.
-
     Raises:
         UserError: its protocol has nothing to fold.
     """
@@ -203,13 +181,9 @@ def _sections(record: dict[str, Any], layers: dict[str, ExpertFFN]) -> dict[str,
     }
     if plan.tuning.mode != "lora":
         return sections
-    lora = plan.tuning.lora.model_copy(update={"rank": _rank(layers)})
+    rank = int(next(iter(layers.values())).up.factors()[1].shape[1])  # of the experts with their curvature
+    lora = plan.tuning.lora.model_copy(update={"rank": rank})
     return {**sections, "tuning": plan.tuning.model_copy(update={"lora": lora})}
-
-
-def _rank(layers: dict[str, ExpertFFN]) -> int:
-    """Return the rank that experts of low rank have with their curvature."""
-    return int(next(iter(layers.values())).up.factors()[1].shape[1])
 
 
 def _bases(layer: ExpertFFN) -> dict[str, tuple[Tensor, Tensor | None]]:
@@ -257,7 +231,6 @@ def _copy_lora(model: nn.Module, into: nn.Module) -> None:
     for path, layer in old.items():
         target: Any = into.get_submodule(path)
         for adapter, a in layer.lora_A.items():
-            b, new_a, new_b = layer.lora_B[adapter], target.lora_A[adapter], target.lora_B[adapter]
             rank = a.weight.shape[0]
-            new_a.weight.zero_()[:rank] = a.weight
-            new_b.weight.zero_()[:, :rank] = b.weight
+            target.lora_A[adapter].weight.zero_()[:rank] = a.weight
+            target.lora_B[adapter].weight.zero_()[:, :rank] = layer.lora_B[adapter].weight

@@ -155,7 +155,8 @@ def _text(exported: Exported) -> list[str]:
     text = [
         f"The logits differ by at most {logits.largest:.2g} (the largest is {logits.scale:.3g}). The export has "
         f"{after:,} parameters; the run's model has {before:,}. A forward pass takes {spent.after * 1e3:.3g} ms; with "
-        f"the run's model, {spent.before * 1e3:.3g} ms (x {spent.ratio:.2f}; medians of alternating passes)."
+        f"the run's model, {spent.before * 1e3:.3g} ms (x {spent.after / spent.before:.2f}; medians of "
+        "alternating passes)."
     ]
     if exported.note:
         text.append(f"{exported.note[0].upper()}{exported.note[1:]}.")

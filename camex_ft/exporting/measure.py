@@ -36,13 +36,7 @@ from camex_ft.utils.errors import UserError
 
 @dataclass(frozen=True, kw_only=True)
 class MeanRouting:
-    """Mean routing of some rows, by layer.
-
-    Attributes:
-        weights: s_bar; [N], float64.
-        entropy: H, in nats.
-        lost: I, in nats.
-    """
+    """Mean routing of some rows, by layer: s_bar [N] in float64, H and I in nats."""
 
     weights: Mapping[str, Tensor]
     entropy: Mapping[str, float]
@@ -125,41 +119,23 @@ class Seconds(NamedTuple):
     before: float
     after: float
 
-    @property
-    def ratio(self) -> float:
-        """after / before."""
-        return self.after / self.before
-
 
 @dataclass(frozen=True, kw_only=True)
 class Exported:
-    """An export and its measurements.
-
-    Attributes:
-        folder: its folder.
-        form: "dense" or "folded".
-        record: of the run.
-        split, rows: calibration rows of the mean routing weights; "" and 0 for a model without experts.
-        before, after: metrics on the validation splits, of the run's model and of the export.
-        parameters: numbers of parameters, before and after.
-        routing: over the calibration rows; None without experts.
-        difference: of the logits.
-        seconds: of a forward pass.
-        note: a remark if the data changed since the run; else "".
-    """
+    """An export and its measurements, before (of the run's model) and after."""
 
     folder: Path
     form: Form
-    record: Record
-    split: str
+    record: Record  # of the run
+    split: str  # calibration rows of the mean routing weights; "" and 0 for a model without experts
     rows: int
-    before: dict[str, float]
+    before: dict[str, float]  # metrics on the validation splits
     after: dict[str, float]
     parameters: tuple[int, int]
-    routing: MeanRouting | None
+    routing: MeanRouting | None  # over the calibration rows
     difference: Difference
     seconds: Seconds
-    note: str = ""
+    note: str = ""  # a remark if the data changed since the run
 
 
 @torch.no_grad()

@@ -24,10 +24,7 @@ from camex_ft.utils.registry import TASKS
 # what transformers, camex_ft and `export` write; a folder with anything else in it is not sent
 WEIGHTS = ("model.safetensors", "model-*-of-*.safetensors", "adapter.safetensors")
 ABOUT = (
-    "config.json",
-    "generation_config.json",
-    "adapter.json",
-    "export.json",
+    *("config.json", "generation_config.json", "adapter.json", "export.json"),
     "model.safetensors.index.json",
 )
 TOKENIZER = (
@@ -44,19 +41,12 @@ HTTP_ERROR: type[Exception] = HfHubHTTPError.__bases__[0]
 
 @dataclass(frozen=True, kw_only=True)
 class Upload:
-    """Files to send, and their destination.
-
-    Attributes:
-        folder: of the model.
-        repo_id: of the repository.
-        files: names and sizes in bytes, in order.
-        card: text of README.md if the folder has none and its record is known; else None.
-    """
+    """Files of a model's folder to send to a repository."""
 
     folder: Path
     repo_id: str
-    files: tuple[tuple[str, int], ...]
-    card: str | None = None
+    files: tuple[tuple[str, int], ...]  # names and sizes in bytes, in order
+    card: str | None = None  # text of README.md if the folder has none and its record is known; else None
 
     def lines(self) -> list[str]:
         """Return a line for each file with its size, and the total."""
@@ -69,10 +59,7 @@ class Upload:
 def upload_of(source: Path | str, repo_id: str, *, license: str | None = None) -> Upload:
     """Return the files that `push` would send; this needs no network.
 
-    Args:
-        source: a finished run, whose model is sent, or the folder of a model.
-        repo_id: NAME/MODEL, or MODEL of one's own.
-        license: of the weights, for a card made here.
+    The source is a finished run, whose model is sent, or the folder of a model.
 
     Raises:
         UserError: there is no model, its folder has other files too, or the name is not valid on the hub.
@@ -100,22 +87,15 @@ def upload_of(source: Path | str, repo_id: str, *, license: str | None = None) -
 def push(upload: Upload, *, private: bool = False) -> str:
     """Create the repository if needed, send the files in one commit, and return its address.
 
-    Args:
-        upload: of `upload_of`.
-        private: create a private repository, and refuse a public one that exists.
+    With `private` a new repository is private, and a public one that exists is refused.
 
     Raises:
         UserError: the hub cannot be reached or denies access.
     """
-    operations = [
-        CommitOperationAdd(
-            path_in_repo=name,
-            path_or_fileobj=upload.card.encode()
-            if upload.card and name == NAME
-            else str(upload.folder / name),
-        )
-        for name, _ in upload.files
-    ]
+    contents: dict[str, str | bytes] = {name: str(upload.folder / name) for name, _ in upload.files}
+    if upload.card:
+        contents[NAME] = upload.card.encode()
+    operations = [CommitOperationAdd(name, content) for name, content in contents.items()]
     api = HfApi()
     try:
         repo = api.create_repo(upload.repo_id, private=private or None, exist_ok=True)
@@ -124,12 +104,16 @@ def push(upload: Upload, *, private: bool = False) -> str:
                 f"{repo.repo_id} exists already and is public: nothing was sent. Use another name"
             )
         sent = api.create_commit(repo.repo_id, operations, commit_message="Upload by camex_ft")
-    except LocalTokenNotFoundError as error:
-        raise UserError(
-            f"the hub does not know who you are: log in with `hf auth login`. ({_first(error)})"
-        ) from error
-    except HfHubHTTPError as error:
-        raise UserError(_refused(error, upload.repo_id)) from error
+    except (LocalTokenNotFoundError, HfHubHTTPError) as error:
+        code = getattr(getattr(error, "response", None), "status_code", None)
+        if code == UNAUTHORISED or isinstance(error, LocalTokenNotFoundError):
+            message = f"the hub does not know who you are: log in with `hf auth login`. ({_first(error)})"
+        elif code == FORBIDDEN:
+            message = "the hub denies write access (403). Use a name of your own or of your organisation, and a token "
+            message += "with write permission"
+        else:
+            message = f"the hub refused the request: {_first(error)}"
+        raise UserError(f"{upload.repo_id}: {message}") from error
     except (HTTP_ERROR, OSError) as error:
         raise UserError(
             f"{upload.repo_id}: the hub cannot be reached: {_first(error)}. Expected a connection, and HF_HUB_OFFLINE "
@@ -140,11 +124,8 @@ def push(upload: Upload, *, private: bool = False) -> str:
 
 def _check(folder: Path, origin: Path) -> None:
     if not folder.is_dir():
-        why = (
-            "has no model: output.model was false, or it was removed"
-            if folder != origin
-            else "is not a folder"
-        )
+        lost = "has no model: output.model was false, or it was removed"
+        why = "is not a folder" if folder == origin else lost
         raise UserError(f"{origin} {why}: expected a finished run with its model, or the folder of a model")
     if not (folder / "config.json").is_file():
         raise UserError(
@@ -176,18 +157,6 @@ def _check_backbone(folder: Path) -> None:
             f"Expected the backbone's id on the hub as `name` in {adapters.ABOUT} and in config.json, "
             "both under `backbone`"
         )
-
-
-def _refused(error: HfHubHTTPError, repo_id: str) -> str:
-    code = getattr(getattr(error, "response", None), "status_code", None)
-    if code == UNAUTHORISED:
-        return f"{repo_id}: the hub does not know who you are (401): log in with `hf auth login`"
-    if code == FORBIDDEN:
-        return (
-            f"{repo_id}: the hub denies write access (403). Use a name of your own or of your organisation, and "
-            "a token with write permission"
-        )
-    return f"{repo_id}: the hub refused the request: {_first(error)}"
 
 
 def _first(error: BaseException) -> str:
