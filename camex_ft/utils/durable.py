@@ -59,12 +59,6 @@ def sync_tree(folder: Path) -> None:
         sync(Path(parent))
 
 
-def files_below(folder: Path) -> Iterator[Path]:
-    """Yield the files below a folder, without following links."""
-    for parent, _, names in os.walk(folder):
-        yield from (Path(parent) / name for name in names)
-
-
 def by_umask(folder: Path, files: Iterable[Path]) -> None:
     """Give files the permissions of new files in `folder`: safetensors makes its own readable for one user alone.
 
@@ -85,7 +79,7 @@ def by_umask(folder: Path, files: Iterable[Path]) -> None:
 
 def put(whole: Path, target: Path) -> None:
     """Bring a folder to the disk and rename it to `target`; what was there is removed."""
-    by_umask(whole, files_below(whole))
+    by_umask(whole, (Path(parent) / name for parent, _, names in os.walk(whole) for name in names))
     sync_tree(whole)
     if os.path.lexists(target):
         remove(target)

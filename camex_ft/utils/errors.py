@@ -8,7 +8,7 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 from camex_ft.utils.escaping import printable
 
@@ -36,28 +36,30 @@ TORCH = re.compile(r"PytorchStreamWriter failed writing|inline_container\.cc.*un
 
 def is_full(error: BaseException) -> bool:
     """Return whether an error, or one of its causes, is an out-of-space error."""
-    seen: BaseException | None = error
-    while seen is not None:
-        if isinstance(seen, OSError) and seen.errno in ERRNOS:
-            return True
-        if SAID.search(str(seen)) or TORCH.search(str(seen)):
-            return True
-        seen = seen.__cause__ or seen.__context__
-    return False
+    return any(
+        (isinstance(inner, OSError) and inner.errno in ERRNOS)
+        or SAID.search(str(inner))
+        or TORCH.search(str(inner))
+        for inner in chain(error)
+    )
+
+
+def chain(error: BaseException) -> Iterator[BaseException]:
+    """Yield an error and its causes."""
+    inner: BaseException | None = error
+    while inner is not None:
+        yield inner
+        inner = inner.__cause__ or inner.__context__
 
 
 def reason_full(error: BaseException) -> str:
     """Return the first line of an out-of-space error."""
-    if TORCH.search(str(error)):
-        return "a file of torch's was cut short"
-    return str(error).strip().partition("\n")[0]
+    cut = "a file of torch's was cut short"
+    return cut if TORCH.search(str(error)) else str(error).strip().partition("\n")[0]
 
 
 def guard(command: Callable[[], object]) -> int:
-    """Call `command` and return the exit code: 2 for a `UserError` or a full disk, 1 for any other error.
-
-    Each has its message.
-    """
+    """Call `command` and return the exit code: 2 for a `UserError` or a full disk, 1 for any other, with a message."""
     try:
         try:
             command()

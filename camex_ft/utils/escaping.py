@@ -52,9 +52,7 @@ def say(console: Console, text: str) -> None:
 def markdown(text: str, *, begins: bool = False) -> str:
     """Return text as one line of Markdown, or a part of it, in a table's cell too.
 
-    Args:
-        text: any.
-        begins: it begins a line, where ``#``, ``>``, ``-`` and ``1.`` would mean something.
+    With `begins` it begins a line, where ``#``, ``>``, ``-`` and ``1.`` would mean something.
     """
     escaped = _escaped(one_line(text))
     if begins and (block := BLOCK.match(escaped)):
@@ -125,16 +123,16 @@ def csv_text(value: object) -> object:
 
 def print_rows(headings: tuple[str, ...], rows: Rows, *, console: Console) -> None:
     """Print rows under headings: a table on a terminal; elsewhere one line a row, in columns, never cut or folded."""
+    rows = [tuple(map(one_line, row)) for row in rows]
     if console.is_terminal:
         from rich.table import Table
         from rich.text import Text
 
         table = Table(*headings)
         for row in rows:
-            table.add_row(*(Text(one_line(cell)) for cell in row))
+            table.add_row(*map(Text, row))
         console.print(table)
         return
-    rows = [tuple(map(one_line, row)) for row in rows]
     widths = [max(len(row[i]) for row in [headings, *rows]) for i in range(len(headings))]
     for row in [headings, *rows]:
         line = "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()

@@ -23,7 +23,7 @@ from camex_ft.utils.errors import UserError
 MAX_JSON = 100_000_000  # bytes; the largest tokenizer.json of a released model has some 35 million
 MAX_ENTRIES = 20_000  # below one folder; DeepSpeed's checkpoints of many processes have some thousand files
 MAX_DEPTH = 16  # folders in folders; loaders go down two, and a clone by git with its objects six
-INDEX = ".index.json"
+INDEX = ".safetensors.index.json"  # those of other formats are not read
 ADAPTER = "adapter_config.json"
 WEIGHTS = ("model", "adapter")  # what files of weights are called, of those that loaders look for
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".h5", ".msgpack", ".npy", ".npz", ".joblib")
@@ -49,7 +49,7 @@ def unsafe(folder: Path | str, *, weights: bool = True, linked: bool = False) ->
         if not root.is_dir():
             return None
         jsons: list[Path] = []
-        fault = _entries_fault(root, jsons, linked=linked) or _json_fault(root, jsons) or _index_fault(root)
+        fault = _entries_fault(root, jsons, linked=linked) or _json_fault(root, jsons)
         return fault or (_pickle_fault(root) if weights else None)
     except OSError as error:
         return f"it cannot be read: {error.strerror or error} ({error.filename or folder})"
@@ -151,25 +151,6 @@ def _walk(root: Path) -> Iterator[tuple[os.DirEntry[str], int]]:
                     waiting.append((entry.path, depth + 1))
 
 
-def _index_fault(root: Path) -> str | None:
-    for path in sorted(root.glob(f"*{INDEX}")):
-        if not path.name.endswith(f".safetensors{INDEX}"):
-            continue  # of another format's weights, which are not read
-        try:
-            content = read_json(path)
-        except ValueError as error:
-            return f"its {path.name} cannot be read: {error}"
-        shards = content.get("weight_map") if isinstance(content, dict) else None
-        if not isinstance(shards, dict):
-            return f"its {path.name} has no weight_map"
-        for name in shards.values():
-            if not is_plain_name(name):
-                return f"its {path.name} names {short(name)}, which is no file of the folder itself"
-            if not name.endswith(SAFE):
-                return f"its {path.name} names {short(name)}, which is not a safetensors file"
-    return None
-
-
 def _json_fault(root: Path, jsons: list[Path]) -> str | None:
     if (root / ADAPTER).exists():  # transformers would put it into the model without a word
         return f"it holds an adapter of PEFT ({ADAPTER}): expected the model with it merged in, or without it"
@@ -232,18 +213,21 @@ STALE = ("special_tokens_map_file", "tokenizer_file")
 
 
 def is_checked(name: str) -> bool:
-    """Return whether a file of this name is one that `fault` knows."""
-    return name in CONFIGS or bool(TOKENIZER.fullmatch(name) or VERSIONED.fullmatch(name))
+    """Return whether a file of this name is one that `reference_fault` knows."""
+    return (
+        name in CONFIGS
+        or name.endswith(INDEX)
+        or bool(TOKENIZER.fullmatch(name) or VERSIONED.fullmatch(name))
+    )
 
 
 def reference_fault(name: str, content: Any, folder: Path) -> str | None:
     """Return the first fault of the references in a JSON file of a model's folder, or None.
 
-    Args:
-        name: of the file, one that `is_checked`.
-        content: its JSON.
-        folder: that holds it, an absolute path without links.
+    The file is one that `is_checked`; its folder is an absolute path without links.
     """
+    if name.endswith(INDEX):
+        return _index_fault(content)
     if TOKENIZER.fullmatch(name):  # the rest of it is read by the library tokenizers, which opens no files
         model = content.get("model") if isinstance(content, dict) else None
         pairs: Iterable[tuple[str, Any]] = model.items() if isinstance(model, dict) else ()
@@ -251,6 +235,18 @@ def reference_fault(name: str, content: Any, folder: Path) -> str | None:
     else:
         faults = (_fault(key, value, folder) for key, value in nested_pairs(content))
     return next((wrong for wrong in faults if wrong is not None), None)
+
+
+def _index_fault(content: Any) -> str | None:
+    shards = content.get("weight_map") if isinstance(content, dict) else None
+    if not isinstance(shards, dict):
+        return "has no weight_map"
+    for name in shards.values():
+        if not is_plain_name(name):
+            return f"names {short(name)}, which is no file of the folder itself"
+        if not name.endswith(SAFE):
+            return f"names {short(name)}, which is not a safetensors file"
+    return None
 
 
 def may_name_tables(text: bytes) -> bool:

@@ -8,18 +8,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
+from camex_ft.utils.errors import chain
+
 SECONDS = 5.0  # to wait for the hub's first answer, before it counts as out of reach
 TRIES = 3  # at getting any answer to a request
 Kind = Literal["model", "dataset"]
 
 
 def silence(name: str, kind: Kind) -> Exception | None:
-    """Return why the hub says nothing about a repository, or None where it does; takes `SECONDS` at most.
-
-    Args:
-        name: its id.
-        kind: what it holds.
-    """
+    """Return why the hub says nothing about a repository, or None where it does; takes `SECONDS` at most."""
     from huggingface_hub import HfApi
 
     try:
@@ -49,12 +46,15 @@ def bounded() -> Iterator[None]:
         if not any(waits.values()):
             limits = dict.fromkeys(("connect", "read", "write", "pool"), constants.HF_HUB_DOWNLOAD_TIMEOUT)
             request.extensions["timeout"] = limits
-        tries[_what(request)] += 1
-        if tries[_what(request)] > TRIES:
+        tries[what(request)] += 1
+        if tries[what(request)] > TRIES:
             raise TimeoutError(f"asked {TRIES} times for {request.url}, and the hub says nothing")
 
     def after(response: Any) -> None:
-        tries.pop(_what(response.request), None)
+        tries.pop(what(response.request), None)
+
+    def what(request: Any) -> tuple[str, str, str]:
+        return request.method, str(request.url), request.headers.get("range", "")
 
     hooks = get_session().event_hooks
     hooks["request"].append(before)
@@ -64,10 +64,6 @@ def bounded() -> Iterator[None]:
     finally:
         hooks["request"].remove(before)
         hooks["response"].remove(after)
-
-
-def _what(request: Any) -> tuple[str, str, str]:
-    return request.method, str(request.url), request.headers.get("range", "")
 
 
 class NotFetched(Exception):
@@ -163,28 +159,19 @@ def refusal(error: BaseException, name: str, kind: Kind) -> str | None:
     from huggingface_hub import errors
 
     page = f"https://huggingface.co/{'datasets/' if kind == 'dataset' else ''}{name}"
-    what = "model" if kind == "model" else "data set"
-    for inner in _chain(error):
+    what, login = "model" if kind == "model" else "data set", "log in with `hf auth login` or set HF_TOKEN"
+    for inner in chain(error):
         if isinstance(inner, errors.GatedRepoError):
-            return f"'{name}' is gated: ask for access at {page}, then log in with `hf auth login` or set HF_TOKEN"
+            return f"'{name}' is gated: ask for access at {page}, then {login}"
         if isinstance(inner, errors.RepositoryNotFoundError):
-            return f"the hub has no {what} '{name}' (or it is private: log in with `hf auth login` or set HF_TOKEN)"
+            return f"the hub has no {what} '{name}' (or it is private: {login})"
         if isinstance(inner, errors.DisabledRepoError):
             return f"the hub has disabled the {what} '{name}': see {page}"
         status = getattr(getattr(inner, "response", None), "status_code", None)
         if status in (401, 403):
-            return (
-                f"the hub does not let you read '{name}' (HTTP {status}): see {page}, and log in with `hf auth login` "
-                "or set HF_TOKEN to a token that is still valid"
-            )
+            reason = f"the hub does not let you read '{name}' (HTTP {status}): see {page}"
+            return f"{reason}, and {login} to a token that is still valid"
     return None
-
-
-def _chain(error: BaseException) -> Iterator[BaseException]:
-    seen: BaseException | None = error
-    while seen is not None:
-        yield seen
-        seen = seen.__cause__ or seen.__context__
 
 
 def _line(error: BaseException) -> str:

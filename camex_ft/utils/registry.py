@@ -120,8 +120,7 @@ def families() -> dict[str, Any]:
 def positions(config: Any) -> int | None:
     """Return the most tokens that a model with this transformers configuration reads, or None where there is no limit.
 
-    Args:
-        config: of a dense or an upcycled model; one of a type that is not supported has no limit here.
+    The model is dense or upcycled; one of a type that is not supported has no limit here.
     """
     family = families().get(plain_type(config.model_type))
     return None if family is None else family.positions(config)

@@ -47,12 +47,8 @@ def hub_answers() -> bool:
     """Return whether the hub answers within two seconds, name look-up included; not asked under ``HF_HUB_OFFLINE``."""
     from huggingface_hub import constants
 
-    if constants.HF_HUB_OFFLINE or os.environ.get("HF_DATASETS_OFFLINE", "").upper() in (
-        "1",
-        "ON",
-        "YES",
-        "TRUE",
-    ):
+    datasets_offline = os.environ.get("HF_DATASETS_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
+    if constants.HF_HUB_OFFLINE or datasets_offline:
         return False
     answered: list[int] = []
 
@@ -74,10 +70,9 @@ def hub_answers() -> bool:
 def model_is_cached(name: str) -> bool:
     """Return whether the hub cache holds a model's configuration and weights."""
     folder = hub.snapshot(name, "model")
-    weights = ("*.safetensors", "*.bin", "*.gguf")
-    return (
-        folder is not None and (folder / "config.json").exists() and any(any(folder.glob(w)) for w in weights)
-    )
+    if folder is None or not (folder / "config.json").exists():
+        return False
+    return any(path.suffix in (".safetensors", ".bin", ".gguf") for path in folder.iterdir())
 
 
 def architecture_is_cached(name: str) -> bool:
@@ -96,15 +91,7 @@ def data_are_cached(name: str, configuration: str) -> bool:
 
 @dataclass(frozen=True, kw_only=True)
 class Environment:
-    """Answers about the machine, each computed when it is asked for; tests put in others.
-
-    Attributes:
-        cuda: whether there is a CUDA device.
-        hub: whether the Hugging Face hub answers.
-        model: whether the cache holds this model.
-        architecture: whether it holds this model's configuration at least.
-        data: whether the cache holds this configuration of this data set.
-    """
+    """Answers about the machine, each computed when it is asked for; tests put in others."""
 
     cuda: Callable[[], bool] = cuda_is_there
     hub: Callable[[], bool] = hub_answers
