@@ -48,19 +48,11 @@ SMALL = 32  # sizes of the call that loads libraries before memory is measured
 
 @dataclass(frozen=True)
 class LayerProblem:
-    """Inputs and parameters that all sides compute with.
+    """Inputs and parameters that all sides compute with; the merged side has a forward state with a cache."""
 
-    Attributes:
-        x: inputs; [B, L, in].
-        upstream: gradient of the output; [B, L, out].
-        weight: of the dense side; [out, in].
-        router, linear: of the merged and the plain side.
-        state: of the merged side's forward pass, with a cache for evaluation.
-    """
-
-    x: Tensor
-    upstream: Tensor
-    weight: Tensor
+    x: Tensor  # [B, L, in]
+    upstream: Tensor  # gradient of the output; [B, L, out]
+    weight: Tensor  # of the dense side; [out, in]
     router: Router
     linear: ExpertLinear
     state: ForwardState = field(default_factory=lambda: ForwardState(parameter_cache=ParameterCache()))

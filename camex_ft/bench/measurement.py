@@ -6,7 +6,6 @@ import json
 import os
 import platform
 import statistics
-import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Mapping
@@ -22,11 +21,12 @@ from camex_ft.utils.errors import UserError
 
 DIGITS = 4  # significant ones: more would only be noise
 SHOWN = {"kind", "settings", "machine", "times"}  # of a record, before its further figures
-MEDIANS = {  # figures by side
-    "dense": ("dense_s", "dense_step_s"),
-    "merged": ("merged_s",),
-    "plain": ("plain_s",),
-    "upcycled": ("step_s",),
+MEDIANS = {  # figure -> side
+    "dense_s": "dense",
+    "dense_step_s": "dense",
+    "merged_s": "merged",
+    "plain_s": "plain",
+    "step_s": "upcycled",
 }
 
 
@@ -102,11 +102,7 @@ def processor(info: Path = Path("/proc/cpuinfo")) -> str:
         for line in info.read_text(encoding="utf-8", errors="replace").splitlines():
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
-    try:  # macOS
-        command = ["sysctl", "-n", "machdep.cpu.brand_string"]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return platform.machine()
+    return platform.processor() or platform.machine()
 
 
 def rounded(value: Any) -> Any:
@@ -150,17 +146,17 @@ def table(record: Mapping[str, Any]) -> str:
     settings = " ".join(f"{key}={_text(value)}" for key, value in record["settings"].items())
     where = ", ".join(f"{key} {value}" for key, value in record["machine"].items() if value is not None)
     lines = [f"{record['kind']}: {settings}", f"on: {where}", "", "side      median s   least s  times dense"]
-    median = {side: record[key] for side, keys in MEDIANS.items() for key in keys if key in record}
+    median = {side: record[key] for key, side in MEDIANS.items() if key in record}
     for side, seconds in median.items():
         if seconds is not None:
             least, ratio = min(record["times"][side]), seconds / median["dense"]
             lines.append(f"{side:<9} {seconds:>8.4g}  {least:>8.4g}  {ratio:>11.3g}")
     lines.append("")
-    medians_ = {key for keys in MEDIANS.values() for key in keys}
-    for key, value in record.items():
-        if isinstance(value, Mapping) and key not in SHOWN:
+    for key in [key for key in record if key not in SHOWN and key not in MEDIANS]:
+        value = record[key]
+        if isinstance(value, Mapping):
             lines += [f"{key} {name}: {_text(item)}" for name, item in value.items()]
-        elif key not in SHOWN | medians_ and value is not None:
+        elif value is not None:
             lines.append(f"{key}: {_text(value)}")
     return "\n".join(lines)
 

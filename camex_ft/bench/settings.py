@@ -25,17 +25,7 @@ OPTIONS = {"in_features": "in", "out_features": "out"}  # where an option's name
 
 @dataclass(frozen=True, kw_only=True)
 class Bench:
-    """Settings of all benchmarks.
-
-    Attributes:
-        batch, length: B sequences of L tokens.
-        experts, top_k: N, and how many of them serve a sequence; None: all.
-        rank, curvature: of the curvature, and its kind; without effect where the protocol has none.
-        protocol: name in the registry.
-        dtype: number format of parameters and inputs.
-        device: "cpu" or "cuda".
-        repeats: how often each side is timed, after one call that is not.
-    """
+    """Settings of all benchmarks, by the names of the command line's options, where each has its meaning."""
 
     batch: int = 16
     length: int = 128
@@ -61,11 +51,7 @@ class Bench:
         if self.k > self.experts:
             raise UserError(f"--top-k is {self.k}: expected at most {self.experts}, the number of experts")
         for name, known in (("dtype", DTYPES), ("device", DEVICES), ("curvature", CURVATURES)):
-            value = getattr(self, name)
-            if value not in known:
-                raise UserError(
-                    f"unknown {name} '{value}'.{nearest(value, known)} Known: {', '.join(known)}."
-                )
+            _check_known(name, getattr(self, name), known)
         self.check_form(PROTOCOLS.get(self.protocol).form)
         if self.device == "cuda" and not cuda_is_there():
             raise UserError("--device is cuda: torch sees no CUDA device here")
@@ -100,13 +86,7 @@ class Bench:
 
 @dataclass(frozen=True, kw_only=True)
 class LayerBench(Bench):
-    """One linear map, ``out x in``; for protocols that merge weights.
-
-    Attributes:
-        in_features, out_features: its widths.
-        evaluate: forward pass alone, without gradients, in evaluation mode.
-        skip_plain: leave the plain formula out.
-    """
+    """One linear map, ``out x in``; for protocols that merge weights."""
 
     in_features: int = 768
     out_features: int = 3072
@@ -148,11 +128,7 @@ class CostBench(LayerBench):
 
 @dataclass(frozen=True, kw_only=True)
 class BackboneBench(Bench):
-    """A whole backbone with experts in every layer, beside the dense one.
-
-    Attributes:
-        backbone: a key of `PUBLISHED`, or ``embedded/<family>``.
-    """
+    """A whole backbone with experts in every layer, beside the dense one: of `PUBLISHED`, or ``embedded/<family>``."""
 
     batch: int = 8
     backbone: str = "t5-base"
@@ -186,14 +162,7 @@ class StepBench(BackboneBench):
 
 @dataclass(frozen=True, kw_only=True)
 class DecodeBench(BackboneBench):
-    """Tokens that are generated one by one, with a key-value cache.
-
-    Attributes:
-        length: of the prompt.
-        tokens: fed one by one and timed; all in the segment in which the prompt ends.
-        segment: T, of routing.
-        same_prompt: whether all rows have one prompt, and so one merged expert.
-    """
+    """Tokens that are generated one by one, with a key-value cache, in the segment in which the prompt ends."""
 
     batch: int = 1
     length: int = 300
@@ -220,9 +189,12 @@ class DecodeBench(BackboneBench):
 
 def check_backbone(name: str) -> None:
     """Raise `UserError` for an unknown name of a backbone."""
-    names = (*PUBLISHED, *(EMBEDDED + family for family in FAMILIES.names()))
-    if name not in names:
-        raise UserError(f"unknown backbone '{name}'.{nearest(name, names)} Known: {', '.join(names)}.")
+    _check_known("backbone", name, (*PUBLISHED, *(EMBEDDED + family for family in FAMILIES.names())))
+
+
+def _check_known(name: str, value: str, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise UserError(f"unknown {name} '{value}'.{nearest(value, known)} Known: {', '.join(known)}.")
 
 
 def _option(field: str) -> str:

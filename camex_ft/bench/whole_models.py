@@ -35,12 +35,7 @@ STEPS = 2  # whose memory is measured: the second meets memory that the first ha
 
 
 def build(name: str, *, head: str = "sequence-classification", seed: int = 0) -> PreTrainedModel:
-    """Return a dense model with random weights under a head, in training mode.
-
-    Args:
-        name: of the backbone.
-        head: a key of `camex_ft.backbones.heads.HEADS`.
-        seed: of the weights.
+    """Return a dense model with random weights under a head of `camex_ft.backbones.heads.HEADS`, in training mode.
 
     Raises:
         UserError: no backbone of that name, or one that has no such head.
@@ -85,7 +80,7 @@ def dense_model(settings: BackboneBench) -> PreTrainedModel:
     decoding = isinstance(settings, DecodeBench)
     model = build(settings.backbone, head="causal-lm" if decoding else "sequence-classification")
     model.to(device=settings.device, dtype=getattr(torch, settings.dtype))  # type: ignore[call-arg]
-    return model.eval() if decoding else model
+    return model.train(not decoding)
 
 
 def upcycled(dense: PreTrainedModel, settings: BackboneBench) -> PreTrainedModel:
@@ -99,6 +94,13 @@ def upcycled(dense: PreTrainedModel, settings: BackboneBench) -> PreTrainedModel
     routing = {"segment": settings.segment} if isinstance(settings, DecodeBench) else {}
     init = {"layers": "all", "init": "noise", "noise": NOISE}
     return upcycle(dense, merging=merging, routing=routing, upcycle=init).train(dense.training)
+
+
+def _steps(times: dict[str, list[float]]) -> dict[str, float]:
+    """Return the medians of both sides and their ratio."""
+    median = medians(times)
+    ratio = median["upcycled"] / median["dense"]
+    return {"dense_step_s": median["dense"], "step_s": median["upcycled"], "ratio_dense": ratio}
 
 
 # -- a training step --------------------------------------------------------------------------------------------------
@@ -153,16 +155,10 @@ def bench_step(settings: StepBench) -> dict[str, Any]:
     dense = dense_model(settings)
     model = upcycled(dense, settings)
     gc.collect()
-    sides = {
-        "dense": Side(TrainingStep(dense, settings)),
-        "upcycled": Side(TrainingStep(model, settings)),
-    }
+    sides = {"dense": Side(TrainingStep(dense, settings)), "upcycled": Side(TrainingStep(model, settings))}
     times = alternate(sides, repeats=settings.repeats, device=settings.device)
-    median = medians(times)
     return {
-        "dense_step_s": median["dense"],
-        "step_s": median["upcycled"],
-        "ratio_dense": median["upcycled"] / median["dense"],
+        **_steps(times),
         **peak,
         "parameters": {"dense": dense.num_parameters(), "upcycled": model.num_parameters()},
         "times": times,
@@ -212,12 +208,10 @@ def bench_decode(settings: DecodeBench) -> dict[str, Any]:
         runs = {name: Side(side, side.back) for name, side in sides.items()}
         times = alternate(runs, repeats=settings.repeats, device=settings.device)
     times = {name: [seconds / settings.tokens for seconds in side] for name, side in times.items()}
-    median = medians(times)
+    steps = _steps(times)
     return {
-        "dense_step_s": median["dense"],
-        "step_s": median["upcycled"],
-        "ratio_dense": median["upcycled"] / median["dense"],
+        **steps,
         "first_token_s": first,
-        "merging_a_token_s": max(0.0, first - median["upcycled"]) / settings.segment,
+        "merging_a_token_s": max(0.0, first - steps["step_s"]) / settings.segment,
         "times": times,
     }
