@@ -65,10 +65,7 @@ class Similarity(NamedTuple):
 def inspect(run_folder: Path | str, out: Path | str | None = None) -> Path:
     """Write pictures of a finished run, a page that holds them, and the numbers; return the page.
 
-    Args:
-        run_folder: of the run.
-        out: folder of ``inspection.html``, ``inspection.json`` and the pictures; by default ``inspection/`` in the
-            run's folder.
+    The files are ``inspection.html`` and ``inspection.json`` in `out`, by default ``inspection/`` in the run's folder.
 
     Raises:
         UserError: the folder is not that of a finished run.
@@ -184,26 +181,15 @@ def _summary(record: Record, *, experts: bool) -> list[str]:
 
 
 class Spectrum(NamedTuple):
-    """Singular values of each expert's map.
+    """Singular values of each expert's map."""
 
-    Attributes:
-        values: at evenly spaced places from the largest to the smallest; [N, POINTS].
-        exact: computed from the factors, not estimated.
-    """
-
-    values: np.ndarray
-    exact: bool
+    values: np.ndarray  # at evenly spaced places from the largest to the smallest; [N, POINTS]
+    exact: bool  # computed from the factors, not estimated
 
 
 @torch.no_grad()
 def spectrum(factors: Factors, *, kind: str, shape: tuple[int, int]) -> Spectrum:
-    """Return the singular values of every M_i.
-
-    Args:
-        factors: of the curvature of one matrix.
-        kind: as in `moe.curvature.KINDS`.
-        shape: of the matrix, (out, in).
-    """
+    """Return the singular values of every M_i. The kind is one of `moe.curvature.KINDS`, the shape (out, in)."""
     experts = list(_each(factors))
     if kind not in EXACT and factors.rank > 1:
         return Spectrum(np.stack([_estimated(one, shape) for one in experts]), exact=False)
@@ -293,11 +279,7 @@ def ritz(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return Ritz values of one expert's map and their weights, which sum to 1; [k] each, k <= steps.
 
-    Args:
-        factors: of one expert; [R, 1, ...].
-        shape: of the matrix, (out, in).
-        seed: of the start.
-        steps: of the bidiagonalisation.
+    Factors are [R, 1, ...], the shape is (out, in).
     """
     device, kind = "cuda" if torch.cuda.is_available() else "cpu", cast(Any, type(factors))
     dtype = torch.float64 if shape[0] * shape[1] <= SMALL else torch.float32

@@ -22,20 +22,15 @@ LONGEST = 60  # characters of a folder's name, each of up to 4 bytes; a file sys
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
-    """One cell: a task by its id, a row by its label with the values of its keys, and a seed.
-
-    Attributes:
-        config, overrides: arguments of `camex-ft run`.
-        settled: the resolved configuration.
-    """
+    """One cell: a task by its id, a row by its label with the values of its keys, and a seed."""
 
     task: str
     row: str
     keys: Mapping[str, Any]
     seed: int
-    config: str
+    config: str  # an argument of `camex-ft run`, as are the overrides
     overrides: tuple[str, ...]
-    settled: Config = field(repr=False)
+    settled: Config = field(repr=False)  # the resolved configuration
 
     @property
     def command(self) -> str:
@@ -48,19 +43,13 @@ class Cell:
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """A specification with its cells.
+    """A specification with its cells."""
 
-    Attributes:
-        name: of its folder, such as "glue-sst2".
-        spec: as it is under the profile in force, which `reason` explains.
-        cells: by task, then row, then seed.
-    """
-
-    name: str
-    spec: Spec
+    name: str  # of its folder, such as "glue-sst2"
+    spec: Spec  # as it is under the profile in force, which `reason` explains
     profile: str
     reason: str
-    cells: tuple[Cell, ...]
+    cells: tuple[Cell, ...]  # by task, then row, then seed
 
     @property
     def title(self) -> str:

@@ -45,24 +45,15 @@ COUNTED = " *"  # after a time
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """Estimated cost of a cell.
-
-    Attributes:
-        cell: the cell.
-        done: it has a record.
-        seconds: of one device; None where they are not known, for `reason`.
-        measured: the seconds are another seed's.
-        saved, working: bytes of the saved model, and of checkpoints while it runs.
-        reason: of anything that is not known.
-    """
+    """Estimated cost of a cell."""
 
     cell: Cell
-    done: bool
-    seconds: float | None = None
-    measured: bool = False
-    saved: int | None = None
-    working: int | None = None
-    reason: str = ""
+    done: bool  # it has a record
+    seconds: float | None = None  # of one device
+    measured: bool = False  # the seconds are another seed's
+    saved: int | None = None  # bytes of the model
+    working: int | None = None  # bytes of checkpoints while it runs
+    reason: str = ""  # of anything that is not known
 
 
 def estimate(comparisons: Sequence[Comparison], *, tflops: float | None = None) -> list[Estimate]:

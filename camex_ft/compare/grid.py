@@ -190,11 +190,7 @@ def run_grid(
 ) -> int:
     """Run missing cells, print the tables, write tables, pictures and report; return how many cells failed.
 
-    Args:
-        comparisons: their runs share one output folder, and a cell that two of them have runs once.
-        jobs: how many cells run at a time; see `running.slots`.
-        force: run done cells again.
-        runner: `Runner`, or a subclass.
+    The comparisons' runs share one output folder, and a cell that two of them have runs once.
 
     Raises:
         UserError: no cell can run at all, or the comparisons have different output folders.

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from camex_ft.utils import system
 
@@ -27,6 +27,7 @@ POLL = 0.2
 COMMAND = (sys.executable, "-m", "camex_ft.compare.worker")
 THREADS = "OMP_NUM_THREADS"
 DEVICES = "CUDA_VISIBLE_DEVICES"
+Process = Any  # a `subprocess.Popen`, or a job with its methods poll, kill and wait
 ERROR = re.compile(
     r"[A-Za-z][\w.]*(:|$)"
 )  # the line of a traceback that names the error: package.SomeError: words
@@ -34,26 +35,17 @@ ERROR = re.compile(
 
 @dataclass
 class CellState:
-    """State of a cell.
-
-    Attributes:
-        name: of its run's folder.
-        status: WAITING, RUNNING, DONE or FAILED, for a reason.
-        log: file that its process prints to.
-        started, seconds: when it began (monotonic), and how long it took.
-        share: of the training steps done, 0 to 1.
-        before: it was done before this call.
-    """
+    """State of a cell."""
 
     cell: Cell
-    name: str = ""
+    name: str = ""  # of its run's folder
     status: str = WAITING
-    reason: str = ""
-    log: Path | None = None
-    started: float = 0.0
-    seconds: float | None = None
-    share: float = 0.0
-    before: bool = False
+    reason: str = ""  # of its failure
+    log: Path | None = None  # that its process prints to
+    started: float = 0.0  # monotonic
+    seconds: float | None = None  # that it took
+    share: float = 0.0  # of the training steps done, 0 to 1
+    before: bool = False  # it was done before this call
 
     @property
     def left(self) -> float | None:
@@ -61,26 +53,6 @@ class CellState:
         if self.status != RUNNING or not self.share:
             return None
         return (time.monotonic() - self.started) * (1 - self.share) / self.share
-
-
-class Process(Protocol):
-    """Process that runs a cell, such as a `subprocess.Popen`."""
-
-    stdin: IO[str] | None
-    stdout: IO[str] | None
-
-    @property
-    def returncode(self) -> int | Any:
-        """The exit code, once `poll` has given one."""
-
-    def poll(self) -> int | None:
-        """Return the exit code; None while it runs."""
-
-    def kill(self) -> None:
-        """End it."""
-
-    def wait(self) -> int:
-        """Wait for its end and return the exit code."""
 
 
 @dataclass
@@ -124,21 +96,13 @@ def visible_gpus() -> list[str]:
 
 @dataclass
 class Runner:
-    """Runs waiting cells; `close` must be called in any case, so that no process is left.
+    """Runs waiting cells; `close` must be called in any case, so that no process is left."""
 
-    Attributes:
-        states: of all cells.
-        slots: places to run them in.
-        logs: folder of their logs.
-        force: run done cells again.
-        changed: called after every change of a cell's status.
-    """
-
-    states: Sequence[CellState]
-    slots: Sequence[Slot]
-    logs: Path
-    force: bool = False
-    changed: Callable[[CellState], None] = lambda state: None
+    states: Sequence[CellState]  # of all cells
+    slots: Sequence[Slot]  # places to run them in
+    logs: Path  # folder of their logs
+    force: bool = False  # run done cells again
+    changed: Callable[[CellState], None] = lambda state: None  # called after every change of a cell's status
     _waiting: deque[CellState] = field(default_factory=deque)
 
     def run(self, tick: Callable[[], None] = lambda: None) -> None:

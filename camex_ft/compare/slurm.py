@@ -82,10 +82,6 @@ DEFAULTS = {"time": 24 * 60, "cpus_per_task": 4, "gpus_per_node": 1}
 def read(on: str, texts: Sequence[str]) -> dict[str, str]:
     """Return the parameters of each job, by key.
 
-    Args:
-        on: one of `PLACES`.
-        texts: ``KEY=VALUE`` texts; see `PARAMETERS`.
-
     Raises:
         UserError: there is no such place, or a key is not among its parameters, occurs twice or has no valid value.
     """
@@ -157,15 +153,7 @@ def run(
     jobs: int | None = None,
     force: bool = False,
 ) -> int:
-    """Run or submit the missing cells of comparisons; return how many cells failed.
-
-    Args:
-        on: one of `PLACES`.
-        comparisons: as for `grid.run_grid`.
-        parameters: of each job.
-        jobs: how many cells run at a time.
-        force: run done cells again.
-    """
+    """Run or submit the missing cells in one of `PLACES`, as `grid.run_grid` does; return how many cells failed."""
     from camex_ft.compare.grid import run_grid
 
     if on == SLURM:
@@ -179,15 +167,7 @@ def submit(
 ) -> int:
     """Submit an array with a job for each cell that is missing and not in the queue, and return at once.
 
-    If no cell is missing, tables, pictures and report are written.
-
-    Args:
-        comparisons, force: as for `grid.run_grid`.
-        parameters: of each job, by the names in `PARAMETERS`.
-        jobs: how many run at a time.
-
-    Returns:
-        the number of cells that cannot run.
+    If no cell is missing, tables, pictures and report are written. It returns the number of cells that cannot run.
 
     Raises:
         UserError: there is no SLURM here, it refuses the jobs, or no cell can run at all.

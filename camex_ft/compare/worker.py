@@ -45,9 +45,7 @@ def _leave_with_the_parent() -> None:
 def perform(request: Mapping[str, Any], tell: Callable[[dict[str, Any]], None] | None = None) -> int:
     """Run the cell of a request and return the exit code; errors go to standard error.
 
-    Args:
-        request: see `running.request`.
-        tell: called with the step and the number of steps, every now and then.
+    `tell` is called with the step and the number of steps, every now and then.
     """
     from camex_ft.config import load_config
     from camex_ft.results.run_folder import full_disk
@@ -84,15 +82,10 @@ def _progress(tell: Callable[[dict[str, Any]], None]) -> TrainerCallback:
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """A cell as a job of submitit, which pickles it and calls it on a node.
+    """A cell as a job of submitit, which pickles it and calls it on a node."""
 
-    Attributes:
-        request: the cell: see `running.request`.
-        environment: variables to set first.
-    """
-
-    request: Mapping[str, Any]
-    environment: Mapping[str, str] = field(default_factory=dict)
+    request: Mapping[str, Any]  # the cell: see `running.request`
+    environment: Mapping[str, str] = field(default_factory=dict)  # variables to set first
 
     def __call__(self) -> None:
         """Run the cell; leave with its exit code where it failed, so that the cluster counts the job as failed."""
