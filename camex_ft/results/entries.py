@@ -42,14 +42,9 @@ UNNOTED = {"profile", BACKBONE, "training.seed", *(f"training.{key}" for key in 
 UNNOTED_SECTIONS = {"output", "data"}
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Result:
-    """One finished run.
-
-    Attributes:
-        record: its record.
-        history: the lines of its history.jsonl; empty if there is none.
-    """
+    """One finished run: its record and the lines of its history.jsonl, if there are any."""
 
     record: Record
     history: tuple[Mapping[str, Any], ...] = ()
@@ -57,21 +52,13 @@ class Result:
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """One cell of a grid.
+    """One cell of a grid."""
 
-    Attributes:
-        task: its id, such as "glue/sst2".
-        row: label of the row, such as "ties-ca" or "ties-ca, alpha 0.5".
-        keys: the configuration keys that define the row, with their values; neither task nor seed.
-        seed: of the run.
-        result: None if the cell has not been run, or has failed.
-    """
-
-    task: str
-    row: str
+    task: str  # its id, such as "glue/sst2"
+    row: str  # its label, such as "ties-ca" or "ties-ca, alpha 0.5"
     seed: int
-    keys: Mapping[str, Any] = field(default_factory=dict)
-    result: Result | None = None
+    keys: Mapping[str, Any] = field(default_factory=dict)  # of the configuration, which define the row
+    result: Result | None = None  # None if the cell has not been run, or has failed
 
     @property
     def record(self) -> Record:
@@ -86,27 +73,20 @@ class Entry:
 def read_results(folder: Path | str) -> list[Result]:
     """Return the finished runs of a folder, sorted by name.
 
-    Args:
-        folder: a folder of records (``NAME.json``, and ``NAME.history.jsonl`` if the history was saved), or an output
-            folder with ``runs/*/record.json``.
+    The folder has records (``NAME.json``, and ``NAME.history.jsonl`` if the history was saved), or is an output
+    folder with ``runs/*/record.json``.
 
     Raises:
         UserError: there is no record in it, or one is broken.
     """
     folder = Path(folder)
     if (folder / "runs").is_dir():
-        runs = [RunFolder(path) for path in sorted((folder / "runs").iterdir()) if path.is_dir()]
-        records = [(find_done(run), run) for run in runs]
-        results = [
-            Result(record=record, history=tuple(run.read_history()))
-            for record, run in records
-            if record is not None
-        ]
+        paths = [path for path in sorted((folder / "runs").iterdir()) if path.is_dir()]
+        files = [(find_done(path), RunFolder(path).history) for path in paths]
     else:
-        results = [
-            Result(record=load_record(file), history=tuple(read_lines(file.with_name(file.stem + HISTORY))))
-            for file in sorted(folder.glob("*.json"))
-        ]
+        paths = sorted(folder.glob("*.json"))
+        files = [(load_record(path), path.with_name(path.stem + HISTORY)) for path in paths]
+    results = [Result(record, tuple(read_lines(history))) for record, history in files if record is not None]
     if not results:
         raise UserError(f"{folder}: no records here. Expected files NAME.json or runs/NAME/record.json")
     return results
@@ -153,15 +133,10 @@ def entries_of(results: Sequence[Result]) -> list[Entry]:
     The runs of one protocol on a task are one row. If they differ in how they merge, route or upcycle, each setting is
     a row, named by the keys that differ.
     """
-    by_task: dict[str, dict[str, list[Result]]] = defaultdict(lambda: defaultdict(list))
+    rows: dict[tuple[str, str], list[Result]] = defaultdict(list)
     for result in results:
-        by_task[result.record.task][result.record.protocol].append(result)
-    return [
-        entry
-        for _, protocols in sorted(by_task.items())
-        for _, same_protocol in sorted(protocols.items())
-        for entry in _entries(same_protocol)
-    ]
+        rows[result.record.task, result.record.protocol].append(result)
+    return [entry for _, same in sorted(rows.items()) for entry in _entries(same)]
 
 
 def _entries(results: Sequence[Result]) -> list[Entry]:
@@ -173,9 +148,8 @@ def _entries(results: Sequence[Result]) -> list[Entry]:
     for values, result in zip(settings, results, strict=True):
         record = result.record
         keys = {PROTOCOL: record.protocol, **{key: values.get(key) for key in differing}}
-        entries.append(
-            Entry(task=record.task, row=row_label(keys), keys=keys, seed=record.seed, result=result)
-        )
+        row = row_label(keys)
+        entries.append(Entry(task=record.task, row=row, keys=keys, seed=record.seed, result=result))
     return sorted(entries, key=lambda e: ([str(e.keys[k]) for k in differing], e.seed))
 
 
@@ -272,8 +246,8 @@ def _difference(name: str, runs: Sequence[Entry], value: Callable[[Record], obje
 def _versions(runs: Sequence[Entry]) -> Callable[[Record], str]:
     """Return a function that names a record's versions of the packages in which the records differ."""
     versions = [run.record.environment.versions for run in runs]
-    known = set.intersection(*map(set, versions)) if versions else set()
-    differing = [name for name in sorted(known) if len({of_run[name] for of_run in versions}) > 1]
+    known = sorted(set.intersection(*map(set, versions))) if versions else []
+    differing = [name for name in known if len({of_run[name] for of_run in versions}) > 1]
     return lambda record: " ".join(f"{name} {record.environment.versions[name]}" for name in differing)
 
 
@@ -282,18 +256,17 @@ def _configurations(runs: Sequence[Entry]) -> Iterator[str]:
 
     Keys of merging, routing and upcycling may differ between rows, and are noted only if they differ within one.
     """
-    settings = [(run, dict(leaves(run.record.config))) for run in runs]
-    for key in sorted({key for _, values in settings for key in values}):
+    settings = {id(run.record): dict(leaves(run.record.config)) for run in runs}
+    for key in sorted({key for values in settings.values() for key in values}):
         section = key.partition(".")[0]
         if key in UNNOTED or section in UNNOTED_SECTIONS or any(key in run.keys for run in runs):
             continue
-        having = [(run, values[key]) for run, values in settings if key in values]
+
+        def value(record: Record, key: str = key) -> object:
+            return settings[id(record)][key]
+
+        having = [run for run in runs if key in settings[id(run.record)]]
         if section in SECTIONS:
-            of_row: dict[str, set[str]] = defaultdict(set)
-            for run, value in having:
-                of_row[run.row].add(str(value))
-            having = [(run, value) for run, value in having if len(of_row[run.row]) > 1]
-        by_record = {id(run.record): value for run, value in having}
-        note = _difference(key, [run for run, _ in having], lambda r, by=by_record: by[id(r)])  # type: ignore[misc]
-        if note:
-            yield note
+            rows = _groups(having, lambda run: run.row).values()
+            having = [run for row in rows if len({str(value(run.record)) for run in row}) > 1 for run in row]
+        yield _difference(key, having, value)

@@ -18,32 +18,22 @@ from camex_ft.utils import system
 
 # The core dependencies of setup.cfg, whose versions can change the results of a run.
 PACKAGES = (
-    "torch",
-    "transformers",
-    "sentencepiece",
-    "protobuf",
-    "accelerate",
-    "peft",
-    "datasets",
-    "huggingface_hub",
-    "evaluate",
-    "safetensors",
-    "filelock",
-    "pydantic",
-    "pyyaml",
-    "scikit-learn",
-    "scipy",
-    "numpy",
-    "matplotlib",
-    "pillow",
-    "typer",
-    "rich",
-    "packaging",
+    *(
+        "torch",
+        "transformers",
+        "sentencepiece",
+        "protobuf",
+        "accelerate",
+        "peft",
+        "datasets",
+        "huggingface_hub",
+    ),
+    *("evaluate", "safetensors", "filelock", "pydantic", "pyyaml", "scikit-learn", "scipy", "numpy"),
+    *("matplotlib", "pillow", "typer", "rich", "packaging"),
 )
 SOURCES = Path(__file__).resolve().parents[2]
 # An absolute path where a word can start: hub ids, fractions and URLs are left alone.
 ABSOLUTE = re.compile(r"""(?<![^\s'"=,:;\[({])(?!//[^/])~?/[^\s'",;:\])}]*[^\s'",;:\])}/]/*""")
-
 COMMAND = "CAMEX_FT_COMMAND"
 
 

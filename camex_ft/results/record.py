@@ -229,11 +229,7 @@ def load_record(path: Path | str) -> Record:
 
 
 def pack(correct: Sequence[bool] | np.ndarray) -> str:
-    """Return ``<rows>:<hexadecimal digits>`` of one bit a row, 1 = right, the first row in the highest bit.
-
-    Args:
-        correct: [rows], bool.
-    """
+    """Return ``<rows>:<hexadecimal digits>`` of one bit a row, 1 = right, the first row in the highest bit."""
     bits = np.asarray(correct, dtype=bool)
     return f"{len(bits)}:{np.packbits(bits).tobytes().hex()}"
 

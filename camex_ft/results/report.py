@@ -5,97 +5,40 @@ from __future__ import annotations
 import base64
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib import resources
 from pathlib import Path
 
 from camex_ft.utils.durable import write_atomically
 from camex_ft.utils.escaping import html as escape
 
-STYLE = """
-:root { color-scheme: light dark; --ink: #1c1e21; --soft: #5b6168; --paper: #ffffff; --line: #d5d9de; --tint: #f3f5f7; }
-@media (prefers-color-scheme: dark) {
-  :root { --ink: #e4e6e9; --soft: #a4abb3; --paper: #16181b; --line: #3a3f46; --tint: #22262b; }
-}
-* { box-sizing: border-box; }
-body { margin: 0; background: var(--paper); color: var(--ink); line-height: 1.5;
-       font-family: system-ui, -apple-system, "Segoe UI", Roboto, "DejaVu Sans", sans-serif; }
-main { max-width: 70rem; margin: 0 auto; padding: 1rem clamp(0.8rem, 4vw, 2.5rem) 4rem; }
-h1 { font-size: 1.6rem; line-height: 1.25; margin: 1.2rem 0 0.6rem; overflow-wrap: anywhere; }
-h2 { font-size: 1.2rem; margin: 2.4rem 0 0.6rem; padding-top: 0.8rem; border-top: 1px solid var(--line);
-     overflow-wrap: anywhere; }
-p { max-width: 46rem; }
-nav ul { margin: 0.4rem 0; padding-left: 1.2rem; columns: 18rem auto; }
-a { color: inherit; text-underline-offset: 0.15em; }
-pre { background: var(--tint); padding: 0.7rem 0.9rem; border-radius: 4px; overflow-x: auto; font-size: 0.86rem;
-      white-space: pre-wrap; overflow-wrap: anywhere; }
-.table { overflow-x: auto; margin: 0.8rem 0; }
-.table table { margin-bottom: 0.9rem; }
-.table p { color: var(--soft); font-size: 0.92rem; }
-.picture { overflow-x: auto; background: #ffffff; border-radius: 4px; width: fit-content; max-width: 100%; }
-table { border-collapse: collapse; font-size: 0.88rem; font-variant-numeric: tabular-nums; }
-caption { text-align: left; font-weight: 600; padding: 0.3rem 0; }
-th, td { padding: 0.28rem 0.7rem; text-align: right; white-space: nowrap; border-bottom: 1px solid var(--line); }
-th { text-align: left; font-weight: 600; }
-thead th { text-align: right; vertical-align: bottom; border-bottom: 2px solid var(--soft); }
-thead th:first-child { text-align: left; }
-figure { margin: 1.4rem 0; break-inside: avoid; }
-figure img { display: block; max-width: 100%; height: auto; }
-figcaption { max-width: 46rem; margin-top: 0.4rem; color: var(--soft); font-size: 0.9rem; }
-.notes { color: var(--soft); font-size: 0.92rem; padding-left: 1.2rem; max-width: 46rem; }
-@media (prefers-color-scheme: dark) { .picture { padding: 6px; } }
-@media print {
-  :root { --ink: #000000; --soft: #333333; --paper: #ffffff; --line: #999999; --tint: #f3f3f3; }
-  main { max-width: none; padding: 0; }
-  nav { display: none; }
-  h2 { break-after: avoid; }
-  .table, .picture { overflow: visible; }
-  figure img { min-width: 0 !important; }
-  table { font-size: 0.72rem; }
-  th, td { padding: 0.15rem 0.35rem; }
-}
-"""
+STYLE = resources.files("camex_ft.results").joinpath("report.css").read_text(encoding="utf-8")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Picture:
-    """A picture in a report.
+    """A picture in a report."""
 
-    Attributes:
-        png: the file's bytes.
-        caption: shown below it.
-        alt: alternative text; by default the caption.
-    """
-
-    png: bytes
-    caption: str = ""
-    alt: str = ""
+    png: bytes  # the file's bytes
+    caption: str = ""  # shown below it
+    alt: str = ""  # alternative text; by default the caption
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReportSection:
-    """A section of a report.
+    """A section of a report."""
 
-    Attributes:
-        title: of the section; the first section's is the report's.
-        text: paragraphs.
-        command: that produces the content, to be copied.
-        tables: fragments of HTML, inserted unchanged.
-        notes: short remarks, such as reasons for what is left out.
-    """
-
-    title: str
-    text: Sequence[str] = ()
-    command: str = ""
-    tables: Sequence[str] = ()
+    title: str  # of the section; the first section's is the report's
+    text: Sequence[str] = ()  # paragraphs
+    command: str = ""  # that produces the content, to be copied
+    tables: Sequence[str] = ()  # fragments of HTML, inserted unchanged
     pictures: Sequence[Picture] = ()
-    notes: Sequence[str] = ()
+    notes: Sequence[str] = ()  # short remarks, such as reasons for what is left out
 
 
 def write_report(sections: Sequence[ReportSection], path: Path | str) -> Path:
     """Write a report as one HTML file, which loads nothing and runs nothing; return its path.
 
-    Args:
-        sections: its content. Text is escaped; tables are HTML, with text escaped by the caller.
-        path: of the file; its folder is made.
+    Text is escaped; tables are HTML, with text escaped by the caller.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -123,7 +66,7 @@ def page(sections: Sequence[ReportSection]) -> str:
         # fragments can load nothing, and browsers do not ask for an icon
         '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; img-src data:; '
         "style-src 'unsafe-inline'\">\n"
-        f'<link rel="icon" href="data:,">\n<title>{title}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<main>\n'
+        f'<link rel="icon" href="data:,">\n<title>{title}</title>\n<style>\n{STYLE}</style>\n</head>\n<body>\n<main>\n'
         f"{body}\n</main>\n</body>\n</html>\n"
     )
 

@@ -13,7 +13,6 @@ import socket
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -56,11 +55,16 @@ def run_name(*, suite: str, task: str, backbone: str, protocol: str, seed: int, 
     return "--".join([*parts, f"seed{seed}", hash8])
 
 
-@dataclass(frozen=True)
 class RunFolder:
     """The files of one run. `RunFolder.create` makes the folder and checks that it can be written."""
 
-    path: Path
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.record = path / "record.json"  # written at the end of the run
+        self.config = path / "config.yaml"  # the resolved configuration
+        self.history = path / "history.jsonl"  # one line a logging step
+        self.checkpoints = path / "checkpoints"  # of the Trainer
+        self.logs = path / "logs"  # of trackers such as TensorBoard; it stays when the run is done
 
     @classmethod
     def create(cls, output: Path | str, name: str) -> RunFolder:
@@ -76,31 +80,6 @@ class RunFolder:
                 "Set another folder, for example output.dir=results"
             ) from error
         return folder
-
-    @property
-    def record(self) -> Path:
-        """record.json: written at the end of the run."""
-        return self.path / "record.json"
-
-    @property
-    def config(self) -> Path:
-        """config.yaml: the resolved configuration."""
-        return self.path / "config.yaml"
-
-    @property
-    def history(self) -> Path:
-        """history.jsonl: one line a logging step."""
-        return self.path / "history.jsonl"
-
-    @property
-    def checkpoints(self) -> Path:
-        """The folder of the Trainer's checkpoints."""
-        return self.path / "checkpoints"
-
-    @property
-    def logs(self) -> Path:
-        """The folder of trackers such as TensorBoard; it stays when the run is done."""
-        return self.path / "logs"
 
     def own(self, *names: str) -> Path:
         """Return a path in this folder for the output of a command; `UserError` if a part of it is a link."""
@@ -271,11 +250,7 @@ def find_done(folder: RunFolder | Path | str) -> Record | None:
 
 @contextmanager
 def full_disk(folder: str) -> Iterator[None]:
-    """Convert out-of-space errors to `UserError`.
-
-    Args:
-        folder: ``output.dir``.
-    """
+    """Convert out-of-space errors to `UserError`."""
     try:
         yield
     except UserError:
@@ -323,10 +298,7 @@ def has_settings(record: Record, settled: Config) -> bool:
 def changes(settled: Config, name: str, *, data: str, backbone: str | None) -> Iterator[str]:
     """Yield a line for each run with the same settings and another hash: its data or backbone changed since.
 
-    Args:
-        settled: the resolved configuration.
-        name: of the run to start.
-        data, backbone: SHA-256 of its data and of its backbone's content.
+    The run `name` is about to start, with the SHA-256 of its data and of its backbone's content.
     """
     for folder in _matching(settled.output.path, name, -1):
         if folder.name == name:

@@ -149,12 +149,9 @@ def mcnemar(
 ) -> McNemar | None:
     """Return McNemar's exact test of the answers of each seed's two models, combined over seeds; None without answers.
 
-    Per seed: a binomial test with 1/2 (`scipy.stats.binomtest`) of the rows that only one of the models has right. Over
-    several seeds: p = min(1, 2 median p), valid for any dependence of the seeds, which share the rows. Source: Rueger,
-    1978.
-
-    Args:
-        correct, baseline: seed -> bool [rows]; seeds that one lacks are left out.
+    Per seed: a binomial test with 1/2 (`scipy.stats.binomtest`) of the rows that only one of the models has right.
+    Over several seeds: p = min(1, 2 median p), valid for any dependence of the seeds, which share the rows. Source:
+    Rueger, 1978. Answers are seed -> bool [rows]; seeds that one lacks are left out.
 
     Raises:
         ValueError: the two models of a seed answered different numbers of rows.

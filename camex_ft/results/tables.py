@@ -31,20 +31,13 @@ PROFILE = "paper"  # of the published recipe
 
 @dataclass(frozen=True, kw_only=True)
 class Published:
-    """One published number, in hundredths or a perplexity as it is.
-
-    Attributes:
-        source: short name, such as "camex".
-        cite: the paper.
-        read: table or other place from which the number was read.
-        setting: known conditions of the measurement.
-    """
+    """One published number, in hundredths or a perplexity as it is."""
 
     value: float
-    source: str
-    cite: str
-    read: str
-    setting: str
+    source: str  # short name, such as "camex"
+    cite: str  # the paper
+    read: str  # table or other place from which the number was read
+    setting: str  # known conditions of the measurement
 
 
 def experiments() -> tuple[str, ...]:
@@ -53,12 +46,7 @@ def experiments() -> tuple[str, ...]:
 
 
 def published_numbers(name: str, task: str, row: str) -> tuple[Published, ...]:
-    """Return the published numbers of a row, one a source; empty if there are none.
-
-    Args:
-        name: of the experiment, one of `experiments`.
-        task: its id, such as "glue/sst2".
-        row: label of the row: a protocol, or "namex-full-mom".
+    """Return the published numbers of a row of an experiment, one a source; empty if there are none.
 
     Raises:
         UserError: there is no such experiment.
@@ -120,34 +108,21 @@ class Scores:
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One row: a setting with which a task was run.
-
-    Attributes:
-        label, keys: as of its entries.
-        best, last: scores at the best and at the last epoch, in the table's unit.
-        seeds, missing: of its finished cells, and of the others.
-        parameters: of the model.
-        seconds: mean time of the `timed` runs, which were not interrupted.
-        memory: mean peak memory in MB.
-        mark: "best"; "level", not significantly worse than the best; or "".
-        against: comparison with the baseline's best epochs; None for the baseline itself and without one.
-        p_holm: p of its t-test, corrected over all comparisons of the table.
-        published: its published numbers.
-    """
+    """One row: a setting with which a task was run."""
 
     label: str
     keys: Mapping[str, Any]
-    best: Scores
+    best: Scores  # at the best epoch, in the table's unit
     last: Scores
     seeds: tuple[int, ...]
-    missing: tuple[int, ...]
+    missing: tuple[int, ...]  # seeds whose cells are not finished
     parameters: int | None = None
-    seconds: float | None = None
+    seconds: float | None = None  # mean time of the `timed` runs, which were not interrupted
     timed: int = 0
-    memory: float | None = None
-    mark: Literal["", "best", "level"] = ""
-    against: PairedComparison | None = None
-    p_holm: float | None = None
+    memory: float | None = None  # mean peak in MB
+    mark: Literal["", "best", "level"] = ""  # level: not significantly worse than the best
+    against: PairedComparison | None = None  # with the baseline's best epochs
+    p_holm: float | None = None  # of its t-test, corrected over all comparisons of the table
     published: tuple[Published, ...] = ()
 
     def gap(self, number: Published) -> float | None:
@@ -157,22 +132,16 @@ class Row:
 
 @dataclass(frozen=True, kw_only=True)
 class Panel:
-    """One task.
-
-    Attributes:
-        scale: factor of its scores, applied: 100, or 1 if less is better.
-        metric: the primary one; "" without runs.
-        moment: "epoch" if every run was evaluated after each epoch, else "evaluation".
-    """
+    """One task."""
 
     task: str
-    metric: str
+    metric: str  # the primary one; "" without runs
     greater_is_better: bool
-    scale: float
+    scale: float  # factor of its scores, applied: 100, or 1 if less is better
     profile: str
     backbone: str
     rows: tuple[Row, ...]
-    moment: Literal["epoch", "evaluation"] = "epoch"
+    moment: Literal["epoch", "evaluation"] = "epoch"  # epoch: all runs were evaluated after each one
     notes: tuple[str, ...] = ()
 
 
@@ -197,12 +166,7 @@ def make_table(
 ) -> Table:
     """Return the table of a grid's cells: a panel for each task, a row for each label, the baseline first.
 
-    Args:
-        entries: the cells, finished or not.
-        baseline: label of the row that the others are tested against.
-        published: name of the published experiment to compare with, one of `published.experiments`.
-        title: of the table.
-        level: of the tests, after correction; intervals are of 1 - level.
+    Tests are on `level` after correction, intervals of 1 - level.
 
     Raises:
         UserError: the runs of a task do not belong to one experiment (see `entries.refuse_mixture`), or there is no

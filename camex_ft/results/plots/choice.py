@@ -25,17 +25,11 @@ Drawing = tuple[Figure, str] | str  # a figure and its caption, or the reason wh
 
 @dataclass(frozen=True, kw_only=True)
 class Choice:
-    """The pictures of a comparison.
+    """The pictures of a comparison."""
 
-    Attributes:
-        figures: by name; a name is fit for a file's.
-        captions: of each figure; also its alternative text.
-        left_out: names of pictures that lack data, with the reason.
-    """
-
-    figures: dict[str, Figure] = field(default_factory=dict)
-    captions: dict[str, str] = field(default_factory=dict)
-    left_out: dict[str, str] = field(default_factory=dict)
+    figures: dict[str, Figure] = field(default_factory=dict)  # by name; a name is fit for a file's
+    captions: dict[str, str] = field(default_factory=dict)  # also the alternative texts
+    left_out: dict[str, str] = field(default_factory=dict)  # pictures that lack data, with the reason
 
     def add(self, name: str, drawing: Drawing) -> None:
         """Add a picture, or the reason why it is left out."""
@@ -57,11 +51,7 @@ def choose(entries: Sequence[Entry], *, title: str, baseline: str = "dense") -> 
 
     Over all tasks: ``comparison``, and ``sweep-KEY`` for each numeric key of the rows that varies. For each task:
     ``loss-TASK``, ``score-TASK``, ``routing-domain-TASK``, ``routing-label-TASK``, ``load-TASK``, ``curvature-TASK``.
-
-    Args:
-        entries: cells of the grid; those without a result are passed over.
-        title: of the comparison; each picture adds its own subject.
-        baseline: label of the row that others are compared with.
+    Cells without a result are passed over.
     """
     choice, title, baseline = Choice(), one_line(title), one_line(baseline)
     entries = [replace(e, task=one_line(e.task), row=one_line(e.row)) for e in entries]
@@ -94,9 +84,7 @@ def of_run(result: Result, *, title: str) -> Choice:
 def of_inspection(numbers: Mapping[str, Any], choice: Choice | None = None) -> Choice:
     """Return the pictures ``similarity`` and ``spectrum`` of one run.
 
-    Args:
-        numbers: the content of ``inspection.json``.
-        choice: pictures to add them to.
+    `numbers` are the content of ``inspection.json``; the pictures are added to `choice`.
     """
     choice = choice or Choice()
     title = one_line(f"{numbers['task']}: {numbers['protocol']}, seed {numbers['seed']}")

@@ -167,10 +167,7 @@ def png(figure: Figure, *, source: Any = None) -> bytes:
 def save(figure: Figure, path: Path | str, *, source: Any) -> Path:
     """Write the figure to `path` as a PNG, with a digest of its data for `is_stale`; return the path.
 
-    Args:
-        figure: the figure.
-        path: of the file; its folder is made.
-        source: the data: any JSON value, or NumPy arrays.
+    The source is any JSON value, or NumPy arrays.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)

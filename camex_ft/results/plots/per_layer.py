@@ -42,10 +42,7 @@ def routing(
 ) -> Figure:
     """Draw the mean routing weight of each group of inputs: a row of panels a protocol, a panel a layer.
 
-    Args:
-        weights: by row and layer; [groups, N].
-        groups: names of the domains or labels.
-        title, x_label: of the picture; the kind of groups.
+    Weights are by row and layer, [groups, N]; groups are names of domains or labels.
     """
     layers = len(next(iter(weights.values())))
     matrices = [matrix for by_layer in weights.values() for matrix in by_layer.values()]
@@ -67,12 +64,7 @@ def routing(
 
 @styled
 def distances(shown: Mapping[str, tuple[Sequence[str], np.ndarray]], *, title: str) -> Figure:
-    """Draw ||M_i - I||_F / ||I||_F: layers x experts, a panel a row, all on one scale.
-
-    Args:
-        shown: by row, names of layers and distances [layers, N].
-        title: of the picture.
-    """
+    """Draw ||M_i - I||_F / ||I||_F: a panel a row, with names of layers and distances [layers, N], on one scale."""
     columns = columns_for(len(shown))
     height = 0.4 + 0.2 * max(len(names) for names, _ in shown.values())
     width = WIDTH if len(shown) > 1 else 0.75 * WIDTH
@@ -94,12 +86,7 @@ def distances(shown: Mapping[str, tuple[Sequence[str], np.ndarray]], *, title: s
 
 @styled
 def similarity(matrices: Mapping[str, np.ndarray], *, title: str) -> Figure:
-    """Draw the cosine similarity of domain vectors, a panel a layer, from -1 to 1.
-
-    Args:
-        matrices: by layer; [N, N].
-        title: of the picture.
-    """
+    """Draw the cosine similarity of domain vectors, a panel a layer, [N, N], from -1 to 1."""
     columns = min(4, len(matrices))
     width = WIDTH if columns > 2 else 0.8 * WIDTH
     side = min(2.4, (width - 0.6) / columns - 0.25)
@@ -145,9 +132,7 @@ def _colour_bar(figure: Figure, axes: Iterable[Axes], label: str) -> None:
 def load_over_time(shown: Mapping[str, tuple[np.ndarray, Mapping[str, np.ndarray]]], *, title: str) -> Figure:
     """Draw each expert's share of the groups during training, stacked: a row of panels a protocol, a panel a layer.
 
-    Args:
-        shown: by row, epochs [n] and by layer shares [n, N].
-        title: of the picture.
+    Each row has epochs [n] and by layer shares [n, N].
     """
     layers = len(next(iter(shown.values()))[1])
     figure, axes = panels(len(shown), layers, height=1.45, title=title, sharey=True)
@@ -178,15 +163,8 @@ def _stack(ax: Axes, x: np.ndarray, shares: np.ndarray) -> None:
 
 
 @styled
-def spectrum(shown: Mapping[str, np.ndarray], *, title: str, columns: int | None = None) -> Figure:
-    """Draw the singular values of every M_i, largest first, a panel a matrix; the identity has 1 throughout.
-
-    Args:
-        shown: by matrix; [N, n].
-        title: of the picture.
-        columns: of panels; by default the number that makes the picture nearly square.
-    """
-    columns = columns or columns_for(len(shown))
+def spectrum(shown: Mapping[str, np.ndarray], *, title: str, columns: int) -> Figure:
+    """Draw the singular values of every M_i, largest first, a panel a matrix [N, n]; the identity has 1 throughout."""
     width = WIDTH * min(1.0, (columns + 0.8) / 3)
     figure, axes = tiles(len(shown), columns, height=1.9, title=title, width=width, sharey=True)
     room = 0.075 * max(float(np.ptp(np.concatenate([v.ravel() for v in shown.values()]))), 1e-9)

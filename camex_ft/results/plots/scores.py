@@ -58,10 +58,7 @@ def curves(
 ) -> Figure:
     """Draw mean and standard deviation over seeds; more than two rows get a panel each, the others in grey behind.
 
-    Args:
-        series: a line each.
-        title, x_label, y_label: with units.
-        baseline: label of the row that every panel shows.
+    Every panel shows the row `baseline`.
     """
     by_label = looks([s.label for s in series], baseline=baseline)
     rows = [s for s in series if s.label != baseline] or list(series)
@@ -106,11 +103,7 @@ def sweep(
 ) -> Figure:
     """Draw mean and standard deviation over seeds against the swept value: a panel a task, a line a row.
 
-    Args:
-        shown: by task, a series a line.
-        title, x_label: of the picture; the swept key.
-        y_labels: by task, the metric.
-        levels: by task, a row that does not have the key, and its mean, drawn as a level line.
+    `levels` are, by task, a row that does not have the key and its mean, drawn as a level line.
     """
     levels = levels or {}
     base = next((name for name, _ in levels.values()), None)
@@ -144,12 +137,8 @@ def sweep(
 def comparison(shown: Sequence[TaskScores], *, title: str, baseline: str | None = None) -> Figure:
     """Draw the best epoch's score by row: mean, 95% t-interval of the mean over seeds, each seed; a panel a task.
 
-    An interval that would need more than three times the room of the seeds ends in an arrow at the panel's edge.
-
-    Args:
-        shown: scores of one task or several.
-        title: of the picture.
-        baseline: the row whose mean is drawn as a line through its panel.
+    An interval that would need more than three times the room of the seeds ends in an arrow at the panel's edge. The
+    mean of the row `baseline` is drawn as a line through its panel.
     """
     rows = list(dict.fromkeys(row for task in shown for row in task.scores))
     if len(shown) == 1:  # the best on top; several tasks share one order

@@ -25,17 +25,11 @@ LAYERS = 4  # of a model in one picture
 
 @dataclass(frozen=True, kw_only=True)
 class Series:
-    """One line: values over x for several seeds.
+    """One line: values over x for several seeds."""
 
-    Attributes:
-        label: of the row.
-        x: [n], ascending.
-        values: [seeds, n]; NaN where a seed has none.
-    """
-
-    label: str
-    x: np.ndarray
-    values: np.ndarray
+    label: str  # of the row
+    x: np.ndarray  # [n], ascending
+    values: np.ndarray  # [seeds, n]; NaN where a seed has none
 
     def mean(self) -> np.ndarray:
         """Return the mean over seeds; [n]."""
@@ -48,14 +42,7 @@ class Series:
 
 @dataclass(frozen=True, kw_only=True)
 class TaskScores:
-    """The best scores of one task.
-
-    Attributes:
-        task: its id.
-        metric: label of the axis.
-        greater: whether more is better.
-        scores: by row, one number a seed; [seeds].
-    """
+    """The best scores of one task: by row, one number a seed, [seeds]; `metric` is the label of the axis."""
 
     task: str
     metric: str
