@@ -21,7 +21,8 @@ from camex_ft.backbones.heads import HEADS, has_head
 from camex_ft.bench.measurement import Side, alternate, medians, timed
 from camex_ft.bench.settings import PUBLISHED, BackboneBench, DecodeBench, StepBench, check_backbone
 from camex_ft.config.backbones import EMBEDDED
-from camex_ft.estimate import facts, measured
+from camex_ft.estimate import measured
+from camex_ft.estimate.columns import known_backbone
 from camex_ft.estimate.measured import in_child
 from camex_ft.upcycling import cached, routing_context, upcycle
 from camex_ft.utils.errors import UserError
@@ -44,7 +45,7 @@ def build(name: str, *, head: str = "sequence-classification", seed: int = 0) ->
     if name.startswith(EMBEDDED):
         tiny, _ = synthetic.backbone(name.removeprefix(EMBEDDED), head=head, num_labels=LABELS, seed=seed)
         return tiny.train()
-    config = AutoConfig.for_model(num_labels=LABELS, **(facts.backbone(PUBLISHED[name]) or {}))
+    config = AutoConfig.for_model(num_labels=LABELS, **(known_backbone(PUBLISHED[name]) or {}))
     # transformers gives BERT a causal head too, which is causal only as half of an encoder-decoder
     if not has_head(type(config), head) or (head == "causal-lm" and config.model_type == "bert"):
         raise UserError(f"backbone '{name}' has no head '{head}'")

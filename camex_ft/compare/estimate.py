@@ -7,7 +7,7 @@ A cell takes the time of another seed of its row and task, if one has been run. 
 two operations a multiply-add, and a backward pass of twice a forward one. Every row counts with its full length, so
 that short texts take less; generating answers takes more. The sustained TFLOP/s is that of `--tflops`, else an
 assumption for a GPU (`estimate.operations.TFLOPS`) under the profile `paper`, and measured here for a CPU. Sizes of
-public data sets, and shapes of backbones that are out of reach, are those of `estimate.facts`.
+public data sets, and shapes of backbones that are out of reach, are those of `estimate/facts.yaml`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ from rich.text import Text
 from camex_ft.compare.cells import Cell, Comparison
 from camex_ft.compare.outcome import entries
 from camex_ft.config import Config
-from camex_ft.estimate import Column, facts, plan
+from camex_ft.estimate import Column, plan
+from camex_ft.estimate.columns import known_rows, known_tokens
 from camex_ft.estimate.memory import gpu_here
 from camex_ft.estimate.operations import TFLOPS, measured_tflops
 from camex_ft.results.entries import Entry, Result, read_results
@@ -153,14 +154,14 @@ def rows_of(settled: Config) -> tuple[int, int] | None:
     name, data, settings = settled.task.id, settled.data, settled.task
     task: Task = TASKS.get(name)
     rows: Mapping[str, int] | None = None
-    tokens = facts.tokens(name) if data.source == "hub" else None
+    tokens = known_tokens(name) if data.source == "hub" else None
     if data.source == "embedded":
         rows = CORPORA.get(name).sizes
     elif tokens is not None and isinstance(settings, LanguageModellingConfig):
         blocks = {"train": settings.block_size, "validation": settings.step}
         rows = {split: tokens[split] // size for split, size in blocks.items()}
     elif data.source == "hub":
-        rows = facts.rows(task.train_from or name)  # a diagnostic set is trained on another task
+        rows = known_rows(task.train_from or name)  # a diagnostic set is trained on another task
     if rows is None and data.train_rows is not None and data.eval_rows is not None:
         return data.train_rows, data.eval_rows
     if rows is None:

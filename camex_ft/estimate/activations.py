@@ -24,8 +24,6 @@ stack save nothing, and a frozen matrix does not save its input. Beside saved te
     attention       2 T heads L 4              those of the scores, where they are written out
     merged map      slices of E_hat, T and dT, all of T where curvature makes it (`moe.merging`)
     curvature       tau, three products and their way back, of as many experts as fit (`moe.curvature.kronecker`)
-    optimizer       2 of the largest tensor    where AdamW is not fused
-    tied matrix     V d 4                      its gradient as an embedding, before it is added to the head's
 
 On a CPU the buffers of merged maps are used again and stay (`moe.workspace`); the largest of each counts.
 """
@@ -35,9 +33,9 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import chain
 
 from torch import nn
-from transformers import PreTrainedModel
 
 from camex_ft.backbones import DenseFFN
 from camex_ft.backbones.base import block_of
@@ -53,17 +51,18 @@ from camex_ft.estimate.survey import (
     Precision,
     Survey,
 )
-from camex_ft.moe.curvature.kronecker import BLOCK_ELEMENTS, nearest_factors
+from camex_ft.moe.curvature.kronecker import BLOCK_ELEMENTS
 from camex_ft.moe.layers.expert_linear import ExpertLinear
 from camex_ft.moe.layers.ffn import ExpertFFN, MixtureFFN
 from camex_ft.moe.layers.low_rank_expert_linear import LowRankLinear
+from camex_ft.moe.merging.domain_vectors import Form
 from camex_ft.moe.merging.functional import cheaper
 from camex_ft.moe.merging.merge_weights import SLICES
 
 # Tensors of the inner size that activations save beside their output; others save their input.
 WRITTEN_OUT = {"NewGELUActivation": 4, "QuickGELUActivation": 2, "FastGELUActivation": 6, "ReLU": 0}
 CURVED = 2  # B' and A', and the tensors that they come from
-UNFUSED = ("adamw_torch", "adamw_hf")
+CHUNKS = {"kronecker": 8}  # tensors as large as domain vectors in a curvature's backward pass; 1 in others
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,42 +86,40 @@ class Saved:
     @property
     def total(self) -> float:
         """All of it, without gradient checkpointing."""
-        return sum(self.blocks.values()) + self.outside + self.logits + self.fixed
+        return self.until_backward(checkpointing=False) + self.logits
+
+    def until_backward(self, *, checkpointing: bool) -> float:
+        """Return the bytes, less `logits`, that stay until the backward pass."""
+        held = self.stream if checkpointing else self.blocks
+        return self.outside + self.fixed + sum(held.values())
 
     def checkpointed(self) -> float:
         """Return the bytes under gradient checkpointing: the inputs of blocks, and everything of the largest block."""
-        if not self.blocks:
-            return self.total
-        largest = max(self.blocks.values())
-        return self.outside + self.logits + self.fixed + sum(self.stream.values()) + largest
+        largest = max(self.blocks.values(), default=0.0)
+        return self.until_backward(checkpointing=True) + self.logits + largest
 
 
-def saved(
-    dense: Survey, layers: Mapping[str, ExpertFFN], precision: Precision, model: nn.Module | None = None
-) -> Saved:
+def saved(dense: Survey, layers: Mapping[str, ExpertFFN], precision: Precision, model: nn.Module) -> Saved:
     """Return the bytes that one forward pass saves.
 
     Args:
         dense: the dense backbone.
         layers: those of its feed-forward layers that have experts, by path.
         precision: of the step.
-        model: with experts or dense, whose frozen parts save less; None trains everything.
+        model: with experts or dense, whose frozen parts save less.
     """
     flow, rows = GradientFlow(model), dense.batch.rows
     # in the order of the model; "" is outside of all blocks
     blocks: dict[str, float] = {block: 0.0 for p in dense.products if (block := block_of(p.path))}
     stream: dict[str, float] = {}
     outside = 0.0
-    parts = (_products(dense, precision, flow), _others(dense, precision, flow))
-    for path, tokens, size in (
-        part for kind in (*parts, _ffns(dense, layers, precision, flow)) for part in kind
-    ):
+    for path, tokens, size in chain(_modules(dense, precision, flow), _ffns(dense, layers, precision, flow)):
         block = block_of(path)
-        if not block:
+        if block:
+            blocks[block] = blocks.get(block, 0.0) + rows * size
+            stream[block] = rows * tokens * dense.hidden * FLOAT
+        else:
             outside += rows * size
-            continue
-        blocks[block] = blocks.get(block, 0.0) + rows * size
-        stream[block] = rows * tokens * dense.hidden * FLOAT
     return Saved(
         blocks=blocks,
         stream=stream,
@@ -132,8 +129,8 @@ def saved(
     )
 
 
-def _products(dense: Survey, precision: Precision, flow: GradientFlow) -> Iterator[tuple[str, int, float]]:
-    """Yield (path, tokens of a row, bytes a row) of the inputs of matrices."""
+def _modules(dense: Survey, precision: Precision, flow: GradientFlow) -> Iterator[tuple[str, int, float]]:
+    """Yield (path, tokens of a row, bytes a row) of matrices, attentions, norms and dropouts."""
     for product in dense.products:
         parent, _, name = product.path.rpartition(".")
         readers = [product.path]
@@ -141,10 +138,6 @@ def _products(dense: Survey, precision: Precision, flow: GradientFlow) -> Iterat
             readers = [f"{parent}.{other}" for other in (*QUERIES, *KEYS, *VALUES)]
         if product.saves_input and any(map(flow.learns, readers)):
             yield product.path, product.tokens, product.tokens * product.width * precision.size
-
-
-def _others(dense: Survey, precision: Precision, flow: GradientFlow) -> Iterator[tuple[str, int, float]]:
-    """Yield the same of attentions, norms and dropouts."""
     for attention in dense.attentions:
         if flow.passes(attention.path):
             yield attention.path, attention.queries, _attended(attention, precision)
@@ -240,56 +233,36 @@ def _casts(dense: Survey, layers: Mapping[str, ExpertFFN], precision: Precision)
 
 
 def workspace_bytes(dense: Survey, layers: Mapping[str, ExpertFFN], precision: Precision) -> int:
-    """Return the bytes of the buffers of all merged maps, the largest of each name."""
-    largest: dict[str, int] = {}
+    """Return the bytes of the buffers that merged maps use in turn: the largest of each kind."""
+    largest: dict[str, int] = defaultdict(int)
     for ffn in dense.ffns:
         layer = layers.get(ffn.path)
         if layer is None or isinstance(layer, MixtureFFN):
             continue
         groups, length = groups_of(layer, dense.tokens(ffn.path), dense.batch.rows)
         for linear in linears_of(layer):
-            for name, size in _buffers(linear, layer, groups, length, precision).items():
-                largest[name] = max(largest.get(name, 0), size)
+            cheap = cheaper(shape_of(linear, layer, groups, length))
+            for kind, numbers in _buffers(linear, groups, length, cheap, gpu=precision.gpu).items():
+                largest[kind] = max(largest[kind], numbers)
     return FLOAT * sum(largest.values())
 
 
-def _buffers(
-    linear: ExpertLinear, layer: ExpertFFN, groups: int, length: int, precision: Precision
-) -> dict[str, int]:
-    """Return the numbers in each buffer of one map."""
-    shape = shape_of(linear, layer, groups, length)
+def _buffers(linear: ExpertLinear, groups: int, length: int, form: Form, *, gpu: bool) -> dict[str, int]:
+    """Return the numbers in each kind of buffer of one map."""
     experts, out, width = linear.experts.shape
-    multiplier = linear.rule.multiplier
-    pointwise = multiplier is not None and multiplier.pointwise
-    whole = linear.curvature is not None or (multiplier is not None and not pointwise)
-    device = "cuda" if precision.gpu else "cpu"
-    buffers = {"vectors": experts * out * width} if whole else {}
-    if cheaper(shape) == "mix":
-        buffers |= {} if whole else {"vector": out * width}
-    else:
+    device, multiplier = "cuda" if gpu else "cpu", linear.rule.multiplier
+    buffers = {}
+    if linear.curvature is not None or (multiplier is not None and not multiplier.pointwise):
+        buffers["vectors"] = experts * out * width
+    if form == "merge":  # slices of E_hat, of T and of its gradient
         most, budget = next(kind[1:] for kind in SLICES[device] if length >= kind[0])
         together = min(groups, most)
-        slice_ = min(out, max(16, budget // (together * width) // 16 * 16)) * width
-        buffers |= {"slice": together * slice_, "dvectors": (experts + 1) * slice_}
-        buffers |= {"part": experts * slice_} if pointwise or not whole else {}
-        buffers |= {"multiplier": experts * slice_} if pointwise else {}
+        height = min(out, max(16, budget // (together * width) // 16 * 16))
+        buffers["slices"] = (together + 2 * experts + 1) * height * width
     if linear.curvature is not None:
-        buffers |= _curvature_buffers(linear, BLOCK_ELEMENTS[device])
+        count = max(1, min(experts, BLOCK_ELEMENTS[device] // (out * width)))
+        buffers["curvature"] = CHUNKS.get(linear.curvature.kind, 1) * count * out * width
     return buffers
-
-
-def _curvature_buffers(linear: ExpertLinear, most: int) -> dict[str, int]:
-    """Return the numbers in the buffers of a curvature's backward pass."""
-    experts, out, width = linear.experts.shape
-    count = max(1, min(experts, most // (out * width)))
-    chunk = count * out * width
-    if linear.curvature is None or linear.curvature.kind != "kronecker":
-        return {"tau": chunk}
-    p, q = nearest_factors(out)
-    u, v = nearest_factors(width)
-    block = min(chunk, max(most, p * width))
-    sums = count * (q * p * p + q * p * u * u + p * q * q) + count * v * v * -(-chunk // block)
-    return {"whole": 4 * chunk, "block": 4 * block, "sums": sums}
 
 
 def backward_bytes(dense: Survey, layers: Mapping[str, ExpertFFN], precision: Precision) -> dict[str, float]:
@@ -306,21 +279,3 @@ def backward_bytes(dense: Survey, layers: Mapping[str, ExpertFFN], precision: Pr
         block = block_of(a.path)
         needed[block] = max(needed[block], rows * a.queries * (scores + 3 * a.width * size))
     return needed
-
-
-def tied_bytes(model: nn.Module) -> int:
-    """Return the bytes of gradients of one embedding that is used in several places, which are summed."""
-    if not isinstance(model, PreTrainedModel):
-        return 0
-    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
-    weight = getattr(embedding, "weight", None)
-    if weight is None or not weight.requires_grad:
-        return 0
-    uses = 1 + bool(model.config.is_encoder_decoder) + (head is not None and head.weight is weight)
-    return (uses - 1) * int(weight.numel()) * FLOAT
-
-
-def optimizer_step_bytes(trained: list[nn.Parameter], optimizer: str) -> int:
-    """Return the temporary bytes of an optimizer step."""
-    largest = max((p.numel() for p in trained), default=0)
-    return 2 * FLOAT * largest if optimizer in UNFUSED else 0

@@ -3,9 +3,11 @@
 The parameters are those of the model that a run builds, made by the same code on torch's meta device. The time of a
 step is
 
-    seconds = 2 * multiply-adds / rate  +  bytes sent / bandwidth
+    seconds = 2 * multiply-adds * passes / rate  +  bytes sent / bandwidth
+    passes  = 2 + trained share of the parameters, + 1 under gradient checkpointing
 
-where bytes are sent after computing, not meanwhile.
+since a product is computed forward, for the gradient of its input and, where it is trained, of its matrix. Bytes are
+sent after computing, not meanwhile. Public facts about backbones and data sets (`facts.yaml`) serve without a network.
 """
 
 from __future__ import annotations
@@ -14,9 +16,13 @@ import json
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
+from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import torch
+import yaml
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -24,10 +30,10 @@ from camex_ft import upcycling
 from camex_ft.backbones.loading import skeleton
 from camex_ft.backbones.source import OutOfReach, trains_tokenizer
 from camex_ft.config import Config
+from camex_ft.config.backbones import NEW
 from camex_ft.config.rules import broken
-from camex_ft.estimate import facts
-from camex_ft.estimate.memory import Engine, Memory, Stored, Where, memory
-from camex_ft.estimate.operations import TFLOPS, Operations, operations, step_operations
+from camex_ft.estimate.memory import Memory, Stored, Where, memory
+from camex_ft.estimate.operations import TFLOPS, Operations, operations
 from camex_ft.estimate.survey import Batch, Precision, Survey
 from camex_ft.moe.layers.ffn import ExpertFFN, MergedFFN
 from camex_ft.moe.layers.propagation import propagation_paths
@@ -113,33 +119,32 @@ def column(
     with torch.device("meta"):
         model = upcycling.for_run(settled, dense)
     layers = upcycling.expert_layers(model)
-    precision, where = setting.precision, setting.where
+    cost = operations(dense_survey, layers)
     return Column(
         protocol=settled.merging.protocol,
         own=own,
         parameters=count_parameters(model),
-        operations=operations(dense_survey, layers),
-        memory=memory(model, dense_survey, layers, precision, where),
-        duration=duration(model, dense_survey, layers, precision, tflops=setting.tflops, engine=where.engine),
+        operations=cost,
+        memory=memory(model, dense_survey, layers, setting.precision, setting.where),
+        duration=duration(model, cost, dense_survey.batch, setting),
         chains=chains_of(layers),
     )
 
 
-def duration(
-    model: nn.Module,
-    dense_survey: Survey,
-    layers: Mapping[str, ExpertFFN],
-    precision: Precision,
-    *,
-    tflops: float,
-    engine: Engine,
-) -> Duration:
-    """Return the time of an optimizer step on each process; arguments as of `memory` and of `Setting`."""
-    stored = Stored.of(model)
+def duration(model: nn.Module, cost: Operations, batch: Batch, setting: Setting) -> Duration:
+    """Return the time of an optimizer step on each process, by the formula above.
+
+    Args:
+        model: with experts or dense, on any device.
+        cost: of a forward pass.
+        batch, setting: of the step.
+    """
+    stored, engine = Stored.of(model), setting.where.engine
     weights, gradients = sum(stored.weights.values()), sum(stored.gradients.values())
+    passes = 2 + gradients / weights + setting.precision.checkpointing
     sent = 2 * weights + gradients if engine.shares_weights else 2 * gradients
     return Duration(
-        computing=2 * step_operations(model, dense_survey, layers, precision) / (tflops * 1e12),
+        computing=2 * cost.total * batch.tokens * batch.steps * passes / (setting.tflops * 1e12),
         sending=sent * (engine.processes - 1) / engine.processes / BANDWIDTH,
     )
 
@@ -155,7 +160,7 @@ def materials(settled: Config) -> tuple[PreTrainedModel, Batch]:
 def dense_of(settled: Config, task: Task) -> PreTrainedModel:
     """Return the backbone of a configuration, on the meta device.
 
-    Where the hub is out of reach, the shape of a backbone in `facts` is used; its config has the name `SHIPPED` then.
+    Where the hub is out of reach, the shape in `facts.yaml` is used; its config has the name `SHIPPED` then.
 
     Raises:
         UserError: its configuration is at fault or out of reach.
@@ -168,7 +173,7 @@ def dense_of(settled: Config, task: Task) -> PreTrainedModel:
     try:
         dense = make(settled.backbone)
     except OutOfReach:
-        known = facts.backbone(settled.backbone)
+        known = known_backbone(settled.backbone)
         if known is None:
             raise
         with tempfile.TemporaryDirectory() as folder:
@@ -251,3 +256,34 @@ def chains_of(layers: dict[str, ExpertFFN]) -> tuple[str, ...]:
         lines.append(f"{stack}: {length} from {chain[0]} on{why}")
         stacks.add(stack)
     return tuple(lines)
+
+
+# -- public facts -----------------------------------------------------------------------------------------------------
+
+
+def known_rows(task: str) -> Mapping[str, int] | None:
+    """Return the rows that the model reads in each split of a task's public data set; None where it is not known."""
+    examples = _facts()["rows"].get(task)
+    rows_of_an_example = _facts()["rows_of_an_example"].get(task, 1)
+    if examples is None or rows_of_an_example is None:
+        return None
+    return {split: count * rows_of_an_example for split, count in examples.items()}
+
+
+def known_tokens(task: str) -> Mapping[str, int] | None:
+    """Return the tokens of each split under GPT-2's tokenizer; None where they are not known."""
+    counts: Mapping[str, int] | None = _facts()["tokens"].get(task)
+    return counts
+
+
+def known_backbone(spec: str) -> dict[str, Any] | None:
+    """Return the shape of a backbone of the hub, the entries of its config.json; None where it is not known."""
+    entry = _facts()["backbones"].get(spec.removeprefix(NEW))
+    return None if entry is None else dict(entry["config"])
+
+
+@lru_cache
+def _facts() -> dict[str, Any]:
+    text = resources.files("camex_ft.estimate").joinpath("facts.yaml").read_text(encoding="utf-8")
+    loaded: dict[str, Any] = yaml.safe_load(text)
+    return loaded

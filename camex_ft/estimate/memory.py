@@ -32,14 +32,7 @@ import torch
 from torch import nn
 
 from camex_ft.backbones.base import block_of
-from camex_ft.estimate.activations import (
-    Saved,
-    backward_bytes,
-    optimizer_step_bytes,
-    saved,
-    tied_bytes,
-    workspace_bytes,
-)
+from camex_ft.estimate.activations import Saved, backward_bytes, saved, workspace_bytes
 from camex_ft.estimate.operations import linears_of, shares_vectors
 from camex_ft.estimate.survey import FLOAT, Precision, Survey
 from camex_ft.moe.layers.ffn import ExpertFFN
@@ -197,11 +190,26 @@ def memory(
         activations=round(activations.checkpointed() if precision.checkpointing else activations.total),
     )
     base = parts.weights + parts.optimizer + parts.vectors + buffers + gathered
-    needed = backward_bytes(dense, layers, precision)
+    left = activations.until_backward(checkpointing=precision.checkpointing)
+    if dense.batch.steps > 1:  # gradients of earlier micro-batches are there, and new ones are added to them
+        largest = max((p.numel() for p in trained), default=0) * FLOAT
+        before, present, new = gradients, sum(stored.gradients.values()) / share + largest, dict[str, float]()
+    else:
+        before, present, new = 0.0, 0.0, {block: size / share for block, size in stored.gradients.items()}
+    head = FLOAT * sum(p.out * p.width for p in dense.products if p.vocabulary) / share
+    backward = _backward(
+        activations,
+        backward_bytes(dense, layers, precision),
+        left,
+        present,
+        new,
+        head,
+        checkpointing=precision.checkpointing,
+    )
     moments = {
-        "forward": base + _forward(activations, precision) + (gradients if dense.batch.steps > 1 else 0),
-        "backward": base + max(_backward(model, dense, precision, activations, needed, stored, share)),
-        "optimizer": base + gradients + optimizer_step_bytes(trained, precision.optimizer) / share,
+        "forward": base + before + left + 2 * activations.logits,
+        "backward": base + max(backward),
+        "optimizer": base + gradients,
     }
     moment = max(moments, key=lambda name: moments[name])
     live = moments[moment]
@@ -218,42 +226,37 @@ def memory(
     )
 
 
-def _forward(activations: Saved, precision: Precision) -> float:
-    """Return the activations at the end of the forward pass: the logits are there beside their log-probabilities."""
-    if not precision.checkpointing:
-        return activations.total + activations.logits
-    inputs = sum(activations.stream.values()) - sum(activations.blocks.values())
-    return activations.total + inputs + activations.logits
-
-
 def _backward(
-    model: nn.Module,
-    dense: Survey,
-    precision: Precision,
     activations: Saved,
     needed: Mapping[str, float],
-    stored: Stored,
-    share: int,
+    left: float,
+    present: float,
+    new: Mapping[str, float],
+    head: float,
+    *,
+    checkpointing: bool,
 ) -> Iterator[float]:
-    """Yield live activations, gradients and working memory at each block, from the last to the first."""
-    # gradients of earlier micro-batches are there, and new ones are added to them
-    accumulates = dense.batch.steps > 1
-    largest = max((p.numel() for p in model.parameters() if p.requires_grad), default=0) * FLOAT
-    present = sum(stored.gradients.values()) / share + largest if accumulates else 0.0
-    gradients = {} if accumulates else stored.gradients
-    blocks = activations.stream if precision.checkpointing else activations.blocks
-    left = activations.fixed + activations.outside + sum(blocks.values())
-    head = sum(p.out * p.width for p in dense.products if p.vocabulary) * FLOAT
-    outside = gradients.get("", 0)
+    """Yield live activations, gradients and working memory at each block, from the last to the first.
+
+    Args:
+        activations: saved by the forward pass.
+        needed: working memory of each block.
+        left: activations that are not freed yet.
+        present: gradients of earlier micro-batches.
+        new: gradients of each block that the pass adds to them.
+        head: gradient of a language model's head.
+        checkpointing: blocks are run again.
+    """
+    outside = new.get("", 0.0)
     yield left + present + activations.logits * 3  # gradients of the logits and of their log-probabilities
-    present += min(head, outside) / share  # the head's come first, an embedding's last
-    for block in reversed(list(activations.blocks)):
-        run_again = activations.blocks[block] if precision.checkpointing else 0.0
-        before = left + run_again + present
-        left -= blocks.get(block, 0.0)
-        present += gradients.get(block, 0) / share
-        yield max(before, left + present) + needed.get(block, 0.0)
-    yield left + present + max(0.0, outside - head) / share + tied_bytes(model)
+    present += min(head, outside)  # the head's come first, an embedding's last
+    for block, size in reversed(list(activations.blocks.items())):
+        held = activations.stream.get(block, 0.0) if checkpointing else size
+        most = left + present + (size if checkpointing else 0.0)  # its pass is run again
+        left -= held
+        present += new.get(block, 0.0)
+        yield max(most, left + present) + needed.get(block, 0.0)
+    yield left + present + max(0.0, outside - head)
 
 
 def optimizer_bytes(trained: list[nn.Parameter], name: str = "adamw_torch_fused") -> int:

@@ -126,13 +126,9 @@ class Attention:
 
 @dataclass(frozen=True, kw_only=True)
 class Pointwise:
-    """A norm or a dropout.
+    """A norm or a dropout, which saves `numbers` for each of a row's `tokens`: floats, or entries of a dropout `mask`.
 
-    Attributes:
-        path, tokens: as of a `Product`.
-        numbers: saved for each token.
-        for_weight: of them, those that only the gradient of its own weight needs.
-        mask: they are the entries of a dropout mask.
+    Of them, only the gradient of a norm's own weight needs those `for_weight`.
     """
 
     path: str
@@ -260,10 +256,9 @@ def _pointwise(
             numbers = 0 if weight is None else weight.numel()
             if parent in attentions and name in ("q_norm", "k_norm"):
                 numbers = attentions[parent].width if name == "q_norm" else attentions[parent].key_width
-            if isinstance(module, (nn.LayerNorm, nn.RMSNorm)):
-                yield Pointwise(path=path, tokens=tokens, numbers=numbers)
-            else:  # written out in Python: the input is saved twice, once for the weight's gradient
-                yield Pointwise(path=path, tokens=tokens, numbers=2 * numbers, for_weight=numbers)
+            fused = isinstance(module, (nn.LayerNorm, nn.RMSNorm))
+            again = 0 if fused else numbers  # written out in Python, it saves its input twice
+            yield Pointwise(path=path, tokens=tokens, numbers=numbers + again, for_weight=again)
 
 
 class GradientFlow:
@@ -271,42 +266,35 @@ class GradientFlow:
 
     A gradient passes through the modules after the first trained parameter of its stack, in the order of the modules; a
     decoder's cross-attention passes one on to its encoder.
-
-    Args:
-        model: with its parameters frozen or not; None trains everything.
     """
 
-    def __init__(self, model: nn.Module | None = None) -> None:
-        self.all = model is None
-        self._order: dict[str, int] = {}
-        self._last: dict[str, int] = {}  # place of the last module within each module
-        self._trained: set[str] = set()
-        self._first = {False: 0, True: 0}  # place of the first trained module: of the encoder, of the decoder
-        if model is None:
-            return
-        config: Any = getattr(model, "config", None)
-        self._splits = bool(getattr(config, "is_encoder_decoder", False))
-        owners: list[str] = []  # modules that hold a trained parameter themselves
-        for place, (path, module) in enumerate(model.named_modules()):
-            self._order[path] = place
-            parts = path.split(".")
-            prefixes = [".".join(parts[: i + 1]) for i in range(len(parts))]
-            self._last.update(dict.fromkeys(prefixes, place))
-            if any(p.requires_grad for p in module.parameters(recurse=False)):
-                owners.append(path)
-                self._trained.update(prefixes)
+    def __init__(self, model: nn.Module) -> None:
+        order = {path: place for place, (path, _) in enumerate(model.named_modules())}
+        # modules that hold a trained parameter themselves, and all around them
+        owners = [
+            path for path, m in model.named_modules() if any(p.requires_grad for p in m.parameters(False))
+        ]
+        self._trained = {prefix for path in owners for prefix in _prefixes(path)}
+        self._last = {prefix: place for path, place in order.items() for prefix in _prefixes(path)}
+        self._splits = bool(getattr(getattr(model, "config", None), "is_encoder_decoder", False))
+        self._first = {}  # place of the first trained module: of the encoder, of the decoder
         for decoder in (False, True):
             begins = [path for path in owners if self._decodes(path) == decoder or "." not in path]
-            begins += [p for p in self._order if decoder and p.rpartition(".")[2] in CROSS][:1]
-            self._first[decoder] = min((self._order[path] for path in begins), default=len(self._order))
+            begins += [p for p in order if decoder and p.rpartition(".")[2] in CROSS][:1]
+            self._first[decoder] = min((order[path] for path in begins), default=len(order))
 
     def learns(self, path: str) -> bool:
         """Return whether anything in the module at `path` is trained."""
-        return self.all or path in self._trained
+        return path in self._trained
 
     def passes(self, path: str) -> bool:
         """Return whether a gradient is wanted at the module's output."""
-        return self.all or self._last.get(path, len(self._order)) >= self._first[self._decodes(path)]
+        return path not in self._last or self._last[path] >= self._first[self._decodes(path)]
 
     def _decodes(self, path: str) -> bool:
         return self._splits and "decoder" in path.split(".")
+
+
+def _prefixes(path: str) -> list[str]:
+    parts = path.split(".")
+    return [".".join(parts[: i + 1]) for i in range(len(parts))]

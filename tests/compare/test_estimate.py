@@ -11,7 +11,8 @@ from rich.console import Console
 from camex_ft.backbones.source import OutOfReach
 from camex_ft.compare import estimate as estimating
 from camex_ft.compare.estimate import ADAM, CHECKPOINTS, estimate, print_estimate, rows_of, summary
-from camex_ft.estimate import facts, plan
+from camex_ft.estimate import plan
+from camex_ft.estimate.columns import known_rows
 from camex_ft.results.run_folder import RunFolder
 from camex_ft.utils.registry import TASKS
 
@@ -184,5 +185,5 @@ def test_public_data_have_sizes_for_every_task_of_the_hub():
     for name in TASKS.names():
         task = TASKS.get(name)
         if task.hub:
-            known = facts.rows(task.train_from or name) or name == "superglue/record"
+            known = known_rows(task.train_from or name) or name == "superglue/record"
             assert known, name

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from camex_ft.estimate.columns import BANDWIDTH, Duration, duration
-from camex_ft.estimate.memory import Engine, Stored
+from camex_ft.estimate.columns import BANDWIDTH, Duration, Setting, duration
+from camex_ft.estimate.memory import Engine, Stored, Where
 from camex_ft.estimate.operations import measured_tflops, operations
 from camex_ft.estimate.survey import Precision, survey
 from camex_ft.upcycling import expert_layers, freeze, upcycle
@@ -20,8 +20,8 @@ def of(
     model: Any, *, steps: int = 1, engine: Engine = ONE, tflops: float = 1.0, **precision: Any
 ) -> Duration:
     found = survey(small("bert", CLASSIFIER), batch(model, steps=steps))
-    layers = expert_layers(model)
-    return duration(model, found, layers, Precision(**precision), tflops=tflops, engine=engine)
+    setting = Setting(precision=Precision(**precision), where=Where(engine=engine), tflops=tflops)
+    return duration(model, operations(found, expert_layers(model)), found.batch, setting)
 
 
 def test_a_dense_step_by_hand() -> None:

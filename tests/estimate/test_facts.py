@@ -9,10 +9,11 @@ import torch
 import transformers
 import yaml
 
+import camex_ft.estimate
 from camex_ft.config.shipped import ROOT
-from camex_ft.estimate import facts
+from camex_ft.estimate.columns import known_backbone, known_rows
 
-FILE = Path(facts.__file__).with_name("facts.yaml")
+FILE = Path(camex_ft.estimate.__file__).with_name("facts.yaml")
 FACTS = yaml.safe_load(FILE.read_text(encoding="utf-8"))
 LM = {"t5": transformers.AutoModelForSeq2SeqLM} | dict.fromkeys(
     ["gpt2", "llama", "qwen2", "mistral"], transformers.AutoModelForCausalLM
@@ -21,11 +22,11 @@ LM = {"t5": transformers.AutoModelForSeq2SeqLM} | dict.fromkeys(
 
 @pytest.mark.parametrize("name", FACTS["backbones"])
 def test_a_shape_has_the_published_parameters(name):
-    config = transformers.AutoConfig.for_model(**facts.backbone(name))
+    config = transformers.AutoConfig.for_model(**known_backbone(name))
     with torch.device("meta"):
         model = LM.get(config.model_type, transformers.AutoModel).from_config(config)
     found = sum(parameter.numel() for parameter in model.parameters())
-    apart = facts.backbone(name).get("tie_word_embeddings") is False
+    apart = known_backbone(name).get("tie_word_embeddings") is False
     if apart and config.tie_word_embeddings:  # this version ties T5's output embedding whatever the file says
         found += config.vocab_size * config.hidden_size
     assert found == FACTS["backbones"][name]["parameters"]
@@ -36,11 +37,11 @@ def test_every_backbone_of_the_hub_that_configurations_name_is_known():
     named = {line.split()[1] for line in lines if line.startswith("backbone:")}
     elsewhere = ("auto", "embedded/", "package:")
     assert {name for name in named if not name.startswith(elsewhere)} == set(FACTS["backbones"])
-    assert facts.backbone("new:openai-community/gpt2") == facts.backbone("openai-community/gpt2")
-    assert facts.backbone("somebody/else") is None
+    assert known_backbone("new:openai-community/gpt2") == known_backbone("openai-community/gpt2")
+    assert known_backbone("somebody/else") is None
 
 
 def test_rows_are_those_that_the_model_reads():
-    assert facts.rows("glue/rte") == {"train": 2490, "validation": 277, "test": 3000}
-    assert facts.rows("superglue/copa") == {"train": 800, "validation": 200, "test": 1000}
-    assert facts.rows("superglue/record") is None and facts.rows("lm/text") is None
+    assert known_rows("glue/rte") == {"train": 2490, "validation": 277, "test": 3000}
+    assert known_rows("superglue/copa") == {"train": 800, "validation": 200, "test": 1000}
+    assert known_rows("superglue/record") is None and known_rows("lm/text") is None
