@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from camex_ft.tasks.base import Example, Predictions, Row
-from camex_ft.tasks.classification import Format, by_label, task
+from camex_ft.tasks.classification import Format, task
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
 NLI = ("entailment", "neutral", "contradiction")
+ENTAILMENT = ("entailment", "not_entailment")
 MATCHED = {
     "train": "train",
     "validation": ("validation_matched", "validation_mismatched"),
@@ -59,8 +60,6 @@ def glue(
     summary: str,
     *,
     columns: tuple[str, ...],
-    metric: str,
-    primary: str,
     labels: tuple[str, ...] | None,
     aliases: Mapping[str, str] | None = None,
     **attributes: Any,
@@ -76,8 +75,6 @@ def glue(
         hub="nyu-mll/glue",
         features=features,
         label_names=labels,
-        primary=primary,
-        score=by_label(metric),
         aliases={"idx": "index", **(aliases or {})},
         texts=columns,
         **{**defaults, **attributes},
@@ -92,7 +89,6 @@ glue(
     columns=("sentence",),
     labels=("unacceptable", "acceptable"),
     metric="Matthews",
-    primary="matthews",
     headerless=("source", "label", "star", "sentence"),
 )
 glue(
@@ -102,7 +98,6 @@ glue(
     columns=("sentence",),
     labels=("negative", "positive"),
     metric="Accuracy",
-    primary="accuracy",
 )
 glue(
     "mrpc",
@@ -111,7 +106,6 @@ glue(
     columns=("sentence1", "sentence2"),
     labels=("not_equivalent", "equivalent"),
     metric="AccuracyF1",
-    primary="f1",
     aliases={"sentence1": "#1 String", "sentence2": "#2 String", "label": "Quality"},
 )
 glue(
@@ -121,7 +115,6 @@ glue(
     columns=("question1", "question2"),
     labels=("not_duplicate", "duplicate"),
     metric="AccuracyF1",
-    primary="f1",
     aliases={"label": "is_duplicate", "idx": "id"},
 )
 glue(
@@ -131,7 +124,6 @@ glue(
     columns=("sentence1", "sentence2"),
     labels=None,
     metric="Correlation",
-    primary="spearman",
     aliases={"label": "score"},
     label_range=(0.0, 5.0),
     decide=real_number,
@@ -144,7 +136,6 @@ glue(
     columns=("premise", "hypothesis"),
     labels=NLI,
     metric="Accuracy",
-    primary="accuracy",
     aliases={"premise": "sentence1", "hypothesis": "sentence2", "label": "gold_label"},
     splits=MATCHED,
     files={"test_matched": "MNLI-m.tsv", "test_mismatched": "MNLI-mm.tsv"},
@@ -155,20 +146,18 @@ glue(
     "QNLI",
     "does the sentence answer the question?",
     columns=("question", "sentence"),
-    labels=("entailment", "not_entailment"),
+    labels=ENTAILMENT,
     metric="Accuracy",
-    primary="accuracy",
-    lines=names_of(("entailment", "not_entailment")),
+    lines=names_of(ENTAILMENT),
 )
 glue(
     "rte",
     "RTE",
     "does the first text entail the second?",
     columns=("sentence1", "sentence2"),
-    labels=("entailment", "not_entailment"),
+    labels=ENTAILMENT,
     metric="Accuracy",
-    primary="accuracy",
-    lines=names_of(("entailment", "not_entailment")),
+    lines=names_of(ENTAILMENT),
 )
 glue(
     "wnli",
@@ -177,7 +166,6 @@ glue(
     columns=("sentence1", "sentence2"),
     labels=("not_entailment", "entailment"),
     metric="Accuracy",
-    primary="accuracy",
 )
 glue(
     "ax",
@@ -186,7 +174,6 @@ glue(
     columns=("premise", "hypothesis"),
     labels=NLI,
     metric="Matthews",
-    primary="matthews",
     aliases={"premise": "sentence1", "hypothesis": "sentence2"},
     splits={**MATCHED, "test": ("test",)},
     train_from="glue/mnli",

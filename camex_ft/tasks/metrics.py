@@ -161,27 +161,12 @@ class GenderParity(TaskMetric):
         return scores
 
 
-class AnswerF1(TaskMetric):
-    """f1, exact_match and their mean, average, of answer texts: ReCoRD's measures (Zhang et al. 2018).
-
-    Each prediction is compared with all its gold answers, normalised, and the best one counts: exact_match is 1 where
-    the texts are equal, f1 that of the bags of words. A row without gold answers counts 0.
-    """
-
-    inputs = TEXTS
-
-    def score(self, *, predictions: Sequence[str], references: Sequence[Sequence[str]]) -> Scores:
-        pairs = list(zip(predictions, references, strict=True))
-        exact = np.mean([max((exact_match(p, g) for g in golds), default=0.0) for p, golds in pairs])
-        f1 = np.mean([max((word_f1(p, g) for g in golds), default=0.0) for p, golds in pairs])
-        return {"f1": float(f1), "exact_match": float(exact), "average": float(exact + f1) / 2}
-
-
 class SquadAnswers(TaskMetric):
     """exact_match and f1 of answer texts, as SQuAD's script of version 1.1 has them (Rajpurkar et al. 2016).
 
-    Each prediction is compared with all its gold answers, normalised, and the best one counts. Two empty texts match
-    exactly and have f1 0. A question without gold answers counts 0.
+    Each prediction is compared with all its gold answers, normalised, and the best one counts: exact_match is 1 where
+    the texts are equal, f1 that of the bags of words. Two empty texts match exactly and have f1 0. A row without gold
+    answers counts 0.
     """
 
     inputs = TEXTS
@@ -191,6 +176,18 @@ class SquadAnswers(TaskMetric):
         exact = [max((exact_match(p, g) for g in golds), default=0.0) for p, golds in pairs]
         f1 = [max((word_f1(p, g) for g in golds), default=0.0) for p, golds in pairs]
         return {"exact_match": sum(exact) / len(pairs), "f1": sum(f1) / len(pairs)}
+
+
+class AnswerF1(SquadAnswers):
+    """f1, exact_match and their mean, average, of answer texts as `SquadAnswers` has them: ReCoRD's measures.
+
+    Zhang et al. 2018.
+    """
+
+    def score(self, *, predictions: Sequence[str], references: Sequence[Sequence[str]]) -> Scores:
+        scores = super().score(predictions=predictions, references=references)
+        f1, exact = scores["f1"], scores["exact_match"]
+        return {"f1": f1, "exact_match": exact, "average": (f1 + exact) / 2}
 
 
 class SquadAnswersOrNone(TaskMetric):

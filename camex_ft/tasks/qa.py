@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -175,24 +175,15 @@ class Answering(TextToText):
 
 def unpack(record: Example) -> list[Row]:
     """Return the questions of SQuAD's own JSON: the whole file's object, or an article of its list ``data``."""
-    return list(_questions(record.get("data", [record])))
-
-
-def _questions(articles: Sequence[Example]) -> Iterator[Row]:
-    for article in articles:
+    rows = []
+    for article in record.get("data", [record]):
         for paragraph in article["paragraphs"]:
             for asked in paragraph["qas"]:
                 golds = [] if asked.get("is_impossible") is True else asked.get("answers", [])
-                yield {
-                    "id": asked["id"],
-                    "title": article.get("title", ""),
-                    "context": paragraph["context"],
-                    "question": asked["question"],
-                    "answers": {key: [gold[name] for gold in golds] for key, name in _GOLD.items()},
-                }
-
-
-_GOLD = {"text": "text", "answer_start": "answer_start"}
+                row = {"id": asked["id"], "title": article.get("title", ""), "context": paragraph["context"]}
+                answers = {name: [gold[name] for gold in golds] for name in ANSWERS}
+                rows.append({**row, "question": asked["question"], "answers": answers})
+    return rows
 
 
 def _row(example: Example) -> Row:

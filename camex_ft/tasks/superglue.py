@@ -16,18 +16,19 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from camex_ft.tasks.base import Example, Predictions, Row
-from camex_ft.tasks.classification import Format, by_label, task
-from camex_ft.tasks.glue import sentences
+from camex_ft.tasks.classification import Format, task
+from camex_ft.tasks.glue import ENTAILMENT, sentences
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
 RANGES = [["int32"]]
+SPANS = ("span1_index", "span2_index")
 PLACES = ("start1", "start2", "end1", "end2")
 WORD, NOUN, PRONOUN = "*", "*", "#"
 BOOLEAN = ("False", "True")
-ENTAILMENT = ("entailment", "not_entailment")
 CB_LABELS = ("entailment", "contradiction", "neutral")
+PREMISE_HYPOTHESIS = sentences("premise", "hypothesis")
 RTE_SPLITS = {"train": "train", "validation": ("validation",), "test": ("test",)}
 
 
@@ -54,12 +55,14 @@ def superglue(
 ) -> Callable[[Format], Format]:
     """Return the decorator that registers a `format` as a SuperGLUE task with these columns and dataset labels.
 
-    `labels` None is for data sets without a label column; `attributes` are those of `Classification`.
+    `labels` None is for data sets without a label column; `attributes` are those of `Classification`. Submissions hold
+    the labels' names.
     """
     last = {"label": labels} if labels else {}
     words = tuple(column for column, kind in columns.items() if kind == "string")
     defaults = {
         "label_names": labels,
+        "lines": jsonl_of(labels or ()),
         "files": {"test": f"{benchmark_name}.jsonl"},
         "texts": words if len(words) == 2 else ("first text", "second text"),
     }
@@ -85,8 +88,7 @@ superglue(
     "does the passage answer the question with yes?",
     columns=texts("question", "passage"),
     labels=BOOLEAN,
-    score=by_label("Accuracy"),
-    primary="accuracy",
+    metric="Accuracy",
     lines=jsonl_of(("false", "true")),
 )(sentences("passage", "question"))
 superglue(
@@ -95,31 +97,25 @@ superglue(
     "is the premise's speaker committed to the hypothesis?",
     columns=texts("premise", "hypothesis"),
     labels=CB_LABELS,
-    score=by_label("AccuracyMacroF1"),
-    primary="average",
-    lines=jsonl_of(CB_LABELS),
-)(sentences("premise", "hypothesis"))
+    metric="AccuracyMacroF1",
+)(PREMISE_HYPOTHESIS)
 superglue(
     "rte",
     "RTE",
     "does the premise entail the hypothesis?",
     columns=texts("premise", "hypothesis"),
     labels=ENTAILMENT,
-    score=by_label("Accuracy"),
-    primary="accuracy",
-    lines=jsonl_of(ENTAILMENT),
-)(sentences("premise", "hypothesis"))
+    metric="Accuracy",
+)(PREMISE_HYPOTHESIS)
 superglue(
     "axb",
     "AX-b",
     "broad-coverage diagnostics, by a model trained on rte",
     columns=texts("sentence1", "sentence2"),
     labels=ENTAILMENT,
-    score=by_label("Matthews"),
-    primary="matthews",
+    metric="Matthews",
     splits=RTE_SPLITS,
     train_from="superglue/rte",
-    lines=jsonl_of(ENTAILMENT),
 )(sentences("sentence1", "sentence2"))
 
 
@@ -130,23 +126,13 @@ superglue(
     columns=texts("premise", "hypothesis"),
     labels=ENTAILMENT,
     grouped=True,
-    score=by_label("GenderParity"),
-    primary="accuracy",
+    metric="GenderParity",
     splits=RTE_SPLITS,
     train_from="superglue/rte",
-    lines=jsonl_of(ENTAILMENT),
 )
 def winogender(example: Example) -> list[Row]:
     """Format a sentence pair; its minimal pair, the other gender's premise, is its neighbour: rows 0 and 1, 2 and 3."""
-    pair = f"pair-{example['idx'] // 2}"
-    return [
-        {
-            "text": example["premise"],
-            "text_pair": example["hypothesis"],
-            "label": example["label"],
-            "group": pair,
-        }
-    ]
+    return [{**row, "group": f"pair-{example['idx'] // 2}"} for row in PREMISE_HYPOTHESIS(example)]
 
 
 # WiC and WSC
@@ -190,8 +176,7 @@ def wic_fault(example: Example) -> str | None:
     labels=BOOLEAN,
     extra={"marked": RANGES, "marked_pair": RANGES},
     check=wic_fault,
-    score=by_label("Accuracy"),
-    primary="accuracy",
+    metric="Accuracy",
     lines=jsonl_of(("false", "true")),
 )
 def wic(example: Example) -> list[Row]:
@@ -221,35 +206,27 @@ def wsc_fault(example: Example) -> str | None:
     """Return the fault of the spans' places, or None."""
     count = len(example["text"].split())
     for n in (1, 2):
-        if example[f"span{n}_index"] is None or not 0 <= example[f"span{n}_index"] < count:
-            start = example[f"span{n}_index"]
+        start = example[f"span{n}_index"]
+        if start is None or not 0 <= start < count:
             return f"column 'span{n}_index' is {start}; expected the number of a word of 'text', 0 to {count - 1}"
     return None
 
 
 def unpack_wsc(record: Example) -> list[Row]:
     """Return the example of one record of the benchmark's own jsonl file, whose spans are nested."""
-    outer: dict[str, Any] = {key: value for key, value in record.items() if key != "target"}
-    return [{**outer, **record["target"]}]
+    return [{**record, **record["target"]}]
 
 
 @superglue(
     "wsc",
     "WSC",
     "does the pronoun refer to the noun phrase?",
-    columns={
-        **texts("text"),
-        "span1_index": "int32",
-        "span2_index": "int32",
-        **texts("span1_text", "span2_text"),
-    },
+    columns={**texts("text"), **dict.fromkeys(SPANS, "int32"), **texts("span1_text", "span2_text")},
     labels=BOOLEAN,
     extra={"marked": RANGES},
     unpack=unpack_wsc,
     check=wsc_fault,
-    score=by_label("Accuracy"),
-    primary="accuracy",
-    lines=jsonl_of(("False", "True")),
+    metric="Accuracy",
     texts=("text",),
 )
 def wsc(example: Example) -> list[Row]:

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from camex_ft.tasks.base import WITHHELD, Example, Predictions, Row
-from camex_ft.tasks.classification import by_label
 from camex_ft.tasks.superglue import BOOLEAN, jsonl, superglue, texts
 
 if TYPE_CHECKING:
@@ -67,10 +66,9 @@ def choice_score(predictions: Predictions, rows: Dataset) -> Scores:
 
 def choice_fault(example: Example) -> str | None:
     """Return the fault of the question word, or None."""
-    question = example["question"]
-    return (
-        None if question in QUESTIONS else f"column 'question' is '{question}'; expected 'cause' or 'effect'"
-    )
+    if example["question"] in QUESTIONS:
+        return None
+    return f"column 'question' is '{example['question']}'; expected 'cause' or 'effect'"
 
 
 @superglue(
@@ -90,17 +88,12 @@ def choice_fault(example: Example) -> str | None:
 )
 def copa(example: Example) -> list[Row]:
     """Format the two choices, the question's word after the premise."""
-    text = f"{example['premise']} What was the {example['question']}?"
-    right = example["label"]
-    return [
-        {
-            "text": text,
-            "text_pair": example[f"choice{number + 1}"],
-            "label": WITHHELD if right == WITHHELD else int(right == number),
-            "choice": number,
-        }
-        for number in (0, 1)
-    ]
+    text, right, rows = f"{example['premise']} What was the {example['question']}?", example["label"], []
+    for number in (0, 1):
+        label = WITHHELD if right == WITHHELD else int(right == number)
+        pair = example[f"choice{number + 1}"]
+        rows.append({"text": text, "text_pair": pair, "label": label, "choice": number})
+    return rows
 
 
 # MultiRC
@@ -142,21 +135,14 @@ def multirc_lines(predictions: Predictions, rows: Dataset) -> Iterator[str]:
     unpack=unpack_multirc,
     grouped=True,
     numbered=False,
-    score=by_label("QuestionF1"),
-    primary="average",
+    metric="QuestionF1",
     lines=multirc_lines,
 )
 def multirc(example: Example) -> list[Row]:
     """Format one answer; answers to the same question share a group."""
-    idx = example["idx"]
-    return [
-        {
-            "text": example["paragraph"],
-            "text_pair": f"{example['question']} {example['answer']}",
-            "label": example["label"],
-            "group": f"{idx['paragraph']}-{idx['question']}",
-        }
-    ]
+    pair, idx = f"{example['question']} {example['answer']}", example["idx"]
+    row = {"text": example["paragraph"], "text_pair": pair, "label": example["label"]}
+    return [{**row, "group": f"{idx['paragraph']}-{idx['question']}"}]
 
 
 # ReCoRD
@@ -202,11 +188,9 @@ def record_fault(example: Example) -> str | None:
     """Return the fault of a query or its candidates, or None."""
     if PLACEHOLDER not in example["query"]:
         return f"column 'query' has no '{PLACEHOLDER}'"
-    return (
-        None
-        if example["entities"]
-        else "column 'entities' is empty; expected the candidates that fill the query"
-    )
+    if not example["entities"]:
+        return "column 'entities' is empty; expected the candidates that fill the query"
+    return None
 
 
 def plain(passage: str) -> str:
@@ -221,11 +205,7 @@ def plain(passage: str) -> str:
     "record",
     "ReCoRD",
     "which of the passage's entities fills the query's gap?",
-    columns={
-        **texts("passage", "query"),
-        "entities": ["string"],
-        "answers": ["string"],
-    },
+    columns={**texts("passage", "query"), "entities": ["string"], "answers": ["string"]},
     idx=dict.fromkeys(("passage", "query"), "int32"),
     labels=None,
     label_names=BOOLEAN,

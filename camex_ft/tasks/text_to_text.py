@@ -22,7 +22,7 @@ from pydantic import Field
 from camex_ft.config.schema import TaskConfig
 from camex_ft.config.values import Count
 from camex_ft.tasks.base import IGNORED, Collator, Task
-from camex_ft.tasks.encoding import right_sided
+from camex_ft.tasks.classification import right_sided
 from camex_ft.utils.errors import UserError
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerFast
 import camex_ft
 from camex_ft import synthetic
 from camex_ft.backbones.loading import agree_on_padding
-from camex_ft.tasks.encoding import collator, encode, separates, shorten_around_spans
+from camex_ft.tasks.classification import collator, encode, separates, shorten_around_spans
 from camex_ft.utils import registry
 from camex_ft.utils.errors import UserError
 
