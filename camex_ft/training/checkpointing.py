@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 from safetensors import safe_open
 from torch import Tensor, nn
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import ExportableState
 from transformers.training_args import OptimizerNames, ParallelMode
 
@@ -97,46 +97,31 @@ class CheckpointManager(TrainerCallback):
 
     # -- events of training -------------------------------------------------------------------------------------------
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
         """Restore everything but the weights, which are loaded already, where training resumes."""
         self._begin()
         if self.resuming is not None:
             self._restore(self.resuming)
 
-    def on_epoch_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_epoch_begin(self, *args: Any, **kwargs: Any) -> None:
         """Restore the random state at the start of an epoch, before its order is drawn."""
         self._epoch_over = False
-        if self.resuming is not None and (args.ignore_data_skip or float(state.epoch or 0).is_integer()):
-            self._load_random_state(self.resuming)
-            self.resuming = None
+        if self._args.ignore_data_skip or float(self.trainer.state.epoch or 0).is_integer():
+            self._restore_random_state()
 
-    def on_step_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
         """Restore the random state in the middle of an epoch, after its first batches are skipped."""
-        if self.resuming is not None:
-            self._load_random_state(self.resuming)
-            self.resuming = None
+        self._restore_random_state()
 
-    def on_pre_optimizer_step(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_pre_optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Begin a step: a fault of a restored state may show only here."""
         self._tried, self._untried = self._untried, None
 
-    def on_optimizer_step(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """End a step."""
         self._tried = None
 
-    def on_epoch_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_epoch_end(self, *args: Any, **kwargs: Any) -> None:
         """End the steps of an epoch; its evaluation follows."""
         self._epoch_over = True
 
@@ -395,8 +380,11 @@ class CheckpointManager(TrainerCallback):
                 check_form(state, scaler.state_dict())
                 scaler.load_state_dict(state)
 
-    def _load_random_state(self, checkpoint: Path) -> None:
-        """Restore this process's random state; there may be none where the number of processes has changed."""
+    def _restore_random_state(self) -> None:
+        """Restore this process's random state, which ends resuming; none where the number of processes has changed."""
+        checkpoint, self.resuming = self.resuming, None
+        if checkpoint is None:
+            return
         file = checkpoint / RANDOM.format(self._args.process_index)
         alone = self._args.world_size <= 1
         if file.is_file() and alone != (checkpoint / RANDOM.format(1)).is_file():

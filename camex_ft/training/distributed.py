@@ -139,7 +139,11 @@ def prepare_model(model: PreTrainedModel, accelerator: Accelerator) -> None:
     elif accelerator.distributed_type == DistributedType.DEEPSPEED:
         check_precision(model, accelerator.mixed_precision)
         if accelerator.state.deepspeed_plugin.zero_stage == 3:
-            gather_layers(model)
+            from deepspeed.utils import set_z3_leaf_modules
+
+            # a layer with experts is gathered as one: not all of its parts are called as modules
+            if kinds := {type(layer) for layer in expert_layers(model).values()}:
+                set_z3_leaf_modules(model, list(kinds))
     else:
         return
     keep_nothing(model)
@@ -197,15 +201,6 @@ def blocks(model: PreTrainedModel) -> list[str]:
     """Return the names of the classes of blocks, each sharded as a unit: those with a feed-forward layer."""
     paths = list(expert_layers(model)) or [ffn.path for ffn in family_of(model).ffns(model)]
     return sorted({type(model.get_submodule(block_of(path))).__name__ for path in paths})
-
-
-def gather_layers(model: nn.Module) -> None:
-    """Make DeepSpeed gather a layer with experts as one: not all of its parts are called as modules."""
-    from deepspeed.utils import set_z3_leaf_modules
-
-    kinds = {type(layer) for layer in expert_layers(model).values()}
-    if kinds:
-        set_z3_leaf_modules(model, list(kinds))
 
 
 def share_embeddings(model: PreTrainedModel) -> None:

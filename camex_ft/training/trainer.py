@@ -30,7 +30,20 @@ from transformers.utils import logging
 
 from camex_ft.backbones.base import generates
 from camex_ft.training import signals
-from camex_ft.training.batches import LESS, EpochOrder, EpochSampler, TrainingStart, out_of_memory
+from camex_ft.training.batches import (
+    LESS,
+    EpochOrder,
+    EpochSampler,
+    MeanLoss,
+    Outputs,
+    Score,
+    TrainingStart,
+    every_row_in_order,
+    half_evaluation,
+    loss_and_logits,
+    out_of_memory,
+    real_rows,
+)
 from camex_ft.training.callbacks.monitoring import (
     ExpertStatistics,
     LossGuard,
@@ -41,15 +54,6 @@ from camex_ft.training.callbacks.monitoring import (
 )
 from camex_ft.training.checkpointing import CheckpointManager
 from camex_ft.training.distributed import count_over_processes, prepare_model, shard_on_cpu, tied, total
-from camex_ft.training.evaluation import (
-    MeanLoss,
-    Outputs,
-    Score,
-    every_row_in_order,
-    half_evaluation,
-    loss_and_logits,
-    real_rows,
-)
 from camex_ft.upcycling import routing_context
 from camex_ft.upcycling.adapters import has_adapter, trained_state
 from camex_ft.utils.errors import UserError
@@ -174,9 +178,8 @@ class CamexTrainer(Trainer):
     def _shared_vectors(self) -> AbstractContextManager[None]:
         """Share domain vectors over the micro-batches of a step, where no engine shards parameters."""
         alone = self.accelerator.gradient_state.plugin_kwargs.get("sync_each_batch", False)
-        if self.context is None or alone or self.args.gradient_accumulation_steps <= 1:
-            return nullcontext()
-        if not self.whole_parameters:
+        several = self.args.gradient_accumulation_steps > 1
+        if self.context is None or alone or not several or not self.whole_parameters:
             return nullcontext()
         return self.context.micro_batch(last=self.accelerator.sync_gradients)
 

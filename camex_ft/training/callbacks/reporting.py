@@ -15,7 +15,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback, TrainerState, TrainingArguments
 from transformers.integrations import CodeCarbonCallback, DVCLiveCallback, get_reporting_integration_callbacks
 
 EVAL = "eval_"
@@ -44,24 +44,15 @@ class HistoryCallback(TrainerCallback):
     ) -> None:
         self.write, self.loads, self.rewind = write, loads, rewind
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_begin(self, args: Any, state: TrainerState, *others: Any, **kwargs: Any) -> None:
         """Drop the entries of an earlier attempt."""
         if self.rewind is not None and state.is_world_process_zero:
             self.rewind(state.global_step)
 
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: Mapping[str, Any] | None = None,
-        **kwargs: Any,
-    ) -> None:
+    def on_log(self, args: Any, state: TrainerState, *others: Any, **kwargs: Any) -> None:
         """Write one entry."""
         if state.is_world_process_zero:
-            entry = {"step": state.global_step, "epoch": state.epoch, **(logs or {})}
+            entry = {"step": state.global_step, "epoch": state.epoch, **(kwargs.get("logs") or {})}
             loads = self.loads() if "loss" in entry else {}
             if loads:
                 entry["routing_load"] = {
@@ -161,9 +152,7 @@ class _Folder(TrainerCallback):
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_begin(self, args: Any, state: TrainerState, *others: Any, **kwargs: Any) -> None:
         """Make the folder."""
         if state.is_local_process_zero:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -176,11 +165,9 @@ class _CodeCarbon(CodeCarbonCallback):
         super().__init__()
         self.folder = folder
 
-    def on_init_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_init_end(self, args: TrainingArguments, *others: Any, **kwargs: Any) -> None:
         """Create the tracker for the folder of logs, which has to exist."""
         self.folder.mkdir(parents=True, exist_ok=True)
         moved = copy.copy(args)
         moved.output_dir = str(self.folder)
-        super().on_init_end(moved, state, control, **kwargs)
+        super().on_init_end(moved, *others, **kwargs)
