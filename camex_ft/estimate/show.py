@@ -182,14 +182,8 @@ def tables(estimate: CostEstimate) -> list[tuple[tuple[str, ...], Rows]]:
             ("multiply-adds a token", *names),
             rows((*OPERATIONS, "total"), lambda c, key: millions(getattr(c.operations, key))),
         ),
-        (
-            ("memory of a step", *names),
-            rows(MEMORY, lambda c, key: megabytes(getattr(c.memory, key))),
-        ),
-        (
-            ("products of a step", *names),
-            rows(DURATION, lambda c, key: seconds(getattr(c.duration, key))),
-        ),
+        (("memory of a step", *names), rows(MEMORY, lambda c, key: megabytes(getattr(c.memory, key)))),
+        (("products of a step", *names), rows(DURATION, lambda c, key: seconds(getattr(c.duration, key)))),
     ]
 
 
