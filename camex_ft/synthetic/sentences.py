@@ -90,12 +90,7 @@ def cola(draw: Draw) -> list[Row]:
 
 
 SIZES = {"train": 16000, "validation": 400, "test": 300}
-STSB = {
-    "sentence1": "string",
-    "sentence2": "string",
-    "label": "float32",
-    "idx": "int32",
-}
+STSB = {"sentence1": "string", "sentence2": "string", "label": "float32", "idx": "int32"}
 WIC = {
     **dict.fromkeys(["word", "sentence1", "sentence2"], "string"),
     **dict.fromkeys(["start1", "start2", "end1", "end2", "idx"], "int32"),

@@ -122,8 +122,18 @@ class Classification(Task[ClassificationConfig]):
         features = {"text": "string", "text_pair": "string", "label": label, "group": "string"}
         features |= {"idx": owner.features["idx"], **owner.extra}
         features |= {"domain": "int32"} if "domain" in dataset.column_names else {}
-        function = partial(_format_batch, owner.format, tuple(features))
-        return map_rows(dataset, function, features, f"{self.id}: rows of {split}", batched=True)
+        make = owner.format
+
+        def format_batch(batch: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
+            rows = []
+            for values in zip(*batch.values(), strict=True):
+                example = dict(zip(batch, values, strict=True))
+                shared = {"text_pair": None, "group": str(example["idx"]), "idx": example["idx"]}
+                shared["domain"] = example.get("domain")
+                rows += [{**shared, **row} for row in make(example)]
+            return {column: [row[column] for row in rows] for column in features}
+
+        return map_rows(dataset, format_batch, features, f"{self.id}: rows of {split}", batched=True)
 
     def encode(
         self, rows: Dataset, split: str, tokenizer: PreTrainedTokenizerBase, settings: ClassificationConfig
@@ -212,20 +222,6 @@ def by_label(metric: type[TaskMetric] | str) -> Callable[[Predictions, Dataset],
         return dict(kind().compute(**columns) or {})
 
     return score
-
-
-def _format_batch(
-    function: Format, columns: tuple[str, ...], batch: Mapping[str, list[Any]]
-) -> dict[str, list[Any]]:
-    columns_of_rows: dict[str, list[Any]] = {column: [] for column in columns}
-    for values in zip(*batch.values(), strict=True):
-        example = dict(zip(batch, values, strict=True))
-        shared = {"group": str(example["idx"]), "idx": example["idx"], "domain": example.get("domain")}
-        for row in function(example):
-            full = {"text_pair": None, **shared, **row}
-            for column in columns:
-                columns_of_rows[column].append(full[column])
-    return columns_of_rows
 
 
 # -- encoding ----------------------------------------------------------------------------------------------------------

@@ -16,7 +16,6 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -89,8 +88,24 @@ class Answering(TextToText):
         labelled, training = self.labelled(rows), split == self.splits["train"]
         if labelled:
             features["labels"] = ["int64"]
-        function = partial(_encode, windows, settings.answer_length, labelled=labelled, training=training)
-        inputs = map_rows(rows, function, features, "tokens", batched=True, with_indices=True)
+
+        def encode_batch(batch: Mapping[str, list[Any]], indices: list[int]) -> dict[str, list[Any]]:
+            encoded: dict[str, list[Any]] = {name: [] for name in features}
+            columns = (batch[name] for name in ("question", "context", "start", "end"))
+            for row, question, context, start, end in zip(indices, *columns, strict=True):
+                for window in windows.cut(question, context):
+                    whole, part = window.holds(start, end), window.touches(start, end)
+                    if start >= 0 and training and part and not whole:
+                        continue
+                    encoded["row"].append(row)
+                    encoded["input_ids"].append(window.input_ids)
+                    encoded["attention_mask"].append([1] * len(window.input_ids))
+                    if labelled:
+                        text = context[start:end] if start >= 0 and whole else NO_ANSWER
+                        encoded["labels"].append(target_tokens(text, tokenizer, settings.answer_length))
+            return encoded
+
+        inputs = map_rows(rows, encode_batch, features, "tokens", batched=True, with_indices=True)
         if len(inputs) == 0:
             raise UserError(
                 f"{self.id}: no window of {settings.max_length} tokens holds a whole answer of the {split} split; "
@@ -193,31 +208,6 @@ def _row(example: Example) -> Row:
     shared = {name: example[name] for name in ("id", "question", "context")}
     domain = {"domain": example["domain"]} if "domain" in example else {}
     return {**shared, "answers": golds["text"], "start": start, "end": end, **domain}
-
-
-def _encode(
-    windows: Windows,
-    length: int,
-    batch: Mapping[str, list[Any]],
-    indices: list[int],
-    *,
-    labelled: bool,
-    training: bool,
-) -> dict[str, list[Any]]:
-    encoded: dict[str, list[Any]] = {name: [] for name in (*ENCODED, "row", *["labels"] * labelled)}
-    columns = (batch[name] for name in ("question", "context", "start", "end"))
-    for row, question, context, start, end in zip(indices, *columns, strict=True):
-        for window in windows.cut(question, context):
-            whole, part = window.holds(start, end), window.touches(start, end)
-            if start >= 0 and training and part and not whole:
-                continue
-            encoded["row"].append(row)
-            encoded["input_ids"].append(window.input_ids)
-            encoded["attention_mask"].append([1] * len(window.input_ids))
-            if labelled:
-                text = context[start:end] if start >= 0 and whole else NO_ANSWER
-                encoded["labels"].append(target_tokens(text, windows.layout.tokenizer, length))
-    return encoded
 
 
 def place_of(context: str, text: str, start: int) -> tuple[int, int] | None:

@@ -232,13 +232,7 @@ def log_probabilities(model: PreTrainedModel, inputs: Mapping[str, Tensor], labe
         inputs: of a batch; `INPUTS` are read.
         labels: tokens with the end token; [B, L], padded with -100.
     """
-    logits = model(**model_inputs(inputs), labels=labels).logits
-    return row_log_probabilities(logits, labels)
-
-
-def row_log_probabilities(logits: Tensor, labels: Tensor) -> Tensor:
-    """Return the sum of log p over the tokens of each row. logits: [B, L, V]; labels: [B, L]; result: [B], float32."""
-    counted = labels != IGNORED
+    logits, counted = model(**model_inputs(inputs), labels=labels).logits, labels != IGNORED
     chosen = logits.float().log_softmax(-1).gather(-1, labels.where(counted, 0).unsqueeze(-1)).squeeze(-1)
     return (chosen * counted).sum(-1)
 

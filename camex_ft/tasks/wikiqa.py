@@ -10,7 +10,6 @@ import csv
 import io
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -68,7 +67,13 @@ class SentenceSelection(TextToText):
         known = self.labelled(rows)
         features = {**ENCODED, **({"labels": ["int64"]} if known else {})}
         targets = [target_tokens(word, tokenizer, settings.answer_length) for word in WORDS]
-        return map_rows(rows, partial(_encode, layout, targets if known else None), features, "tokens")
+
+        def encode_row(row: Mapping[str, Any]) -> dict[str, Any]:
+            ids = layout.fit([row[name] for name in PARTS])
+            inputs = {"input_ids": ids, "attention_mask": [1] * len(ids)}
+            return {**inputs, "labels": targets[row["label"]]} if known else inputs
+
+        return map_rows(rows, encode_row, features, "tokens")
 
     def outputs(
         self,
@@ -81,14 +86,8 @@ class SentenceSelection(TextToText):
         loss = None
         if inputs.get("labels") is not None:
             loss = model(**model_inputs(inputs), labels=inputs["labels"]).loss
-        no, yes = (
-            log_probabilities(
-                model,
-                inputs,
-                repeat_labels(target_tokens(word, tokenizer, settings.answer_length), inputs),
-            )
-            for word in WORDS
-        )
+        words = [target_tokens(word, tokenizer, settings.answer_length) for word in WORDS]
+        no, yes = (log_probabilities(model, inputs, repeat_labels(word, inputs)) for word in words)
         return loss, yes - no
 
     def predict(self, outputs: Any, rows: Dataset, origin: np.ndarray | None = None) -> list[float]:
@@ -103,14 +102,8 @@ class SentenceSelection(TextToText):
         from camex_ft.tasks.metrics import RankedAnswers
 
         self.check_labelled(rows)
-        return dict(
-            RankedAnswers().compute(
-                predictions=self.predict(outputs, rows),
-                references=rows["label"][:],
-                groups=rows["question_id"][:],
-            )
-            or {}
-        )
+        columns = {"references": rows["label"][:], "groups": rows["question_id"][:]}
+        return dict(RankedAnswers().compute(predictions=self.predict(outputs, rows), **columns) or {})
 
     def correct(self, outputs: Any, rows: Dataset, origin: np.ndarray | None = None) -> np.ndarray:
         """Return the mask of sentences with the right decision."""
@@ -129,12 +122,6 @@ class SentenceSelection(TextToText):
             seen[question] = place = seen.get(question, -1) + 1
             writer.writerow([question, place, int(score > 0), f"{score:.6f}"])
         write_submission(path, lines.getvalue())
-
-
-def _encode(layout: PromptLayout, targets: list[list[int]] | None, row: Mapping[str, Any]) -> dict[str, Any]:
-    ids = layout.fit([row[name] for name in PARTS])
-    inputs = {"input_ids": ids, "attention_mask": [1] * len(ids)}
-    return inputs if targets is None else {**inputs, "labels": targets[row["label"]]}
 
 
 TASKS.add(
