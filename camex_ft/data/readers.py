@@ -25,6 +25,7 @@ import re
 import stat
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -41,9 +42,8 @@ Columns = dict[str, list[Any]]
 UNREADABLE = (ValueError, RecursionError)  # not JSON, a number of thousands of digits, or nested too deeply
 SUFFIXES = (".parquet", ".jsonl", ".json", ".csv", ".tsv")
 PLAIN = ".txt"
-MAX_FIELD = (
-    2**24
-)  # characters of a csv or tsv field; the csv module's default, 2**17, is less than some documents
+DELIMITERS = {".csv": ",", ".tsv": "\t"}
+MAX_FIELD = 2**24  # characters of a csv or tsv field; the csv module's 2**17 is less than some documents
 MAX_BYTES = 2**32  # of a file, and of what a parquet file unpacks to: columns are held in memory
 TOO_LARGE = "it is read into memory whole. Take a part of it"
 
@@ -75,7 +75,9 @@ def read_file(path: Path, task: Task) -> Columns:
         if path.suffix == ".parquet":
             return read_parquet([path], task)
         if path.suffix in (".jsonl", ".json"):
-            return _hub_names(_by_column(_read_json(path, task)), task)
+            rows = list(_read_json(path, task))
+            names = dict.fromkeys(name for row in rows for name in row)
+            return _hub_names({name: [row.get(name) for row in rows] for name in names}, task)
         return _read_delimited(path, task)
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: {_undecodable(path)}; expected text in UTF-8") from error
@@ -142,21 +144,20 @@ def _check_file(path: Path) -> None:
 
 def _read_delimited(path: Path, task: Task) -> Columns:
     csv.field_size_limit(MAX_FIELD)
-    tab = path.suffix == ".tsv"
     with path.open(newline="", encoding="utf-8-sig") as stream:
         text = stream.read()
     lines = io.StringIO(text, newline="")
-    marks = not tab or is_quoted(text)
+    marks = path.suffix == ".csv" or is_quoted(text)
     reader = csv.reader(
         lines,
-        delimiter="\t" if tab else ",",
+        delimiter=DELIMITERS[path.suffix],
         quoting=csv.QUOTE_MINIMAL if marks else csv.QUOTE_NONE,
         strict=True,
     )
     rows = _checked_rows(path, reader)
     header = next(rows, [])
     records: Iterable[list[str]] = rows
-    if tab and len(header) == len(task.headerless) and not set(task.columns) & set(header):
+    if is_headerless(header, path, task):
         records = chain([header], rows)
         header = list(task.headerless)
     if len(set(header)) < len(header):
@@ -178,6 +179,12 @@ def _read_delimited(path: Path, task: Task) -> Columns:
             *(path, *doubt),
         )
     return _hub_names(columns, task)
+
+
+def is_headerless(first: Sequence[str], path: Path, task: Task) -> bool:
+    """Return whether the first row of a file is no header, as in the benchmark's own tsv files."""
+    fields = path.suffix == ".tsv" and len(first) == len(task.headerless)
+    return fields and not set(task.columns) & set(first)
 
 
 def _checked_rows(path: Path, reader: Any) -> Iterator[list[str]]:
@@ -239,11 +246,13 @@ def _json_records(path: Path, text: str) -> Iterator[Any]:
         except UNREADABLE as error:
             raise UserError(f"{path}: not readable JSON: {error}") from error
         return
-    if path.suffix == ".json" and (whole := _one_object(text)) is not None:
-        yield whole
-        return
-    lines = (line for line in text.split("\n"))
-    for number, line in enumerate(lines, start=1):
+    if path.suffix == ".json":  # one object over however many lines, or one a line
+        with suppress(*UNREADABLE):
+            whole = read_json(text)
+            if isinstance(whole, dict):
+                yield whole
+                return
+    for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
             try:
                 yield read_json(line)
@@ -251,21 +260,6 @@ def _json_records(path: Path, text: str) -> Iterator[Any]:
                 raise UserError(f"{path}: line {number} is not JSON: {error.msg}") from error
             except UNREADABLE as error:
                 raise UserError(f"{path}: line {number} is not readable JSON: {error}") from error
-
-
-def _one_object(text: str) -> dict[str, Any] | None:
-    """Return the object that the whole text is, over however many lines, or None."""
-    try:
-        value = read_json(text)
-    except UNREADABLE:
-        return None
-    return value if isinstance(value, dict) else None
-
-
-def _by_column(records: Iterable[Row]) -> Columns:
-    rows = list(records)
-    names = dict.fromkeys(name for row in rows for name in row)
-    return {name: [row.get(name) for row in rows] for name in names}
 
 
 def _hub_names(columns: Columns, task: Task) -> Columns:

@@ -17,7 +17,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from camex_ft.data.checks import check_columns
-from camex_ft.data.readers import PLAIN, Columns, read_file, read_parquet, suffixes
+from camex_ft.data.readers import (
+    DELIMITERS,
+    PLAIN,
+    Columns,
+    is_headerless,
+    read_file,
+    read_parquet,
+    suffixes,
+)
 from camex_ft.tasks.base import Task
 from camex_ft.utils.errors import UserError, nearest
 
@@ -37,7 +45,7 @@ def task_folder(root: Path, task: Task, *, guest: bool = False, others: Sequence
     Raises:
         UserError: `root` is missing, is no folder or cannot be read, or nothing there holds a split.
     """
-    entries, splits = _entries(root), _own_splits(task)
+    entries, splits = _entries(root), task.splits["test"] if task.train_from else task.all_splits()
     folders = (f"{task.suite}/{task.name}", task.name, task.benchmark_name)
     places = [root / name for name in folders]
     places += [root.parent / name for name in folders[1:]] if guest else [root]
@@ -88,9 +96,8 @@ def read_split(folder: Path, task: Task, split: str) -> tuple[Columns, str]:
     if files[0].suffix == ".parquet":
         _check_shards(files)
         return read_parquet(files, task), str(files[0])
-    if len(files) > 1:
-        read = [read_file(file, task) for file in files]
-        return {name: [value for each in read for value in each[name]] for name in read[0]}, str(
+    if len(files) > 1:  # texts of a folder
+        return {"text": [text for file in files for text in read_file(file, task)["text"]]}, str(
             files[0].parent
         )
     return read_file(files[0], task), str(files[0])
@@ -126,10 +133,6 @@ def _entries(folder: Path) -> list[Path]:
         ) from error
     except OSError as error:
         raise UserError(f"data.dir: {folder} cannot be read: {error.strerror}") from error
-
-
-def _own_splits(task: Task) -> tuple[str, ...]:
-    return task.splits["test"] if task.train_from else task.all_splits()
 
 
 def _stems(task: Task, split: str) -> tuple[str, ...]:
@@ -191,37 +194,24 @@ def check_headers(task: Task, folder: Path, serves: Mapping[str, str]) -> None:
 
 def _columns(file: Path, task: Task) -> list[str] | None:
     """Return the columns of a file, under the hub's names, or None where its beginning does not tell them."""
-    if file.suffix not in suffixes(task) or not stat.S_ISREG(file.stat().st_mode):
+    known = file.suffix in (".parquet", ".jsonl", *DELIMITERS)
+    if not known or not stat.S_ISREG(file.stat().st_mode):
         return None
     try:
-        if file.suffix == ".parquet":
-            names = list(pq.read_schema(file).names)
-        elif file.suffix in (".csv", ".tsv"):
-            names = _delimited(file, task)
-        elif file.suffix == ".jsonl":
-            names = _first_object(file, task)
-        else:
-            return None
+        names = list(pq.read_schema(file).names) if file.suffix == ".parquet" else _first_line(file, task)
     except (OSError, ValueError, RecursionError, csv.Error, pa.ArrowException):
         return None  # the run reports the fault
     renamed = {alias: name for name, alias in task.aliases.items() if name not in names}
     return [renamed.get(name, name) for name in names] or None
 
 
-def _delimited(file: Path, task: Task) -> list[str]:
+def _first_line(file: Path, task: Task) -> list[str]:
+    """Return the columns that the first line of a csv, tsv or jsonl file tells."""
     with file.open(newline="", encoding="utf-8-sig") as stream:
-        line = stream.readline(FIRST)
-    tab = file.suffix == ".tsv"
-    names = next(csv.reader([line], delimiter="\t" if tab else ","), [])
-    if tab and len(names) == len(task.headerless) and not set(task.columns) & set(names):
-        return list(task.headerless)
-    return names
-
-
-def _first_object(file: Path, task: Task) -> list[str]:
-    with file.open(encoding="utf-8-sig") as stream:
         line = next((line for line in iter(lambda: stream.readline(FIRST), "") if line.strip()), "")
+    if file.suffix in DELIMITERS:
+        names = next(csv.reader([line], delimiter=DELIMITERS[file.suffix]), [])
+        return list(task.headerless) if is_headerless(names, file, task) else names
     row = json.loads(line)
-    if not isinstance(row, dict) or (task.unpack is not None and not set(task.columns) <= set(row)):
-        return []
-    return list(row)
+    nested = not isinstance(row, dict) or (task.unpack is not None and not set(task.columns) <= set(row))
+    return [] if nested else list(row)

@@ -50,7 +50,9 @@ def count_parameters(model: nn.Module) -> Parameters:
     layers = list(expert_layers(model).values())
     for layer in layers:
         met += _met(layer)
-        statistics += _statistics(layer)
+        maps = [linear for linear in layer.linears.values() if isinstance(linear, ExpertLinear)]
+        buffers = [buffer for linear in maps for buffer in (linear.statistic, linear.bias_statistic)]
+        statistics += sum(buffer.numel() for buffer in buffers if buffer is not None)
         for name, parameter in layer.named_parameters():
             if (kind := _kind(name)) is not None:
                 kinds[kind][id(parameter)] = parameter.numel()
@@ -72,11 +74,9 @@ def describe(model: PreTrainedModel) -> dict[str, int]:
     is the head's matrix as well counts); merging, which is paid once a sequence or segment, is not among them.
     """
     counted = count_parameters(model)
-    embeddings = {
-        id(m.weight): m.weight.numel() for m in model.modules() if isinstance(m, torch.nn.Embedding)
-    }
+    embeddings = {id(m.weight): m.weight.numel() for m in model.modules() if isinstance(m, nn.Embedding)}
     for module in model.modules():
-        if isinstance(module, torch.nn.Linear):
+        if isinstance(module, nn.Linear):
             embeddings.pop(id(module.weight), None)
     return {
         "parameters": counted.total,
@@ -109,11 +109,6 @@ def _met(layer: ExpertFFN) -> int:
             total += k * linear.experts[0].numel()
         total += 0 if linear.expert_bias is None else k * linear.expert_bias[0].numel()
     return total
-
-
-def _statistics(layer: ExpertFFN) -> int:
-    whole = (m for m in layer.linears.values() if isinstance(m, ExpertLinear))
-    return sum(s.numel() for m in whole for s in (m.statistic, m.bias_statistic) if s is not None)
 
 
 def rows_read(epochs: float, rows: int, batch: int, *, drop_last: bool = False) -> int:
