@@ -20,8 +20,6 @@ from dataclasses import dataclass
 from statistics import mean
 
 from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from camex_ft.compare.cells import Cell, Comparison
 from camex_ft.compare.outcome import entries
@@ -35,13 +33,13 @@ from camex_ft.synthetic import CORPORA
 from camex_ft.tasks.base import Task
 from camex_ft.tasks.lm import LanguageModellingConfig
 from camex_ft.utils.errors import UserError
-from camex_ft.utils.escaping import one_line, say
+from camex_ft.utils.escaping import Rows, print_rows, say
 from camex_ft.utils.registry import TASKS
 
 CHECKPOINTS = 2  # the best and the last, while a cell runs
 ADAM = 3  # weights and two moments
-WIDTH = 160  # of a table that goes to a file
 COUNTED = " *"  # after a time
+SIZES = ("time", "kept", "while it runs")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,25 +105,26 @@ def print_estimate(
     A cell of two comparisons counts in both.
     """
     console = console or Console()
-    if not console.is_terminal:
-        console = Console(file=console.file, width=WIDTH)
     estimates = estimate(comparisons, tflops=tflops)
-    table = Table(box=None, pad_edge=False)
-    for name in ("task", "row", "seed", "state") if cells else ("table", "cells", "missing"):
-        table.add_column(name, no_wrap=True)
-    for name in ("time", "kept", "while it runs"):
-        table.add_column(name, justify="right", no_wrap=True)
-    by_command = {cost.cell.command: cost for cost in estimates}
-    for comparison in [] if cells else comparisons:
-        own = [by_command[command] for command in dict.fromkeys(cell.command for cell in comparison.cells)]
-        missing = [cost for cost in own if not cost.done]
-        counts = (str(len(own)), str(len(missing)))
-        table.add_row(Text(one_line(comparison.name)), *counts, _time(missing), *_disk(missing))
-    for cost in estimates if cells else []:
-        cell, state = cost.cell, "done" if cost.done else "missing"
-        names = (Text(one_line(name)) for name in (cell.task, cell.row, str(cell.seed), state))
-        table.add_row(*names, _time([cost]), *_disk([cost]))
-    console.print(table, highlight=False, soft_wrap=True)
+    if cells:
+        headings: tuple[str, ...] = ("task", "row", "seed", "state", *SIZES)
+        rows: Rows = []
+        for cost in estimates:
+            state = "done" if cost.done else "missing"
+            rows.append(
+                (cost.cell.task, cost.cell.row, str(cost.cell.seed), state, _time([cost]), *_disk([cost]))
+            )
+    else:
+        headings, rows = ("table", "cells", "missing", *SIZES), []
+        by_command = {cost.cell.command: cost for cost in estimates}
+        for comparison in comparisons:  # a cell of two comparisons counts in both
+            own = [
+                by_command[command] for command in dict.fromkeys(cell.command for cell in comparison.cells)
+            ]
+            missing = [cost for cost in own if not cost.done]
+            counts = (str(len(own)), str(len(missing)))
+            rows.append((comparison.name, *counts, _time(missing), *_disk(missing)))
+    print_rows(headings, rows, console=console)
     for line in summary(estimates, *rate(comparisons, tflops)):
         say(console, line)
 

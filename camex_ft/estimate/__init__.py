@@ -43,10 +43,8 @@ from camex_ft.utils.registry import TASKS
 
 __all__ = ["Column", "CostEstimate", "Setting", "Where", "chains_of", "materials", "plan"]
 
-EXACT, ESTIMATED = (
-    ("weights", "gradients", "optimizer", "vectors"),
-    ("activations", "working", "heap", "total"),
-)
+EXACT = ("weights", "gradients", "optimizer", "vectors")
+ESTIMATED = ("activations", "working", "heap", "total")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,18 +129,15 @@ def plan(
         batch=batch_of(settled, task, dense),
         setting=setting,
         columns=tuple(cost(under(settled, n), setting, own=n == settled.merging.protocol) for n in names),
-        notes=(
-            reason,
-            *_notes(settled, dense, trained=trains_tokenizer(settled, plain_text=task.plain_text)),
-        ),
+        notes=(reason, *_notes(settled, task, dense)),
         advice=None if limit is None else advise(settled, setting.where, limit, peak, gpu=precision.gpu),
     )
 
 
-def _notes(settled: Config, dense: PreTrainedModel, *, trained: bool) -> Iterator[str]:
+def _notes(settled: Config, task: Task, dense: PreTrainedModel) -> Iterator[str]:
     if dense.config.name_or_path == SHIPPED:
         yield f"{settled.backbone} is out of reach: its shape is the one that comes with the package"
-    if trained:
+    if trains_tokenizer(settled, plain_text=task.plain_text):
         yield "the tokenizer would be trained on the data, which are not read: its vocabulary counts as full"
     optimizer = str((settled.training.model_extra or {}).get("optim") or OPTIMIZER)
     if not optimizer.startswith(("adamw_torch", "sgd", "adagrad", "rmsprop")):

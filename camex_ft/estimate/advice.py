@@ -29,13 +29,7 @@ class Way:
 
 @dataclass(frozen=True, kw_only=True)
 class Advice:
-    """Settings that would make a step fit.
-
-    Attributes:
-        limit: bytes of a device.
-        alone: each change alone.
-        together: the changes that fit together, in the order of their cost, or None where all of them do not.
-    """
+    """Settings that make a step fit into `limit` bytes: each change alone, and those that fit together, if any."""
 
     limit: int
     alone: tuple[Way, ...]
@@ -85,8 +79,7 @@ def advise(settled: Config, where: Where, limit: int, peak: Peak, *, gpu: bool) 
     """
     start = Candidate(settled=settled, where=where, gpu=gpu)
     changes = [batch_of(size) for size in halves(settled.training.per_device_train_batch_size)]
-    changes += [checkpointing, vectors_again, shared_out, half]
-    changes += [tuned("experts"), fewer, tuned("lora")]
+    changes += [checkpointing, vectors_again, shared_out, half, tuned("experts"), fewer, tuned("lora")]
     candidates = [_apply([change], start) for change in changes]
     alone = tuple(Way(settings=c.settings, peak=peak(c.settled, c.where)) for c in candidates if c)
     return Advice(limit=limit, alone=alone, together=_together(start, changes, limit, peak))

@@ -51,12 +51,7 @@ BANDWIDTH = 10e9  # bytes a second between processes, assumed
 
 @dataclass(frozen=True, kw_only=True)
 class Duration:
-    """Seconds of an optimizer step.
-
-    Attributes:
-        computing: products of matrices.
-        sending: gradients and weights between processes.
-    """
+    """Seconds of an optimizer step: computing products of matrices, and sending gradients and weights."""
 
     computing: float
     sending: float
@@ -69,13 +64,7 @@ class Duration:
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """Precision, device, processes and rate of a step.
-
-    Attributes:
-        precision, where: of the step.
-        tflops: 10^12 operations a second that a device sustains.
-        measured: that rate was measured here, not assumed.
-    """
+    """Precision, device and processes of a step, and 10^12 operations a second, measured here or assumed."""
 
     precision: Precision
     where: Where = field(default_factory=Where)
@@ -85,15 +74,7 @@ class Setting:
 
 @dataclass(frozen=True, kw_only=True)
 class Column:
-    """One protocol on the configuration's backbone.
-
-    Attributes:
-        protocol: its name.
-        own: it is the configuration's own.
-        parameters, operations, memory: counts and estimates.
-        duration: of an optimizer step.
-        chains: of dynamic merging, a line each: which layers share a base expert.
-    """
+    """Estimates of one protocol on the configuration's backbone; `own`: it is the configuration's own protocol."""
 
     protocol: str
     own: bool
@@ -197,21 +178,18 @@ def protocols_of(settled: Config) -> tuple[str, ...]:
 
 def of_a_device(settled: Config, processes: int) -> Config:
     """Return the configuration with the rows of each device in place of those of the whole step."""
-    rows = {
-        "per_device_train_batch_size": settled.training.rows_a_device(processes),
-        "global_batch_size": None,
-    }
-    return settled.model_copy(update={"training": settled.training.model_copy(update=rows)})
+    rows = settled.training.rows_a_device(processes)
+    training = {"per_device_train_batch_size": rows, "global_batch_size": None}
+    return settled.model_copy(update={"training": settled.training.model_copy(update=training)})
 
 
 def batch_of(settled: Config, task: Task, model: PreTrainedModel) -> Batch:
     """Return the batch of one training step of a task; all rows at their full length."""
-    length, target = settled.task.length, settled.task.target_length
     extra = settled.training.model_extra or {}
     return Batch(
         rows=settled.training.per_device_train_batch_size,
-        length=length,
-        target=target if model.config.is_encoder_decoder else 0,
+        length=settled.task.length,
+        target=settled.task.target_length if model.config.is_encoder_decoder else 0,
         steps=int(extra.get("gradient_accumulation_steps") or 1),
     )
 

@@ -111,12 +111,7 @@ class Stored:
 
 @dataclass(frozen=True, kw_only=True)
 class Where:
-    """Device and processes of a step, beside its precision.
-
-    Attributes:
-        engine: of the processes.
-        framework: bytes that are held before there is a model: by the process on a CPU, on the device of a GPU.
-    """
+    """Engine of a step's processes, and bytes that each holds, or its GPU, before there is a model."""
 
     engine: Engine = field(default_factory=Engine)
     framework: int = 0

@@ -28,16 +28,8 @@ UNITS = {"": 2**30, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10,
 PARAMETERS = ("total", "trainable", "active", "experts", "base", "routers", "curvature", "statistics")
 OPERATIONS = ("outside", "maps", "routers", "merging", "curvature", "chain")
 MEMORY = (
-    "weights",
-    "gradients",
-    "optimizer",
-    "vectors",
-    "activations",
-    "working",
-    "heap",
-    "framework",
-    "apart",
-    "total",
+    *("weights", "gradients", "optimizer", "vectors", "activations"),
+    *("working", "heap", "framework", "apart", "total"),
 )
 DURATION = ("computing", "sending", "total")
 LABELS = {

@@ -77,12 +77,9 @@ class Precision:
 
 @dataclass(frozen=True, kw_only=True)
 class Product:
-    """A matrix outside the feed-forward layers.
+    """A matrix outside the feed-forward layers, [out, width], that `tokens` of a row meet.
 
     Attributes:
-        path: of its module.
-        tokens: of a row that meet it.
-        out, width: its shape.
         saves_input: its input is saved for the backward pass, and not by a neighbour that reads the same.
         vocabulary: its outputs are the logits of a language model.
     """
@@ -100,7 +97,6 @@ class Attention:
     """One attention.
 
     Attributes:
-        path: of its module.
         queries, keys: tokens of a row that attend and that are attended to.
         width, key_width: of queries and of keys, all heads together.
         heads: how many.

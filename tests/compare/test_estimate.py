@@ -94,7 +94,7 @@ def test_it_is_printed_with_a_line_for_each_cell(compared, keep):
     keep(made.cells[0], 3600.0)
     console = Console(file=io.StringIO(), width=40)
     print_estimate([made], console=console, cells=True, tflops=10.0)
-    lines = console.file.getvalue().splitlines()
+    lines = [line for line in console.file.getvalue().splitlines() if line]
     assert lines[0].split()[:4] == ["task", "row", "seed", "state"]
     assert lines[1].split()[:6] == ["glue/rte", "dense", "0", "done", "1.0", "hours"]
     assert lines[2].split()[:6] == ["glue/rte", "dense", "1", "missing", "1.0", "hours"]
@@ -115,7 +115,7 @@ def test_a_table_is_a_line(compared, keep):
     keep(made.cells[0], 3600.0)
     console = Console(file=io.StringIO(), width=40)
     print_estimate([made], console=console, tflops=1.0)
-    lines = console.file.getvalue().splitlines()
+    lines = [line for line in console.file.getvalue().splitlines() if line]
     assert lines[0].split() == ["table", "cells", "missing", "time", "kept", "while", "it", "runs"]
     assert lines[1].split()[:5] == ["spec", "4", "3", "1.0", "hours"]
     assert lines[2].startswith("4 cells, 3 of them missing: 1.0 hours") and "1 TFLOP/s, as given" in lines[3]
