@@ -171,6 +171,15 @@ _LLAMA = Layout(
 )
 _QWEN2 = replace(_LLAMA, byte_level=True)
 
+
+def _sizes(width: str, inner: str, layers: str, heads: str, positions: str, *dropouts: str) -> dict[str, Any]:
+    """Return the settings of a family under its own names for them; nothing is dropped out."""
+    sizes = {width: WIDTH, inner: INNER, layers: LAYERS, heads: ATTENTION_HEADS, positions: MAX_LENGTH}
+    return {**sizes, **dict.fromkeys(dropouts, 0.0), "initializer_range": INITIAL}
+
+
+_STANDARD = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+_POSITIONS = "max_position_embeddings"
 _T5_SETTINGS = {
     "d_model": WIDTH,
     "d_ff": INNER,
@@ -181,71 +190,24 @@ _T5_SETTINGS = {
     "dropout_rate": 0.0,
     "classifier_dropout": 0.0,
 }
-_BERT_SETTINGS = {
-    "hidden_size": WIDTH,
-    "intermediate_size": INNER,
-    "num_hidden_layers": LAYERS,
-    "num_attention_heads": ATTENTION_HEADS,
-    "hidden_dropout_prob": 0.0,
-    "attention_probs_dropout_prob": 0.0,
-    "max_position_embeddings": MAX_LENGTH,
-    "initializer_range": INITIAL,
-}
-_LLAMA_SETTINGS = {
-    "hidden_size": WIDTH,
-    "intermediate_size": INNER,
-    "num_hidden_layers": LAYERS,
-    "num_attention_heads": ATTENTION_HEADS,
-    "num_key_value_heads": ATTENTION_HEADS // 2,
-    "head_dim": WIDTH // ATTENTION_HEADS,
-    "max_position_embeddings": MAX_LENGTH,
-    "initializer_range": INITIAL,
-}
+_BERT_SETTINGS = _sizes(*_STANDARD, _POSITIONS, "hidden_dropout_prob", "attention_probs_dropout_prob")
+_QWEN2_SETTINGS = {**_sizes(*_STANDARD, _POSITIONS), "num_key_value_heads": ATTENTION_HEADS // 2}
+_LLAMA_SETTINGS = {**_QWEN2_SETTINGS, "head_dim": WIDTH // ATTENTION_HEADS}
+_DISTILBERT_DROPOUTS = ("dropout", "attention_dropout", "seq_classif_dropout", "qa_dropout")
+_DISTILBERT_SETTINGS = _sizes("dim", "hidden_dim", "n_layers", "n_heads", _POSITIONS, *_DISTILBERT_DROPOUTS)
+_GPT2_DROPOUTS = ("resid_pdrop", "embd_pdrop", "attn_pdrop")
+_GPT2_SETTINGS = _sizes("n_embd", "n_inner", "n_layer", "n_head", "n_positions", *_GPT2_DROPOUTS)
+_ROBERTA_SETTINGS = {**_BERT_SETTINGS, _POSITIONS: MAX_LENGTH + 2, "type_vocab_size": 1}
 _FAMILIES = {
     "t5": TinyFamily("t5", {**_T5_SETTINGS, "feed_forward_proj": "relu"}, _T5),
     "t5-gated": TinyFamily("t5", {**_T5_SETTINGS, "feed_forward_proj": "gated-gelu"}, _T5),
     "bert": TinyFamily("bert", _BERT_SETTINGS, _BERT),
-    "roberta": TinyFamily(
-        "roberta",
-        {**_BERT_SETTINGS, "max_position_embeddings": MAX_LENGTH + 2, "type_vocab_size": 1},
-        _ROBERTA,
-    ),
-    "distilbert": TinyFamily(
-        "distilbert",
-        {
-            "dim": WIDTH,
-            "hidden_dim": INNER,
-            "n_layers": LAYERS,
-            "n_heads": ATTENTION_HEADS,
-            "dropout": 0.0,
-            "attention_dropout": 0.0,
-            "seq_classif_dropout": 0.0,
-            "qa_dropout": 0.0,
-            "max_position_embeddings": MAX_LENGTH,
-            "initializer_range": INITIAL,
-        },
-        _DISTILBERT,
-    ),
-    "gpt2": TinyFamily(
-        "gpt2",
-        {
-            "n_embd": WIDTH,
-            "n_inner": INNER,
-            "n_layer": LAYERS,
-            "n_head": ATTENTION_HEADS,
-            "resid_pdrop": 0.0,
-            "embd_pdrop": 0.0,
-            "attn_pdrop": 0.0,
-            "n_positions": MAX_LENGTH,
-            "initializer_range": INITIAL,
-        },
-        _GPT2,
-    ),
+    "roberta": TinyFamily("roberta", _ROBERTA_SETTINGS, _ROBERTA),
+    "distilbert": TinyFamily("distilbert", _DISTILBERT_SETTINGS, _DISTILBERT),
+    "gpt2": TinyFamily("gpt2", _GPT2_SETTINGS, _GPT2),
     "llama": TinyFamily("llama", _LLAMA_SETTINGS, _LLAMA),
     "mistral": TinyFamily("mistral", {**_LLAMA_SETTINGS, "sliding_window": None}, _LLAMA),
-    "qwen2": TinyFamily(
-        "qwen2", {key: value for key, value in _LLAMA_SETTINGS.items() if key != "head_dim"}, _QWEN2
-    ),
+    "qwen2": TinyFamily("qwen2", _QWEN2_SETTINGS, _QWEN2),
 }
 _TASK_HEADS = {
     "t5": ("sequence-classification", "seq2seq-lm"),
