@@ -79,8 +79,13 @@ def digest(path: Path, *, weights: bool = True) -> str:
     if path.is_file():
         size = path.stat().st_size
         return _of_file(path, size if weights else min(size, gguf.read_header(path).start))
+    return digest_files(_files(path, weights))
+
+
+def digest_files(files: Iterable[Path]) -> str:
+    """Return the SHA-256 (hex) over the names and digests of files, whatever their order."""
     sha256 = hashlib.sha256()
-    for file in sorted(_files(path, weights)):
+    for file in sorted(files):
         sha256.update(json.dumps([file.name, _of_file(file, file.stat().st_size)]).encode())
     return sha256.hexdigest()
 

@@ -30,7 +30,9 @@ PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".h5", ".msgpack",
 NO_WEIGHTS = {"training_args.bin", "optimizer.bin", "optimizer.pt", "scheduler.pt", "scaler.pt"}
 
 
-def unsafe(folder: Path | str, *, weights: bool = True, linked: bool = False) -> str | None:
+def unsafe(
+    folder: Path | str, *, weights: bool = True, linked: bool = False, adapter: bool = False
+) -> str | None:
     """Return why the folder of a model or a checkpoint is not to be read, or None where nothing speaks against it.
 
     Looked for are: links that lead out of it (but not those of the hub cache, from a snapshot to its blobs) or into
@@ -43,13 +45,14 @@ def unsafe(folder: Path | str, *, weights: bool = True, linked: bool = False) ->
         weights: whether pickles in place of weights are a fault: not where its configuration and tokenizer alone are
             read, or its reader has said what it expects.
         linked: whether files may have hard links elsewhere, as those of packages that an installer linked to its cache.
+        adapter: whether an adapter of PEFT is expected, which is a fault otherwise.
     """
     try:
         root = Path(folder).resolve()
         if not root.is_dir():
             return None
         jsons: list[Path] = []
-        fault = _entries_fault(root, jsons, linked=linked) or _json_fault(root, jsons)
+        fault = _entries_fault(root, jsons, linked=linked) or _json_fault(root, jsons, adapter=adapter)
         return fault or (_pickle_fault(root) if weights else None)
     except OSError as error:
         return f"it cannot be read: {error.strerror or error} ({error.filename or folder})"
@@ -151,8 +154,8 @@ def _walk(root: Path) -> Iterator[tuple[os.DirEntry[str], int]]:
                     waiting.append((entry.path, depth + 1))
 
 
-def _json_fault(root: Path, jsons: list[Path]) -> str | None:
-    if (root / ADAPTER).exists():  # transformers would put it into the model without a word
+def _json_fault(root: Path, jsons: list[Path], *, adapter: bool) -> str | None:
+    if not adapter and (root / ADAPTER).exists():  # transformers would put it into the model without a word
         return f"it holds an adapter of PEFT ({ADAPTER}): expected the model with it merged in, or without it"
     for path in sorted(jsons):
         name = path.relative_to(root)
