@@ -11,8 +11,8 @@ Source: LoRA, Hu et al. 2021 (arXiv 2106.09685).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -20,7 +20,7 @@ from peft import LoraConfig as PeftConfig
 from peft import inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
 from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as NAMED
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
@@ -63,6 +63,47 @@ def cached(model: nn.Module) -> AbstractContextManager[None]:
     return nullcontext() if context is None else context.cached()
 
 
+@contextmanager
+def fixed_routing(
+    model: nn.Module, weights: Tensor | Sequence[float] | Mapping[str, Tensor | Sequence[float]]
+) -> Iterator[None]:
+    """Give every input the same routing weights in a ``with`` block, in place of the routers'.
+
+    Args:
+        model: upcycled.
+        weights: of the experts, [N], such as one-hot or uniform; or these by the name of the layer
+            (`expert_layers`), and layers without an entry keep their routers.
+
+    Raises:
+        UserError: the model has no experts or another number of them, or no layer of that name.
+    """
+    layers = expert_layers(model)
+    by_layer = dict(weights) if isinstance(weights, Mapping) else dict.fromkeys(layers, weights)
+    unknown = next((name for name in by_layer if name not in layers), None)
+    if not layers or unknown is not None:
+        raise UserError(
+            f"there is no layer '{unknown}'.{nearest(str(unknown), layers)}"
+            if layers
+            else f"{type(model).__name__} has no experts to route to: expected a model from camex_ft.upcycle"
+        )
+    fixed = {name: torch.as_tensor(row, dtype=torch.float32) for name, row in by_layer.items()}
+    for name, row in fixed.items():
+        experts = layers[name].settings.experts
+        if row.shape != (experts,):
+            raise UserError(
+                f"routing weights of {name}: expected {experts} numbers, got the shape {list(row.shape)}"
+            )
+    routers = {name: layers[name].router for name in fixed}
+    before = {name: router.fixed for name, router in routers.items()}
+    try:
+        for name, router in routers.items():
+            router.fixed = fixed[name]
+        yield
+    finally:
+        for name, router in routers.items():
+            router.fixed = before[name]
+
+
 def keep_nothing(model: nn.Module) -> None:
     """Disable the caches of the expert layers, whose parameters are about to be sharded."""
     for layer in expert_layers(model).values():
@@ -84,7 +125,8 @@ def freeze(model: PreTrainedModel, mode: str) -> None:
 
     "full": everything. "experts": the expert layers and the head alone. "lora": the same, less the base of low-rank
     experts and a language-modelling head, which is as large as the embeddings, and with LoRA's factors; all of it in
-    float32, whatever the dtype of the frozen weights.
+    float32, whatever the dtype of the frozen weights. "router": the routers alone; "router+curvature": these and the
+    factors of the curvature.
 
     The head consists of the parameters outside the model's body or, if the body is not a separate module (T5 that
     generates), of the output embeddings. A head that is tied to the input embeddings belongs to the body.
@@ -96,10 +138,13 @@ def freeze(model: PreTrainedModel, mode: str) -> None:
         return
     layers = expert_layers(model).values()
     low_rank: list[Any] = [m for m in model.modules() if isinstance(m, (LowRankLinear, LoraLayer))]
-    if mode == "experts" and not layers:
+    if mode != "lora" and not layers:
         raise UserError(
-            "tuning.mode: experts needs layers with experts; the protocol `dense` has none: use full or lora"
+            f"tuning.mode: {mode} needs layers with experts; the protocol `dense` has none: use full or lora"
         )
+    if mode in ("router", "router+curvature"):
+        _freeze_but_routers(model, layers, curvature=mode == "router+curvature")
+        return
     if mode == "lora" and not low_rank:
         raise UserError(
             f"tuning.mode: lora needs a model that was made for it, and {type(model).__name__} was not: give "
@@ -122,6 +167,21 @@ def freeze(model: PreTrainedModel, mode: str) -> None:
             _lora(module).requires_grad_(True)
     if mode == "lora":
         _as_float32(model, head)
+
+
+def _freeze_but_routers(model: PreTrainedModel, layers: Iterable[ExpertFFN], *, curvature: bool) -> None:
+    """Freeze all parameters but those of routers and, if said, of curvature."""
+    trained: list[nn.Module] = [layer.router for layer in layers]
+    if curvature:
+        curvatures = [linear.curvature for layer in layers for linear in layer.linears.values()]
+        if None in curvatures:
+            raise UserError(
+                "tuning.mode: router+curvature needs a protocol with curvature, such as domain-ca: use router"
+            )
+        trained += curvatures
+    model.requires_grad_(False)
+    for module in trained:
+        module.requires_grad_(True)
 
 
 def _head(model: PreTrainedModel) -> Iterator[nn.Parameter]:

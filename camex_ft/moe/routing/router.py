@@ -1,6 +1,6 @@
 """Routing: the experts that serve a group of tokens, and their weights.
 
-    logits  = pooled(x) W_g                              linear                                         [G, N]
+    logits  = pooled(x) W_g [+ b]                        linear, with an intercept b where it is fitted [G, N]
             = cos(pooled(x), W_g,i) / t                  cosine, with a learned temperature t
             [+ N(0, 1) * (softplus(pooled(x) W_n) + 1e-2), in training]
     s       = softmax(logits / T) over the k largest logits, 0 elsewhere           normalise: after     [G, N]
@@ -55,12 +55,14 @@ class RouterSettings:
         temperature: T, which divides the logits within the softmax; above 0.
         normalise: softmax "after" the k largest were chosen, over them, or "before", over all.
         z_loss: coefficient of the z-loss.
+        intercept: learn an intercept b, as fitted routers need; not of the kind "cosine".
     """
 
     kind: RouterKind = "linear"
     temperature: float = 1.0
     normalise: Normalise = "after"
     z_loss: float = 0.0
+    intercept: bool = False
 
 
 @dataclass(frozen=True)
@@ -187,7 +189,12 @@ class Router(nn.Module):
         noise: draw noise in training; makes W_n a parameter.
         prior: learn logits that serve the first segment of a causal stack, which has no past to be routed by.
         settings: how routing weights are made.
+
+    Attributes:
+        fixed: routing weights of every group in place of computed ones; [N]; None: they are computed.
     """
+
+    fixed: Tensor | None = None
 
     def __init__(
         self,
@@ -207,15 +214,16 @@ class Router(nn.Module):
         self.gate = nn.Parameter(torch.empty(in_features, experts))  # W_g [in, N]
         self.noise = nn.Parameter(torch.empty(in_features, experts)) if noise else None  # W_n [in, N]
         self.prior = nn.Parameter(torch.empty(experts)) if prior else None  # [N]
+        self.intercept = nn.Parameter(torch.empty(experts)) if self.settings.intercept else None  # b [N]
         cosine = self.settings.kind == "cosine"
         self.log_temperature = nn.Parameter(torch.empty(1)) if cosine else None  # log t
         self.reset_parameters()
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Draw W_g small and at random, so that inputs differ from the first step; W_n and the prior start at 0."""
+        """Draw W_g small and at random, so that inputs differ from the first step; W_n, b and the prior start at 0."""
         self.gate.normal_(std=self.gate.shape[0] ** -0.5)
-        for parameter in (self.noise, self.prior):
+        for parameter in (self.noise, self.intercept, self.prior):
             if parameter is not None:
                 parameter.zero_()
         if self.log_temperature is not None:
@@ -249,7 +257,9 @@ class Router(nn.Module):
         """Return logits without noise [..., N]; cosines are of the columns of W_g, over max(t, 0.01)."""
         gate = self.gate.to(pooled.dtype)
         if self.log_temperature is None:
-            return pooled @ gate
+            return (
+                pooled @ gate if self.intercept is None else pooled @ gate + self.intercept.to(pooled.dtype)
+            )
         t = self.log_temperature.to(pooled.dtype).clamp_min(math.log(COLDEST)).exp()
         return _directions(pooled, dim=-1) @ _directions(gate, dim=0) / t
 
@@ -261,6 +271,8 @@ class Router(nn.Module):
         return Routing(self._weights(noisy, mask), logits, noisy, scale)
 
     def _weights(self, logits: Tensor, mask: Tensor | None) -> Tensor:
+        if self.fixed is not None:
+            return self.fixed.to(logits).expand_as(logits)
         settings, k, t = self.settings, self.top_k, self.settings.temperature
         if settings.kind == "expert-choice":
             return choose(logits, mask, top_k=k, temperature=t, normalise=settings.normalise)
