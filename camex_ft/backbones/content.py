@@ -58,14 +58,6 @@ def read(spec: str) -> Content:
         raise UserError(f"backbone {spec}: {error.filename} cannot be read: {error.strerror}") from error
 
 
-def read_local(spec: str) -> str | None:
-    """Return the digest of a backbone on this machine's disk; None for a hub id, an embedded one and one at fault."""
-    try:
-        return None if source.kind(spec) == "hub" else read(spec).sha256
-    except UserError:
-        return None
-
-
 def digest(path: Path, *, weights: bool = True) -> str:
     """Return the SHA-256 (hex) of the files that are loaded from a folder, or of a GGUF file, wherever it is.
 

@@ -11,10 +11,12 @@ A donor is a backbone's name (`camex_ft.config.backbones`), the folder of a fini
 from __future__ import annotations
 
 import copy
+import hashlib
+import json
 import math
 import os
 import textwrap
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +30,8 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from camex_ft.backbones import content, source
 from camex_ft.backbones.loading import load
+from camex_ft.config import UpcycleConfig
+from camex_ft.config.schema import BASES, CHECKPOINTS
 from camex_ft.utils import hub
 from camex_ft.utils.errors import UserError
 from camex_ft.utils.folders import ADAPTER as ADAPTER_CONFIG
@@ -131,6 +135,37 @@ def donor_digest(spec: str) -> str | None:
         return content.read(backbone_of(spec)).sha256
     folder = adapter_folder(spec)
     return content.digest_files([folder / ADAPTER_CONFIG, folder / ADAPTER_WEIGHTS])
+
+
+def checkpoints_of(upcycle: UpcycleConfig) -> tuple[str, ...]:
+    """Return the checkpoints that an upcycling reads beside the backbone: its donors and, where it is one, its base."""
+    if upcycle.init != CHECKPOINTS:
+        return ()
+    return (*upcycle.donors, *(() if upcycle.base in BASES else (upcycle.base,)))
+
+
+def content_of(backbone: str, donors: Sequence[str] = ()) -> content.Content:
+    """Return the content of a backbone, with that of the donors of its experts in the digest.
+
+    Raises:
+        UserError: the backbone or a donor is not there, or its files are at fault.
+    """
+    start = content.read(backbone)
+    if not donors:
+        return start
+    digests = [start.sha256 or backbone, *(donor_digest(donor) or donor for donor in donors)]
+    return content.Content(start.path, hashlib.sha256(json.dumps(digests).encode()).hexdigest())
+
+
+def local_content_of(backbone: str, donors: Sequence[str] = ()) -> str | None:
+    """Return the digest of `content_of` if all is on this machine's disk and in order; else None."""
+    try:
+        specs = (backbone, *map(backbone_of, donors))
+        if any(not spec.startswith(ADAPTER) and source.kind(spec) == "hub" for spec in specs):
+            return None
+        return content_of(backbone, donors).sha256
+    except UserError:
+        return None
 
 
 # -- loading ----------------------------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import transformers
-from transformers import PreTrainedConfig
+from transformers import PreTrainedConfig, PreTrainedModel
 
 HEADS = {
     "base": transformers.AutoModel,
@@ -37,3 +37,20 @@ def heads(config: PreTrainedConfig) -> tuple[str, ...]:
     names = tuple(name for name in HEADS if has_head(type(config), name))
     causal = getattr(config, "is_decoder", False) or config.is_encoder_decoder
     return tuple(name for name in names if name != "causal-lm" or "masked-lm" not in names or causal)
+
+
+def head_of(model: PreTrainedModel) -> str:
+    """Return the head that a dense model has, a key of `HEADS`; "" for none of them."""
+    # the mapping itself is asked: iterating over it would import every model of transformers
+    mappings: dict[str, Any] = {name: auto._model_mapping for name, auto in HEADS.items()}
+    kinds = {name: mapping.get(type(model.config), ()) for name, mapping in mappings.items()}
+    named = [n for n, kind in kinds.items() if type(model) in (kind if isinstance(kind, tuple) else (kind,))]
+    return named[0] if named else ""
+
+
+def labels_of(config: PreTrainedConfig, head: str) -> dict[str, Any]:
+    """Return the labels of a model's head, as `loading.load` takes them."""
+    if head not in CLASSIFIERS:
+        return {}
+    regression = config.problem_type == "regression"
+    return {"regression": True} if regression else {"label_names": list((config.id2label or {}).values())}

@@ -10,7 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from camex_ft.backbones.content import read_local
+from camex_ft.backbones.donors import checkpoints_of, local_content_of
 from camex_ft.compare.spec import Spec, key_of, overrides_of
 from camex_ft.config import Config, ConfigErrors, Environment, Problem, config_hash, load_config, resolve
 from camex_ft.config.problems import Origin
@@ -94,7 +94,7 @@ def make_comparison(
     here = spec.under(first.profile)
     if seeds is not None:
         here = here.model_copy(update={"seeds": seeds})
-    contents = cache(read_local)
+    contents = cache(local_content_of)
     cells: list[Cell] = []
     problems: list[Problem] = list(_idle(here, overrides))
     for task, changes in _tasks(here, first, overrides).items():
@@ -111,7 +111,7 @@ def make_comparison(
                 problems += map(here.placed, errors.problems)
                 continue
             settled = row_cells[0].settled
-            content = contents(settled.backbone) or ""
+            content = contents(settled.backbone, checkpoints_of(settled.upcycle)) or ""
             same = known.setdefault(config_hash(settled, backbone=content), label)
             if same != label:
                 why = "are the same experiment: the keys in which they differ have no effect"

@@ -19,7 +19,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from camex_ft.backbones import content
+from camex_ft.backbones.donors import checkpoints_of, content_of
 from camex_ft.compare.cells import Cell, Comparison
 from camex_ft.compare.outcome import ComparisonOutcome, outcome, write_all
 from camex_ft.compare.running import DONE, FAILED, RUNNING, WAITING, CellState, Runner, slots
@@ -62,13 +62,15 @@ def survey(
     digests: dict[str, tuple[str, str | None] | UserError] = {}  # SHA-256 of data and backbone, or why not
     states: dict[str, CellState] = {}
     for cell in cells:
-        key = json.dumps([cell.task, cell.settled.data.model_dump(mode="json"), cell.settled.backbone])
+        settled = cell.settled
+        donors = checkpoints_of(settled.upcycle)
+        key = json.dumps([cell.task, settled.data.model_dump(mode="json"), settled.backbone, donors])
         if key not in digests:
             say(f"reading {cell.task}")
             try:
                 resolve(cell.settled)
                 data = sources.fingerprint(steps.load_splits(cell.settled, TASKS.get(cell.task)))
-                digests[key] = data, content.read(cell.settled.backbone).sha256
+                digests[key] = data, content_of(settled.backbone, donors).sha256
             except UserError as error:
                 digests[key] = error
         digest = digests[key]

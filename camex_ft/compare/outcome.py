@@ -9,9 +9,10 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
-from camex_ft.backbones import content
+from camex_ft.backbones.donors import checkpoints_of, local_content_of
 from camex_ft.compare.cells import Cell, Comparison
 from camex_ft.config.identity import folder_label
 from camex_ft.config.needs import local_backbone
@@ -44,14 +45,15 @@ def entries(cells: Sequence[Cell], results: Iterable[Result]) -> list[Entry]:
     the record's backbone, and that backbone is the cell's: by its content where that is on this machine's disk and in
     the record, else by its name.
     """
-    contents = {name: content.read_local(name) for name in {cell.settled.backbone for cell in cells}}
+    contents = cache(local_content_of)
     by_cell: dict[tuple[str, str, int], list[Result]] = defaultdict(list)
     for result in results:
         by_cell[result.record.task, result.record.protocol, result.record.seed].append(result)
     entries_ = []
     for cell in cells:
+        content = contents(cell.settled.backbone, checkpoints_of(cell.settled.upcycle))
         alike = by_cell[cell.task, cell.settled.merging.protocol, cell.seed]
-        own = [r for r in alike if belongs(r, cell, contents[cell.settled.backbone])]
+        own = [r for r in alike if belongs(r, cell, content)]
         newest = max(own, key=lambda r: r.record.run.started, default=None)
         entries_.append(Entry(task=cell.task, row=cell.row, keys=cell.keys, seed=cell.seed, result=newest))
     return entries_

@@ -142,7 +142,7 @@ def _table(title: str, section: type[Section], above: tuple[str, ...]) -> str:
     lines += TABLE_HEAD
     for name, field in section.model_fields.items():
         if not (isinstance(field.annotation, type) and issubclass(field.annotation, Section)):
-            lines.append(_row((*above, name), field))
+            lines.append(_row((*above, field.alias or name), field))
     text = "\n".join(lines) + "\n"
     if above == ("training",):
         rows = (f"| `training.{key}` | {reason} |" for key, reason in OWNED.items())

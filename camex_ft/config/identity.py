@@ -16,7 +16,7 @@ from camex_ft.config.backbones import NEW
 from camex_ft.config.needs import local_backbone
 from camex_ft.config.reading import Dumper
 from camex_ft.config.rules import CHOICE
-from camex_ft.config.schema import Config, RoutingConfig, TrainingConfig
+from camex_ft.config.schema import BASES, CHECKPOINTS, Config, RoutingConfig, TrainingConfig
 from camex_ft.utils.registry import PROTOCOLS
 
 # Keys of `training` that do not change a result; `tests/training/test_fields.py` tries each.
@@ -73,7 +73,8 @@ def config_hash(config: Config, *, data: str = "", backbone: str = "", start: st
     Args:
         config: a resolved configuration.
         data: a fingerprint of the data, such as their SHA-256; takes the place of the data folder's name.
-        backbone: the SHA-256 of the backbone's content; takes the place of its name, but for a leading ``new:``.
+        backbone: the SHA-256 of the backbone's content, and of the donors of its experts; takes the place of its name,
+            but for a leading ``new:``.
         start: a fingerprint of the checkpoint that `training.resume` names, where it is another run's.
     """
     values = config.model_dump(mode="json")
@@ -107,6 +108,19 @@ def _drop_paths(values: dict[str, Any], config: Config, data: str, content: str)
     if content or backbone is not None:
         new = NEW if config.backbone.startswith(NEW) else ""
         values["backbone"] = new + (content or os.path.realpath(str(backbone)))
+    if config.routing.init == "fit" and not isinstance(config.routing.fit.sources, str):
+        values["routing"]["fit"]["from"] = [Path(place).name for place in config.routing.fit.sources]
+    if config.upcycle.init == CHECKPOINTS:
+        upcycle, count = values["upcycle"], len(config.upcycle.donors)
+        # the digest of the backbone's content includes theirs
+        upcycle["from"] = count if content else [_real_path(donor) for donor in config.upcycle.donors]
+        if config.upcycle.base not in BASES:
+            upcycle["base"] = "checkpoint" if content else _real_path(config.upcycle.base)
+
+
+def _real_path(spec: str) -> str:
+    local = local_backbone(spec)
+    return spec if local is None else os.path.realpath(local)
 
 
 def _drop_idle_keys(values: dict[str, Any], config: Config) -> None:
@@ -127,6 +141,8 @@ def _drop_idle_keys(values: dict[str, Any], config: Config) -> None:
     for key in ("noise", "drop"):
         if config.upcycle.init != key:
             del values["upcycle"][key]
+    if config.upcycle.init == CHECKPOINTS and config.upcycle.others not in ("arithmetic", "ties"):
+        del values["upcycle"]["others_scale"]
     if config.routing.granularity in ("sequence", "token", "encoder"):
         del values["routing"]["segment"], values["routing"]["first_segment"]
     for key, idle in idle_routing_keys(config).items():

@@ -10,7 +10,7 @@ from pathlib import Path
 from camex_ft.config import gguf, training_arguments
 from camex_ft.config.backbones import EMBEDDED, NEW, PACKAGE, bare, in_package, is_gguf, near_file
 from camex_ft.config.problems import Key
-from camex_ft.config.schema import Config
+from camex_ft.config.schema import ADAPTER, BASES, CHECKPOINTS, Config
 from camex_ft.config.shipped import expand
 from camex_ft.utils import hub, registry
 from camex_ft.utils.errors import UserError, nearest
@@ -58,6 +58,7 @@ def lacking(config: Config, environment: Environment) -> Iterator[Lack]:
     if missing and not (wrong and missing[0].startswith("the backbone")):
         own = ("backbone",) if missing[0].startswith("the backbone") else ("data", "source")
         yield ("profile",) if config.profile == "paper" else own, _three_ways(config, missing)
+    yield from _donors(config)
     if config.data.source == "disk" and config.data.path is not None:
         yield from _folder(("data", "dir"), config.data.path)
     if config.training.resume not in ("auto", "never") and not os.path.isdir(expand(config.training.resume)):
@@ -70,6 +71,23 @@ def lacking(config: Config, environment: Environment) -> Iterator[Lack]:
             f"the package of {name} is not installed: install it, or leave {name} out",
         )
     yield from _writable(("output", "dir"), config.output.path)
+
+
+def _donors(config: Config) -> Iterator[Lack]:
+    """Yield the donors, and the sources of their texts, that are not there."""
+    upcycle, routing = config.upcycle, config.routing
+    if upcycle.init == CHECKPOINTS:
+        specs = [("from", donor) for donor in upcycle.donors]
+        specs += [("base", upcycle.base)] if upcycle.base not in BASES else []
+        for key, spec in specs:
+            wrong = _wrong_backbone(spec.removeprefix(ADAPTER))
+            if wrong:
+                yield ("upcycle", key), wrong
+    if routing.init == "fit" and not isinstance(routing.fit.sources, str):
+        for place in routing.fit.sources:
+            path = expand(place)
+            if not os.path.exists(path):
+                yield ("routing", "fit", "from"), f"there is no file or folder '{place}'.{_near(path)}"
 
 
 def _wrong_backbone(spec: str) -> str:

@@ -12,14 +12,14 @@ from __future__ import annotations
 from collections.abc import Iterable
 from copy import deepcopy
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from camex_ft.config.backbones import EMBEDDED
 from camex_ft.config.needs import lacking, missing_from_hub
 from camex_ft.config.problems import ConfigErrors, Problem
 from camex_ft.config.reading import Document, compose, merge
 from camex_ft.config.rules import options_of
-from camex_ft.config.schema import Config, task_kind
+from camex_ft.config.schema import CHECKPOINTS, Config, task_kind
 from camex_ft.config.shipped import ROOT
 from camex_ft.config.validation import check
 from camex_ft.utils.registry import PROTOCOLS
@@ -101,10 +101,20 @@ def under(profile: str, written: Document) -> Document:
     document = merge(defaults, _without_auto(written))
     if document.values.get("profile") == AUTO:
         document.values["profile"] = profile
+    experts = _experts_of_donors(_section(written, "upcycle"))
+    if experts and "experts" not in _section(written, "merging"):
+        document.values.setdefault("merging", {})["experts"] = experts
     data = _section(written, "data")
     if data.get("source", AUTO) == AUTO and data.get("dir") is not None:
         document.values.setdefault("data", {})["source"] = "disk"
     return document
+
+
+def _experts_of_donors(upcycle: dict[str, Any]) -> int:
+    """Return the number of experts that the donors of a section give; 0 without donors, or where it is faulty."""
+    donors, each = upcycle.get("from"), upcycle.get("each", 1)
+    listed = upcycle.get("init") == CHECKPOINTS and isinstance(donors, (list, tuple)) and type(each) is int
+    return len(cast("list[Any]", donors)) * each if listed else 0
 
 
 def _drop_options_of_other_kinds(defaults: Document, written: Document) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 from camex_ft.config.identity import idle_routing_keys
 from camex_ft.config.rules import CHOICE
-from camex_ft.config.schema import Config, MergingConfig, RoutingConfig, UpcycleConfig
+from camex_ft.config.schema import CHECKPOINTS, Config, MergingConfig, RoutingConfig, UpcycleConfig
 from camex_ft.utils.registry import PROTOCOLS
 
 START = "so that training starts from a changed function"
@@ -35,6 +35,7 @@ def summary(config: Config) -> dict[str, str]:
         "experts": f"{merging.experts}, top {merging.k}, in layers: {layers}",
         "merging": f"alpha {merging.alpha:g}" if protocol.base else "",
         "routing": _routing_of(config),
+        "donors": _donors_of(config),
         "curvature": f"{merging.curvature.kind}, rank {merging.curvature.rank}" if protocol.curvature else "",
         "options": ", ".join(f"{name} {value}" for name, value in merging.options.items()),
         "training": f"{length}, batches of {training.per_device_train_batch_size}, learning rate "
@@ -46,10 +47,19 @@ def summary(config: Config) -> dict[str, str]:
     return {heading: text for heading, text in lines.items() if text}
 
 
+def _donors_of(config: Config) -> str:
+    """Return the donors of the experts in words."""
+    upcycle = config.upcycle
+    if upcycle.init != CHECKPOINTS or config.merging.protocol == "dense":
+        return ""
+    each = f", {upcycle.each} experts from each" if upcycle.each > 1 else ""
+    return f"{', '.join(upcycle.donors)}{each}; base: {upcycle.base}; other parameters: {upcycle.others}"
+
+
 def _routing_of(config: Config) -> str:
     """Return the settings of routing that differ from their defaults."""
     routing, plain = config.routing, RoutingConfig()
-    keys = ("router", "temperature", "normalise", "z_loss")
+    keys = ("init", "router", "temperature", "normalise", "z_loss")
     return ", ".join(
         f"{key} {getattr(routing, key)}" for key in keys if getattr(routing, key) != getattr(plain, key)
     )
@@ -104,8 +114,24 @@ def notes(config: Config) -> list[str]:
             and value != getattr(default.upcycle, key)
         ):
             remarks.append(f"upcycle.{key} has no effect with upcycle.init: {config.upcycle.init}")
+    remarks += _idle_donors(config)
     if config.data.dir is not None and config.data.source not in ("auto", "disk"):
         remarks.append(f"data.dir has no effect with data.source: {config.data.source}")
+    return remarks
+
+
+def _idle_donors(config: Config) -> list[str]:
+    """Return remarks on keys about donors without effect."""
+    upcycle, plain = config.upcycle, UpcycleConfig()
+    changed = [k for k in upcycle.model_fields_set if getattr(upcycle, k) != getattr(plain, k)]
+    if upcycle.init != CHECKPOINTS:
+        idle = [key for key in ("each", "base", "others", "others_scale") if key in changed]
+        return [f"upcycle.{key} has no effect with upcycle.init: {upcycle.init}" for key in idle]
+    remarks = []
+    if "others_scale" in changed and upcycle.others not in ("arithmetic", "ties"):
+        remarks.append(f"upcycle.others_scale has no effect with upcycle.others: {upcycle.others}")
+    if "base" in changed and not PROTOCOLS.get(config.merging.protocol).base and config.tuning.mode != "lora":
+        remarks.append(f"upcycle.base has no effect: protocol '{config.merging.protocol}' has no base expert")
     return remarks
 
 
@@ -117,6 +143,8 @@ def _idle_routing(config: Config, written: dict[str, Any]) -> list[str]:
     changed = [key for key in written if getattr(config.routing, key) != getattr(default, key)]
     idle = idle_routing_keys(config)
     remarks = [f"routing.{key} has no effect: {idle[key]}" for key in changed if idle.get(key)]
+    if config.routing.init == "random" and config.routing.fit != default.fit:
+        remarks.append("routing.fit has no effect with routing.init: random")
     if config.routing.router == CHOICE and config.merging.k >= config.merging.experts:
         remarks.append(
             "routing.router: expert-choice chooses nothing, since every expert takes every token; set merging.top_k "

@@ -10,7 +10,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from camex_ft.config.backbones import EMBEDDED
 from camex_ft.config.problems import Key, expected, show
-from camex_ft.config.schema import Config
+from camex_ft.config.schema import CHECKPOINTS, Config
 from camex_ft.utils import registry
 from camex_ft.utils.errors import UserError, nearest
 
@@ -28,10 +28,18 @@ def broken(config: Config) -> Iterator[Broken]:
     yield from _backbone(config)
     yield from _merging(config)
     yield from _choice(config)
+    yield from _donors(config)
+    yield from _fit(config)
     yield from _tuning(config)
     yield from _training(config)
     if config.data.source == "disk" and config.data.dir is None:
         yield (("data", "source"), ("data", "dir")), "disk needs data.dir, the folder with the data"
+    if config.data.domain is not None and config.data.source not in ("auto", "embedded"):
+        yield (
+            (("data", "domain"), ("data", "source")),
+            f"the data of source {config.data.source} do not know their domains: expected data.source: embedded, or "
+            "a folder for each domain",
+        )
 
 
 def _task(config: Config) -> Iterator[Broken]:
@@ -92,7 +100,7 @@ def _merging(config: Config) -> Iterator[Broken]:
         return
     experts, top_k = ("merging", "experts"), ("merging", "top_k")
     if entry.form == "dense":
-        if config.tuning.mode == "experts":
+        if config.tuning.mode not in ("full", "lora"):
             yield (("tuning", "mode"), protocol), "protocol 'dense' has no experts to train: use full or lora"
     elif merging.experts < 2:
         yield (
@@ -134,12 +142,72 @@ def _choice(config: Config) -> Iterator[Broken]:
         )
 
 
-def _tuning(config: Config) -> Iterator[Broken]:
-    """Check whether experts can be of low rank."""
-    mode, protocol = ("tuning", "mode"), ("merging", "protocol")
-    if config.tuning.mode != "lora" or config.merging.protocol not in registry.PROTOCOLS.names():
+def _donors(config: Config) -> Iterator[Broken]:
+    """Check the donors, which the experts start as, against the number of experts."""
+    upcycle, donors, init = config.upcycle, ("upcycle", "from"), ("upcycle", "init")
+    if upcycle.init != CHECKPOINTS:
+        if upcycle.donors:
+            yield (
+                (donors, init),
+                f"no donor is read with upcycle.init: {upcycle.init}: expected init: checkpoints with it",
+            )
         return
-    why = not_low_rank(registry.PROTOCOLS.get(config.merging.protocol))
+    if upcycle.count < 2:
+        yield (
+            (init, donors),
+            "checkpoints needs donors for at least 2 experts: expected upcycle.from: [DONOR, DONOR, ...], each a "
+            "folder, a hub id or adapter:FOLDER",
+        )
+    elif config.merging.protocol != DENSE and upcycle.count != config.merging.experts:
+        yield (
+            (("merging", "experts"), donors),
+            f"{len(upcycle.donors)} donors give {upcycle.count} experts, got {config.merging.experts}: leave "
+            "merging.experts out, or set upcycle.each, the experts from each donor",
+        )
+
+
+def _fit(config: Config) -> Iterator[Broken]:
+    """Check whether routers can be fitted: to the donors of the experts, or to a source of texts for each expert."""
+    routing, init, sources = config.routing, ("routing", "init"), ("routing", "fit", "from")
+    if routing.init != "fit" or config.merging.protocol == DENSE:
+        return
+    if routing.router == "cosine":
+        yield (
+            (init, ("routing", "router")),
+            "the router that is fitted is linear with an intercept: expected routing.router: linear, or init: random",
+        )
+    with_donors = config.upcycle.init == CHECKPOINTS
+    due = len(config.upcycle.donors) if with_donors else config.merging.experts
+    if isinstance(routing.fit.sources, str):
+        if not with_donors:
+            yield (
+                (init, ("upcycle", "init"), sources),
+                "fit tells donors apart by their own texts, and there are no donors: expected upcycle.init: "
+                "checkpoints, or routing.fit.from with a source of texts for each expert",
+            )
+    elif len(routing.fit.sources) != due:
+        each = "donor" if with_donors else "expert"
+        yield (
+            (sources, init),
+            f"expected one source of texts for each {each}, {due}, got {len(routing.fit.sources)}",
+        )
+
+
+def _tuning(config: Config) -> Iterator[Broken]:
+    """Check whether the protocol has what the mode trains, and whether experts can be of low rank."""
+    mode, protocol = ("tuning", "mode"), ("merging", "protocol")
+    if config.merging.protocol not in registry.PROTOCOLS.names():
+        return
+    entry = registry.PROTOCOLS.get(config.merging.protocol)
+    if config.tuning.mode == "router+curvature" and not entry.curvature and entry.form != "dense":
+        yield (
+            (mode, protocol),
+            f"protocol '{entry.name}' has no curvature: expected mode: router, or a protocol that has one, such as "
+            "domain-ca",
+        )
+    if config.tuning.mode != "lora":
+        return
+    why = not_low_rank(entry)
     if why:
         yield (mode, protocol), why
     if config.upcycle.init == "drop" and config.merging.protocol != DENSE:

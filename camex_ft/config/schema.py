@@ -7,7 +7,7 @@ The models hold what was written and the defaults; what follows from the profile
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -24,6 +24,7 @@ from pydantic import (
 
 from camex_ft.config.problems import Key, Origin
 from camex_ft.config.values import (
+    MOST,
     Bool,
     Count,
     Every,
@@ -41,11 +42,23 @@ from camex_ft.config.values import (
 from camex_ft.utils.errors import UserError
 from camex_ft.utils.registry import TASKS
 
+CHECKPOINTS = "checkpoints"
+ADAPTER = "adapter:"  # before the folder of a LoRA adapter, among donors
+BASES = ("start", "mean")  # any other base is a checkpoint
+DONOR_KEYS = ("from", "each", "base", "others", "others_scale")
+
 
 class Section(BaseModel):
     """Base of all sections: immutable, no unknown keys, no silent conversion of types."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, allow_inf_nan=False, serialize_by_alias=True
+    )
+
+
+def without(values: dict[str, Any], keys: Iterable[str]) -> dict[str, Any]:
+    """Return the values but for these keys: without effect, they leave the hash of an experiment as it was."""
+    return {key: value for key, value in values.items() if key not in keys}
 
 
 class TaskConfig(Section):
@@ -146,6 +159,16 @@ class DataConfig(Section):
     seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(
         default=0, description="Seed of the embedded corpus; no effect elsewhere."
     )
+    domain: Annotated[int, Field(ge=0, le=MOST)] | None = Field(
+        default=None,
+        description="Use the rows of this domain alone, numbered from 0, in every split; for embedded corpora, which "
+        "know their domains. null: all.",
+    )
+
+    @model_serializer(mode="wrap")
+    def _without_idle_keys(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave `domain` out where it is not set, as before there was one."""
+        return without(serialise(self), () if self.domain is not None else ("domain",))
 
     @property
     def path(self) -> Path | None:
@@ -193,8 +216,29 @@ class MergingConfig(Section):
         return self.experts if self.top_k is None else self.top_k
 
 
+class FitConfig(Section):
+    """The texts that routers are fitted to; for `routing.init: fit`."""
+
+    rows: Count = Field(
+        default=200, description="Texts of each donor, the first ones; their labels are not used."
+    )
+    sources: Literal["data"] | Annotated[tuple[Place, ...], Field(min_length=1, strict=False)] = Field(
+        default="data",
+        alias="from",
+        description="`data`: the training rows of each donor's own run, as that run records them; or a list with a "
+        "folder (as `data.dir`) or file of rows for each donor, in their order.",
+    )
+
+
 class RoutingConfig(Section):
     """The routing weights."""
+
+    init: Literal["random", "fit"] = Field(
+        default="random",
+        description="Start of the routers. `random`: small random weights; `fit`: layer by layer a logistic "
+        "regression from the router's input to the donor that a text belongs to, for `upcycle.init: checkpoints`.",
+    )
+    fit: FitConfig = Field(default=FitConfig(), description="For `init: fit` only.")
 
     granularity: Literal["auto", "sequence", "segment", "token", "encoder"] = Field(
         default="auto",
@@ -230,6 +274,11 @@ class RoutingConfig(Section):
         "that a token sees its segment's future.",
     )
 
+    @model_serializer(mode="wrap")
+    def _without_idle_keys(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave `init` and `fit` out of random routers, as before there were others."""
+        return without(serialise(self), () if self.init == "fit" else ("init", "fit"))
+
 
 class UpcycleConfig(Section):
     """The conversion of dense feed-forward layers into experts."""
@@ -239,10 +288,10 @@ class UpcycleConfig(Section):
         description="Layers that get experts: `all`; `every_other`, in each stack every second one and so its last; "
         "or a list of positions from 0, the decoder's after the encoder's.",
     )
-    init: Literal["copy", "noise", "drop"] = Field(
+    init: Literal["copy", "noise", "drop", "checkpoints"] = Field(
         default="copy",
         description="`copy`: experts start equal to the dense layer; `noise`: with noise added to them; `drop`: with "
-        "some of their inner units drawn anew.",
+        "some of their inner units drawn anew; `checkpoints`: as those of the donors, `from`.",
     )
     noise: NonNegative = Field(
         default=0.01,
@@ -252,6 +301,39 @@ class UpcycleConfig(Section):
         default=0.5,
         description="For `init: drop`: share of each expert's inner units that are drawn anew.",
     )
+    donors: Annotated[tuple[Place, ...], Field(strict=False)] = Field(
+        default=(),
+        alias="from",
+        description="For `init: checkpoints`, as are the keys below: the donors, fine-tuned from `backbone`. Each is a "
+        "backbone's name (hub id, folder, GGUF file), a run's folder, or `adapter:` and the folder of a LoRA adapter "
+        "of `backbone`.",
+    )
+    each: Experts = Field(
+        default=1, description="Experts from each donor; `merging.experts` is their number in all."
+    )
+    base: Place = Field(
+        default="start",
+        description="Base expert. `start`: the backbone's own layer; `mean`: the donors' mean; or a checkpoint.",
+    )
+    others: Literal["average", "arithmetic", "ties", "first"] = Field(
+        default="average",
+        description="Parameters outside the experts. `average`: the donors' mean; `arithmetic`: the backbone's plus "
+        "`others_scale` times the sum of the donors' differences from it; `ties`: the same with the differences merged "
+        "by TIES; `first`: the first donor's.",
+    )
+    others_scale: NonNegative = Field(
+        default=0.8, description="Step size, for `others: arithmetic` and `ties`."
+    )
+
+    @property
+    def count(self) -> int:
+        """Number of experts that the donors give."""
+        return len(self.donors) * self.each
+
+    @model_serializer(mode="wrap")
+    def _without_idle_keys(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave the keys of donors out where there are none, as before there were such keys."""
+        return without(serialise(self), () if self.init == CHECKPOINTS else DONOR_KEYS)
 
 
 class LoraConfig(Section):
@@ -278,20 +360,18 @@ class LoraConfig(Section):
 class TuningConfig(Section):
     """The parameters that are trained."""
 
-    mode: Literal["full", "experts", "lora"] = Field(
+    mode: Literal["full", "experts", "lora", "router", "router+curvature"] = Field(
         default="full",
         description="`full`: all parameters; `experts`: experts, base, router, curvature and head; `lora`: experts of "
-        "low rank on a frozen base, router, curvature, head and LoRA on attention.",
+        "low rank on a frozen base, router, curvature, head and LoRA on attention; `router`: routers alone; "
+        "`router+curvature`: these and the curvature.",
     )
     lora: LoraConfig = Field(default=LoraConfig(), description="For `mode: lora` only.")
 
     @model_serializer(mode="wrap")
     def _without_idle_keys(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Leave `lora` out in other modes, as before there was one: hashes of experiments stay what they were."""
-        values: dict[str, Any] = serialise(self)
-        if self.mode != "lora":
-            values.pop("lora", None)
-        return values
+        return without(serialise(self), () if self.mode == "lora" else ("lora",))
 
 
 class TrainingConfig(Section):

@@ -48,6 +48,7 @@ def section_keys(
     for name, field in model.model_fields.items():
         kind = field.annotation
         section = kind if isinstance(kind, type) and issubclass(kind, Section) else None
+        name = field.alias or name
         yield (*above, name), section
         if section is not None:
             yield from section_keys(section, (*above, name))

@@ -37,6 +37,7 @@ def load(
     eval_rows: int | None = None,
     splits: Sequence[str] | None = None,
     serves: Mapping[str, str] | None = None,
+    domain: int | None = None,
 ) -> dict[str, Dataset]:
     """Return split -> data set with exactly the hub's columns (and ``domain`` of synthetic data).
 
@@ -50,6 +51,7 @@ def load(
         splits: the splits to load, all of which must be there. By default train and validation must be, and test
             splits are loaded where they exist.
         serves: split -> the split of the data that serves as it; one that is not named serves as itself.
+        domain: of synthetic data, keep the rows of this domain only; they are counted afterwards.
 
     Raises:
         UserError: data is missing or faulty; with file and row, and what was expected.
@@ -82,7 +84,7 @@ def load(
                 unreachable[owner.hub] = hub.silence(owner.hub, "dataset")
             data = _from_hub(owner, split, name, unreachable=unreachable[owner.hub], optional=optional)
         else:
-            data = _synthetic(owner, split, name, seed)
+            data = _of_domain(_synthetic(owner, split, name, seed), domain)
         if data is not None:
             owner.check_split(data, split)
             loaded[split] = data
@@ -133,6 +135,18 @@ def _synthetic(task: Task, split: str, name: str, seed: int) -> Dataset:
     data = splits[name]
     columns: Columns = {column: data[column][:] for column in data.column_names}
     return to_dataset(columns, task, split, f"synthetic data of {task.id}, {name}", domain=True)
+
+
+def _of_domain(data: Dataset, domain: int | None) -> Dataset:
+    if domain is None:
+        return data
+    domains = data["domain"][:]
+    chosen = [row for row, of in enumerate(domains) if of == domain]
+    if not chosen:
+        raise UserError(
+            f"data.domain: no row is of domain {domain}: the embedded corpora have the domains 0 to {max(domains)}"
+        )
+    return data.select(chosen)
 
 
 @lru_cache(maxsize=2)

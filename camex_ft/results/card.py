@@ -334,6 +334,7 @@ def _made(record: Record) -> str:
         "protocol": record.protocol,
         **(experts if record.protocol != DENSE else {}),
         "backbone": record.backbone,
+        "donors": ", ".join(f"{d.name} ({(d.sha256 or 'embedded')[:12]})" for d in record.model.donors),
         "trained": _section(record, "tuning").get("mode"),
         "learning rate": training.get("learning_rate"),
         "trained for": _trained(record),

@@ -90,6 +90,13 @@ class Metrics(RecordSection):
     correct: str | None = None
 
 
+class RouterFit(RecordSection):
+    """Fitted router of one layer before training: the share of each donor's held-out texts that go to its experts."""
+
+    accuracy: list[Number]
+    nmi: Number
+
+
 class RoutingStatistics(RecordSection):
     """Routing of the validation inputs by one layer: see `camex_ft.run.record_builder`. `nmi` needs known domains.
 
@@ -100,6 +107,7 @@ class RoutingStatistics(RecordSection):
     load: list[Number]
     nmi: Number = None
     by: dict[str, dict[str, list[Number]]] = Field(default_factory=dict)
+    fit: RouterFit | None = None
 
     @model_validator(mode="after")
     def _of_the_same_experts(self) -> RoutingStatistics:
@@ -116,11 +124,18 @@ class LayerCurvature(RecordSection):
     condition: list[Number] | None = None
 
 
+class Donor(RecordSection):
+    """Donor of experts; `sha256` is of its content, None for an embedded backbone."""
+
+    name: str
+    sha256: str | None = None
+
+
 class Model(RecordSection):
     """Size of the model: all parameters, trainable ones, those active for a token, FLOPs of a forward pass per token.
 
     `tokenizer` describes one that was trained on the text. `backbone_sha256` is of the backbone's content
-    (`camex_ft.backbones.content`), None for an embedded one and in older records.
+    (`camex_ft.backbones.content`), with `donors` of that and theirs, None for an embedded one and in older records.
     """
 
     parameters: Count
@@ -129,6 +144,7 @@ class Model(RecordSection):
     flops_per_token: Number = None
     tokenizer: str | None = None
     backbone_sha256: str | None = None
+    donors: list[Donor] = Field(default_factory=list)
 
 
 class Cost(RecordSection):

@@ -14,13 +14,14 @@ from accelerate.utils import broadcast_object_list
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, set_seed
 
 from camex_ft import config, upcycling
-from camex_ft.backbones import content
+from camex_ft.backbones.donors import checkpoints_of, content_of
 from camex_ft.config import Config, resolve
 from camex_ft.data import sources
 from camex_ft.results import Record, RunFolder, find_done, print_summary
 from camex_ft.results.card import NAME as CARD
 from camex_ft.results.card import card
 from camex_ft.results.run_folder import changes, differs
+from camex_ft.run import donor_texts
 from camex_ft.run.fitting import check_backbone
 from camex_ft.run.record_builder import TrainingResult, make_record
 from camex_ft.run.steps import (
@@ -38,6 +39,7 @@ from camex_ft.training.callbacks.reporting import logging_to
 from camex_ft.training.checkpoint_folder import choose, ended, state_of
 from camex_ft.training.cost import describe
 from camex_ft.training.trainer import CamexTrainer
+from camex_ft.upcycling.router_fit import FitQuality
 from camex_ft.utils.durable import whole_folder
 from camex_ft.utils.errors import UserError
 from camex_ft.utils.escaping import printable
@@ -67,7 +69,7 @@ def run(written: Config, *, force: bool = False, callbacks: Iterable[TrainerCall
     task: Task = TASKS.get(settled.task.id)
     splits = load_splits(settled, task)
     data_sha256 = sources.fingerprint(splits)
-    backbone = content.read(settled.backbone)
+    backbone = content_of(settled.backbone, checkpoints_of(settled.upcycle))
     name = name_of(settled, data_sha256, backbone.sha256, anew=force)
     inputs = RunInputs(
         started=started,
@@ -103,7 +105,7 @@ def run(written: Config, *, force: bool = False, callbacks: Iterable[TrainerCall
 def perform(inputs: RunInputs, callbacks: Iterable[TrainerCallback] = ()) -> Record:
     """Train, evaluate, and write the results into the run's folder."""
     try:
-        trainer, data = prepare(inputs)
+        trainer, data, fitted = prepare(inputs)
     except UserError:
         if is_first():
             inputs.folder.remove_if_empty()
@@ -112,14 +114,17 @@ def perform(inputs: RunInputs, callbacks: Iterable[TrainerCallback] = ()) -> Rec
         trainer.add_callback(callback)
     counts = describe(cast(PreTrainedModel, trainer.model))  # before an engine shards the parameters
     result = train(trainer, inputs)
-    record = make_record(inputs, data, trainer, counts, result)
+    record = make_record(inputs, data, trainer, counts, result, fitted)
     write_results(trainer, data, inputs, record)
     show(record, inputs.folder)
     return record
 
 
-def prepare(inputs: RunInputs) -> tuple[CamexTrainer, Prepared]:
-    """Return the trainer and the data of a run. Faults of the input are found before the model is built."""
+def prepare(inputs: RunInputs) -> tuple[CamexTrainer, Prepared, dict[str, FitQuality]]:
+    """Return the trainer and the data of a run, and the quality of its fitted routers, if they are.
+
+    Faults of the input are found before the model is built.
+    """
     settled, task, splits = inputs.settled, inputs.task, inputs.splits
     if settled.task.predict and not task.files:
         raise task.no_predictions()
@@ -135,7 +140,9 @@ def prepare(inputs: RunInputs) -> tuple[CamexTrainer, Prepared]:
             f"{settled.backbone} knows only the words of the embedded corpora; its tokenizer is now {new_tokenizer}"
         )
     data = Prepared.make(task, splits, tokenizer, settled.task)
-    return make_trainer(settled, data, model, tokenizer, inputs.folder, tracked=True), data
+    fits = settled.routing.init == "fit" and bool(upcycling.expert_layers(model))
+    fitted = donor_texts.fit(settled, model, tokenizer, say=say) if fits else {}
+    return make_trainer(settled, data, model, tokenizer, inputs.folder, tracked=True), data, fitted
 
 
 def train(trainer: CamexTrainer, inputs: RunInputs) -> TrainingResult:

@@ -13,7 +13,18 @@ from numpy.typing import ArrayLike
 from transformers import PreTrainedModel
 
 from camex_ft.results import Record, command_line, environment, strip_paths
-from camex_ft.results.record import Cost, Data, LayerCurvature, Metrics, Model, RoutingStatistics, Run, pack
+from camex_ft.results.record import (
+    Cost,
+    Data,
+    Donor,
+    LayerCurvature,
+    Metrics,
+    Model,
+    RouterFit,
+    RoutingStatistics,
+    Run,
+    pack,
+)
 from camex_ft.run.steps import RunInputs, trained_tokenizer
 from camex_ft.tasks.base import Prepared
 from camex_ft.training.callbacks.monitoring import Speed, curvature_statistics
@@ -21,6 +32,8 @@ from camex_ft.training.callbacks.reporting import best_and_last, epochs, only_me
 from camex_ft.training.cost import devices, peak_memory_mb, rows_read
 from camex_ft.training.distributed import largest
 from camex_ft.training.trainer import CamexTrainer
+from camex_ft.upcycling.plan import donors_of
+from camex_ft.upcycling.router_fit import FitQuality
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +55,7 @@ def make_record(
     trainer: CamexTrainer,
     counts: Mapping[str, int],
     result: TrainingResult,
+    fitted: Mapping[str, FitQuality] | None = None,
 ) -> Record:
     """Return the record of a run whose best model is in `trainer`; evaluates it once more, with its test splits.
 
@@ -51,6 +65,7 @@ def make_record(
         trainer: after training.
         counts: numbers of the model's parameters, see `camex_ft.training.cost.describe`.
         result: of the training.
+        fitted: quality of fitted routers, by layer.
     """
     settled, task = inputs.settled, data.task
     final, routing, correct = _evaluate(data, trainer)
@@ -74,12 +89,13 @@ def make_record(
         backbone=strip_paths(settled.backbone),
         seed=settled.training.seed,
         metrics=_metrics(data, trainer, final, correct),
-        routing=routing,
+        routing=with_fit(routing, fitted or {}),
         curvature={name: LayerCurvature.model_validate(entry) for name, entry in curvature.items()},
         model=Model(
             **counts,
             tokenizer=trained_tokenizer(settled, task, trainer.processing_class),
             backbone_sha256=inputs.backbone.sha256,
+            donors=[Donor(**donor) for donor in donors_of(cast(PreTrainedModel, trainer.model))],
         ),
         cost=_cost(data, trainer, result.speed, gpus),
         data=Data(
@@ -202,6 +218,14 @@ def nmi(assignments: ArrayLike, domains: ArrayLike) -> float:
     from sklearn.metrics import normalized_mutual_info_score
 
     return float(normalized_mutual_info_score(np.asarray(domains), np.asarray(assignments)))
+
+
+def with_fit(
+    routing: Mapping[str, RoutingStatistics], fitted: Mapping[str, FitQuality]
+) -> dict[str, RoutingStatistics]:
+    """Return the layers' entries of the record with the quality of their fitted routers before training."""
+    fits = {name: RouterFit(accuracy=list(q.accuracy), nmi=q.nmi) for name, q in fitted.items()}
+    return {name: entry.model_copy(update={"fit": fits.get(name)}) for name, entry in routing.items()}
 
 
 def means_by(weights: ArrayLike, kinds: ArrayLike) -> dict[str, list[float | None]]:

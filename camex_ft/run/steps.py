@@ -79,6 +79,7 @@ def load_splits(settled: Config, task: Task) -> dict[str, datasets.Dataset]:
         train_rows=source.train_rows,
         eval_rows=source.eval_rows,
         serves=source.splits,
+        domain=source.domain,
     )
 
 
@@ -107,7 +108,7 @@ def load_model(
         path=path,
         **task.backbone_options(),
     )
-    return upcycling.for_run(settled, dense, in_place=True), tokenizer
+    return upcycling.for_run(settled, dense, tokenizer=tokenizer, in_place=True), tokenizer
 
 
 def trained_tokenizer(settled: Config, task: Task, tokenizer: Any) -> str | None:

@@ -16,12 +16,14 @@ from camex_ft.upcycling.freezing import (
     cached,
     caches,
     expert_layers,
+    fixed_routing,
     freeze,
     keep_nothing,
     routing_context,
 )
 from camex_ft.upcycling.model_classes import plain_class
 from camex_ft.upcycling.plan import granularity_of, plain_config
+from camex_ft.upcycling.router_fit import fit_routers
 from camex_ft.upcycling.upcycled import for_run, load, upcycle
 
 __all__ = [
@@ -29,6 +31,8 @@ __all__ = [
     "cached",
     "caches",
     "expert_layers",
+    "fit_routers",
+    "fixed_routing",
     "for_run",
     "freeze",
     "granularity_of",

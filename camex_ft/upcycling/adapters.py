@@ -23,12 +23,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoConfig, GenerationConfig, PreTrainedModel
 
-from camex_ft.backbones.heads import HEADS
-from camex_ft.backbones.loading import CLASSIFIERS
+from camex_ft.backbones.heads import HEADS, head_of, labels_of
 from camex_ft.backbones.loading import load as load_backbone
 from camex_ft.backbones.source import NEEDED, NOT_NEEDED
 from camex_ft.config.backbones import EMBEDDED
-from camex_ft.upcycling.plan import FORMAT, KEY, check_format, plain_config, versions
+from camex_ft.upcycling.plan import DONORS, FORMAT, KEY, check_format, plain_config, versions
 from camex_ft.utils import hub
 from camex_ft.utils.durable import by_umask
 from camex_ft.utils.errors import UserError
@@ -36,7 +35,7 @@ from camex_ft.utils.folders import read_json
 
 BACKBONE = "backbone"  # in the entry of a model's config
 WEIGHTS, ABOUT = "adapter.safetensors", "adapter.json"
-NOT_PLAN = (BACKBONE, "format", "versions")
+NOT_PLAN = (BACKBONE, DONORS, "format", "versions")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,11 +93,7 @@ class About:
         return model
 
     def _read(self, spec: str, config: Any) -> PreTrainedModel:
-        labels: dict[str, Any] = {}
-        if self.head in CLASSIFIERS:
-            regression = config.problem_type == "regression"
-            labels = {"regression": True} if regression else {"label_names": list(config.id2label.values())}
-        return load_backbone(spec, head=self.head, seed=self.seed, **labels)[0]
+        return load_backbone(spec, head=self.head, seed=self.seed, **labels_of(config, self.head))[0]
 
     def check(self, model: PreTrainedModel) -> None:
         """Raise `UserError` unless the model's frozen weights are those that the adapter was trained on."""
@@ -163,13 +158,9 @@ def has_adapter(model: nn.Module) -> bool:
 
 def source_of(model: PreTrainedModel, *, seed: int, dtype: torch.dtype) -> dict[str, Any]:
     """Return an adapter's entry for the backbone that `model` was made from: all frozen weights belong to it."""
-    # the mapping itself is asked: iterating over it would import every model of transformers
-    mappings: dict[str, Any] = {name: auto._model_mapping for name, auto in HEADS.items()}
-    kinds = {name: mapping.get(type(model.config), ()) for name, mapping in mappings.items()}
-    heads = [n for n, kind in kinds.items() if type(model) in (kind if isinstance(kind, tuple) else (kind,))]
     return {
         "name": model.name_or_path or "",
-        "head": heads[0] if heads else "",
+        "head": head_of(model),
         "seed": seed,
         "dtype": str(dtype).removeprefix("torch."),
         "sha256": fingerprint(model),

@@ -25,10 +25,12 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING, TOKENIZER_MAPPING_NAMES
 
 from camex_ft.upcycling import adapters
+from camex_ft.upcycling.donor_experts import Donors, fill_from_donors
 from camex_ft.upcycling.expert_init import set_experts_apart
 from camex_ft.upcycling.freezing import cached, expert_layers, freeze
 from camex_ft.upcycling.plan import (
     CAUSAL,
+    DONORS,
     KEY,
     LORA,
     NAME,
@@ -245,10 +247,16 @@ def _blank(kind: Callable[[Any], type], plain: type) -> Any:
 # -- models of the classes
 
 
-def build(model: PreTrainedModel, plan: Plan, seed: int) -> PreTrainedModel:
+def build(model: PreTrainedModel, plan: Plan, seed: int, donors: Donors | None = None) -> PreTrainedModel:
     """Return a dense model, restructured in place as the plan says, under its upcycled class.
 
     A model that the plan leaves dense is returned as it is.
+
+    Args:
+        model: the dense model.
+        plan: of the upcycling.
+        seed: of new parameters.
+        donors: the donors of its experts; None for a saved model, whose weights are loaded afterwards.
     """
     lora = plan.tuning.mode == LORA
     if PROTOCOLS.get(plan.merging.protocol).form == "dense" and not lora:
@@ -259,9 +267,14 @@ def build(model: PreTrainedModel, plan: Plan, seed: int) -> PreTrainedModel:
         restructure(model, plan)
         set_experts_apart(list(expert_layers(model).values()), plan.upcycle)
     saved: dict[str, Any] = plan.sections()
+    if donors:
+        fill_from_donors(expert_layers(model), donors)
+        saved["upcycle"] = donors.section(saved["upcycle"])
+        saved[DONORS] = donors.described()
     if lora:
         freeze(model, LORA)
-        saved[adapters.BACKBONE] = adapters.source_of(model, seed=seed, dtype=dtype)
+        if not donors:  # else the backbone has changed, and the model is saved whole
+            saved[adapters.BACKBONE] = adapters.source_of(model, seed=seed, dtype=dtype)
     setattr(model.config, KEY, saved)
     return _as_upcycled(model)
 

@@ -2,6 +2,7 @@
 
 merging, routing, upcycle[, tuning]   sections of the configuration
 backbone                              of low-rank experts: see `adapters`
+donors                                of the experts: the name and the SHA-256 of each
 causal                                of a language model under another head: it is routed as before
 format, versions                      added when it is saved
 """
@@ -26,6 +27,7 @@ from camex_ft.utils.registry import PROTOCOLS
 
 KEY = "camex"
 CAUSAL = "causal"  # in the entry: routing is that of a language model, whatever the head
+DONORS = "donors"
 LORA = "lora"
 FORMAT = 1
 PACKAGES = ("camex_ft", "torch", "transformers", "peft")
@@ -136,6 +138,11 @@ def _check_choice(
 
 def _name(model: PreTrainedModel) -> str:
     return type(model).__name__
+
+
+def donors_of(model: PreTrainedModel) -> list[dict[str, Any]]:
+    """Return the name and the SHA-256 of each donor of a model's experts; none where they have none."""
+    return list((getattr(model.config, KEY, None) or {}).get(DONORS) or ())
 
 
 def versions() -> dict[str, str]:

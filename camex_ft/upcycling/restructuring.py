@@ -95,6 +95,7 @@ def _settings(model: PreTrainedModel, stack: str, protocol: Protocol, plan: Plan
             temperature=routing.temperature,
             normalise=routing.normalise,
             z_loss=routing.z_loss,
+            intercept=routing.init == "fit",
         ),
         keep_vectors=merging.keep_vectors,
     )

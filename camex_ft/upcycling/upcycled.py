@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from camex_ft.config import Config, MergingConfig, RoutingConfig, TuningConfig, UpcycleConfig, changes
+from camex_ft.config.schema import CHECKPOINTS
 from camex_ft.upcycling import adapters
+from camex_ft.upcycling.donor_experts import Donors
 from camex_ft.upcycling.freezing import freeze
 from camex_ft.upcycling.model_classes import (
     build,
@@ -21,7 +23,7 @@ from camex_ft.upcycling.model_classes import (
     with_adapter,
     wrong_weights,
 )
-from camex_ft.upcycling.plan import KEY, plan_of, written_by
+from camex_ft.upcycling.plan import KEY, Plan, plan_of, written_by
 from camex_ft.utils.errors import FunctionChanged, UserError
 from camex_ft.utils.folders import unsafe
 
@@ -33,6 +35,8 @@ def upcycle(
     routing: RoutingConfig | Mapping[str, Any] | None = None,
     upcycle: UpcycleConfig | Mapping[str, Any] | None = None,
     tuning: TuningConfig | Mapping[str, Any] | None = None,
+    donors: Sequence[PreTrainedModel | str | Path] | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
     seed: int = 0,
     in_place: bool = False,
 ) -> PreTrainedModel:
@@ -45,21 +49,51 @@ def upcycle(
         model: a transformers model of a known family, with any head.
         merging, routing, upcycle, tuning: sections of the configuration, or mappings as in YAML. With ``mode: lora``
             experts are of low rank, attention gets LoRA, and the rest is frozen; in other modes `freeze` chooses.
+        donors: fine-tuned from `model`, to become the experts: dense models of its class, or checkpoints as in
+            ``upcycle.from``, in whose place they are. They set `merging.experts`.
+        tokenizer: of `model`, whose vocabulary the donors have to have; None: not compared.
         seed: of the new parameters; the global random state stays as it is.
         in_place: take over the modules of `model`, without the memory of a copy; `model` is not to be used any more.
 
     Raises:
-        UserError: `model` has experts already, its family is unknown, or the settings do not fit it or each other.
+        UserError: `model` has experts already, its family is unknown, or the settings do not fit it or each other; a
+            donor is not there, or no donor of `model`.
     """
     if getattr(model.config, KEY, None) is not None:
         raise UserError(f"{type(model).__name__} has experts already: upcycle the dense model it came from")
     plan = plan_of({"merging": merging, "routing": routing, "upcycle": upcycle, "tuning": tuning})
+    models = [str(donor) if isinstance(donor, Path) else donor for donor in donors or plan.upcycle.donors]
+    if donors or plan.upcycle.init == CHECKPOINTS:
+        plan = _with_donors(plan, len(models))
     for reason in changes(plan.merging, plan.routing, plan.upcycle):
         warnings.warn(reason, FunctionChanged, stacklevel=2)
-    return build(model if in_place else copy.deepcopy(model), plan, seed)
+    model = model if in_place else copy.deepcopy(model)
+    if plan.upcycle.init != CHECKPOINTS or model.device.type == "meta":
+        return build(model, plan, seed)
+    return build(model, plan, seed, Donors.of(model, models, plan.upcycle, tokenizer))
 
 
-def for_run(settled: Config, dense: PreTrainedModel, *, in_place: bool = False) -> PreTrainedModel:
+def _with_donors(plan: Plan, count: int) -> Plan:
+    """Return the plan of a model with donors: their experts are all of its experts."""
+    upcycle = plan.upcycle.model_copy(update={"init": CHECKPOINTS})
+    experts = count * upcycle.each
+    if experts < 2:
+        raise UserError("upcycle.from: expected donors for at least 2 experts")
+    if "experts" in plan.merging.model_fields_set and plan.merging.experts != experts:
+        raise UserError(
+            f"merging.experts: {count} donors give {experts} experts, got {plan.merging.experts}: leave it out, or set "
+            "upcycle.each"
+        )
+    return plan._replace(upcycle=upcycle, merging=plan.merging.model_copy(update={"experts": experts}))
+
+
+def for_run(
+    settled: Config,
+    dense: PreTrainedModel,
+    *,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    in_place: bool = False,
+) -> PreTrainedModel:
     """Return the model that a run trains: `dense` upcycled and frozen as its resolved configuration says."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FunctionChanged)  # said among the configuration's remarks
@@ -69,6 +103,7 @@ def for_run(settled: Config, dense: PreTrainedModel, *, in_place: bool = False) 
             routing=settled.routing,
             upcycle=settled.upcycle,
             tuning=settled.tuning,
+            tokenizer=tokenizer,
             seed=settled.training.seed,
             in_place=in_place,
         )

@@ -151,6 +151,8 @@ def test_what_has_an_effect_matters(sections):
             },
         ),
         ({"upcycle": {"init": "drop"}}, {"upcycle": {"init": "drop", "drop": 0.5, "noise": 0.3}}),
+        ({}, {"upcycle": {"each": 3, "base": "mean", "others": "first", "others_scale": 0.1}}),
+        ({}, {"routing": {"fit": {"rows": 7}}}),
         ({"training": {"max_steps": 9}}, {"training": {"max_steps": 9, "num_train_epochs": 1}}),
         ({"upcycle": {"init": "noise"}}, {"upcycle": {"init": "noise", "noise": 0.01}}),
     ],
@@ -188,6 +190,8 @@ LM = {"task": {"suite": "lm", "name": "text"}}
 QA = {"task": {"suite": "qa", "name": "squad"}}
 SMOE = {"merging": {"protocol": "smoe", "top_k": 2}}
 LORA = {"merging": {"protocol": "domain"}, "tuning": {"mode": "lora"}}
+DONORS = {"upcycle": {"init": "checkpoints", "from": ["./law", "./code"]}, "merging": {"experts": 2}}
+FIT = {**DONORS, "routing": {"init": "fit"}}
 SEGMENT = {"routing": {"granularity": "segment"}}
 # key -> what it needs to have an effect, and another value than its default
 COUNTS: dict[str, tuple[dict[str, Any], Any]] = {
@@ -206,6 +210,7 @@ COUNTS: dict[str, tuple[dict[str, Any], Any]] = {
     "data.train_rows": ({}, 7),
     "data.eval_rows": ({}, 7),
     "data.splits": ({}, {"train": "validation"}),
+    "data.domain": ({}, 2),
     "data.seed": ({"data": {"source": "embedded"}}, 3),
     "merging.protocol": ({}, "domain"),
     "merging.experts": ({}, 3),
@@ -215,6 +220,9 @@ COUNTS: dict[str, tuple[dict[str, Any], Any]] = {
     "merging.curvature.rank": ({}, 3),
     "merging.options": ({}, {"density": 0.3}),
     "merging.keep_vectors": ({"merging": {"protocol": "dare"}}, False),
+    "routing.init": (DONORS, "fit"),
+    "routing.fit.rows": (FIT, 100),
+    "routing.fit.from": (FIT, ["law.csv", "code.csv"]),
     "routing.granularity": ({}, "token"),
     "routing.router": (SMOE, "cosine"),
     "routing.temperature": (SMOE, 0.5),
@@ -228,6 +236,11 @@ COUNTS: dict[str, tuple[dict[str, Any], Any]] = {
     "upcycle.init": ({}, "noise"),
     "upcycle.noise": ({"upcycle": {"init": "noise"}}, 0.5),
     "upcycle.drop": ({"upcycle": {"init": "drop"}}, 0.1),
+    "upcycle.from": (DONORS, ["./law", "./law"]),
+    "upcycle.each": (DONORS, 2),
+    "upcycle.base": (DONORS, "mean"),
+    "upcycle.others": (DONORS, "first"),
+    "upcycle.others_scale": ({"upcycle": {**DONORS["upcycle"], "others": "arithmetic"}}, 0.5),
     "tuning.mode": ({}, "experts"),
     "tuning.lora.rank": (LORA, 3),
     "tuning.lora.scale": (LORA, 2.0),

@@ -11,7 +11,7 @@ import yaml
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
-from camex_ft.config import Config, ConfigErrors, load_config, notes
+from camex_ft.config import Config, ConfigErrors, load_config, notes, resolve
 from camex_ft.config.validation import section_keys
 from camex_ft.utils.errors import UserError
 from tests.helpers.config_trees import leaves, one_line, tree
@@ -195,6 +195,9 @@ def test_values_become_what_their_key_takes(write, overrides, key, value):
     assert type(found) is type(value)
 
 
+DONORS = ["upcycle.init=checkpoints", "upcycle.from=[./law, ./code]"]
+
+
 @pytest.mark.parametrize(
     ("overrides", "expected"),
     [
@@ -247,6 +250,35 @@ def test_values_become_what_their_key_takes(write, overrides, key, value):
             ["routing.router=expert-choice", "merging.protocol=smoe", "routing.granularity=sequence"],
             "routing.granularity: protocol 'smoe' does not allow 'sequence'",
         ),
+        (["upcycle.init=checkpoints"], "upcycle.init: checkpoints needs donors for at least 2 experts"),
+        (
+            ["upcycle.from=[./law, ./code]"],
+            "upcycle.from: no donor is read with upcycle.init: copy: expected init",
+        ),
+        ([*DONORS, "merging.experts=3"], "merging.experts: 2 donors give 2 experts, got 3"),
+        ([*DONORS, "upcycle.each=2", "merging.experts=2"], "2 donors give 4 experts, got 2"),
+        ([*DONORS, "upcycle.form=[a, b]"], "Did you mean 'upcycle.from'?"),
+        (
+            ["routing.init=fit"],
+            "routing.init: fit tells donors apart by their own texts, and there are no donors",
+        ),
+        (
+            [*DONORS, "routing={init: fit, fit: {from: [a.csv]}}"],
+            "routing.fit.from: expected one source of texts for each donor, 2, got 1",
+        ),
+        (
+            [*DONORS, "routing={init: fit, router: cosine}"],
+            "routing.init: the router that is fitted is linear",
+        ),
+        (["merging.protocol=dense", "tuning.mode=router"], "tuning.mode: protocol 'dense' has no experts"),
+        (
+            ["merging.protocol=smear", "tuning.mode=router+curvature"],
+            "tuning.mode: protocol 'smear' has no curvature: expected mode: router",
+        ),
+        (
+            ["data={source: disk, dir: rows, domain: 1}"],
+            "data.domain: the data of source disk do not know their domains",
+        ),
         (["routing.temperature=0"], "routing.temperature: expected more than 0, got 0"),
         (["upcycle.drop=1.5"], "upcycle.drop: expected at most 1, got 1.5"),
         (["routing.router=cosin"], "routing.router"),
@@ -291,6 +323,11 @@ def test_impossible_combinations(write, overrides, expected):
             "training.save_steps=0.2",
         ],
         ["merging.alpha=0"],
+        [*DONORS, "merging.experts=2"],
+        [*DONORS, "upcycle.each=2", "merging.experts=4"],
+        [*DONORS, "routing={init: fit, fit: {from: [a.csv, b.csv]}}"],
+        ["merging.experts=2", "routing={init: fit, fit: {from: [a.csv, b.csv]}}"],
+        ["merging.protocol=dense", "routing.init=fit"],
         ["routing.router=expert-choice", "merging.protocol=dense"],
         ["routing.router=expert-choice", "merging.protocol=smoe", "backbone=embedded/gpt2"],
         [
@@ -436,6 +473,16 @@ def test_a_configuration_of_before_with_the_options_of_every_kind_is_read(write)
             ["routing.router=expert-choice", "merging={protocol: smoe, top_k: 2}", "routing.balance=0.3"],
             "routing.balance has no effect: experts that choose",
         ),
+        (["upcycle.base=mean"], "upcycle.base has no effect with upcycle.init: copy"),
+        (
+            [*DONORS, "upcycle.others_scale=1"],
+            "upcycle.others_scale has no effect with upcycle.others: average",
+        ),
+        (
+            [*DONORS, "upcycle.base=mean", "merging.protocol=smear"],
+            "upcycle.base has no effect: protocol 'smear' has no base expert",
+        ),
+        (["routing.fit.rows=9"], "routing.fit has no effect with routing.init: random"),
     ],
 )
 def test_routing_and_upcycling_without_effect_are_noted(write, overrides, said):
@@ -449,12 +496,25 @@ def test_routing_and_upcycling_without_effect_are_noted(write, overrides, said):
         ["routing={normalise: before, temperature: 2}", "merging.top_k=1"],
         ["routing.router=cosine", "routing.temperature=2"],
         ["upcycle={init: drop, drop: 0.1}"],
+        [*DONORS, "upcycle={base: mean, others: ties, others_scale: 1.0}"],
         ["merging.protocol=dense", "routing.normalise=before"],
         ["routing={router: expert-choice, temperature: 2}", "merging={protocol: smoe, top_k: 1}"],
     ],
 )
 def test_and_not_where_they_have_one(write, overrides):
     assert not any("no effect" in note for note in notes(load_config(write("profile: auto\n"), overrides)))
+
+
+def test_donors_are_as_many_experts_as_they_give(write):
+    settled, _ = resolve(load_config(write("profile: embedded\n"), [*DONORS, "upcycle.each=3"]), needs=False)
+    assert settled.merging.experts == 6
+
+
+def test_a_donor_that_is_not_there_is_reported_with_its_key(write, tmp_path):
+    (tmp_path / "law").mkdir()
+    donors = f"upcycle.from=[{tmp_path}/law, {tmp_path}/laws]"
+    with pytest.raises(ConfigErrors, match=r"upcycle.from: there is no folder .*laws'. Did you mean 'law'"):
+        resolve(load_config(write("profile: embedded\n"), ["upcycle.init=checkpoints", donors]))
 
 
 def test_reading_a_plain_configuration_needs_no_training_arguments(write):
