@@ -7,6 +7,8 @@
     upcycle         a dense transformers model     -> one with experts    camex_ft.upcycling
     load            a folder, or an id on the hub  -> the model           camex_ft.upcycling
     export          a finished run                 -> a dense or folded one camex_ft.exporting
+    routing_context an upcycled model              -> routing and balance loss of its last forward pass
+    fixed_routing   a model and routing weights    -> a block in which every input has them
 
 `import camex_ft` also lets transformers' auto classes load upcycled models (`camex_ft.hf`).
 The method is in `camex_ft.moe` (routing, curvature, merging) and `camex_ft.protocols` (one file each).
@@ -24,16 +26,27 @@ if TYPE_CHECKING:
     from camex_ft.config import load_config
     from camex_ft.exporting.export import export
     from camex_ft.run.pipeline import run as train
-    from camex_ft.upcycling import load, upcycle
+    from camex_ft.upcycling import fixed_routing, load, routing_context, upcycle
     from camex_ft.utils.errors import UserError
 
-__all__ = ["UserError", "export", "load", "load_config", "train", "upcycle"]
+__all__ = [
+    "UserError",
+    "export",
+    "fixed_routing",
+    "load",
+    "load_config",
+    "routing_context",
+    "train",
+    "upcycle",
+]
 
 _PLACES = {
     "UserError": ("camex_ft.utils.errors", "UserError"),
     "export": ("camex_ft.exporting.export", "export"),
+    "fixed_routing": ("camex_ft.upcycling", "fixed_routing"),
     "load": ("camex_ft.upcycling", "load"),
     "load_config": ("camex_ft.config", "load_config"),
+    "routing_context": ("camex_ft.upcycling", "routing_context"),
     "train": ("camex_ft.run.pipeline", "run"),
     "upcycle": ("camex_ft.upcycling", "upcycle"),
 }

@@ -34,7 +34,7 @@ from camex_ft.results import RunFolder, load_record
 from camex_ft.results.entries import Result
 from camex_ft.results.plots import of_inspection, of_run
 from camex_ft.results.plots import series as by_layer
-from camex_ft.results.record import Record, all_finite, dumps
+from camex_ft.results.record import Record, all_finite, dumps, warnings_of
 from camex_ft.results.report import ReportSection, write_report
 from camex_ft.run.inference import load_trained, read_run
 from camex_ft.run.steps import quieten
@@ -86,7 +86,8 @@ def inspect(run_folder: Path | str, out: Path | str | None = None) -> Path:
     choice = of_run(result, title=title)
     of_inspection(numbers, choice)
     write_atomically(target / "inspection.json", dumps(numbers) + "\n")
-    notes = [f"{name}: left out, since {reason}" for name, reason in choice.left_out.items()]
+    notes = [f"Warning: {warning}" for warning in warnings_of(record)]
+    notes += [f"{name}: left out, since {reason}" for name, reason in choice.left_out.items()]
     return write_report(
         [
             ReportSection(

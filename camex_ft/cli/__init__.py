@@ -39,7 +39,7 @@ def options(
 
 for command in (
     *(run.run, run.validate, run.plan, listing.ls, listing.cp, run.doctor),
-    *(inference.evaluate, inference.predict, inference.generate, inference.inspect),
+    *(inference.evaluate, inference.predict, inference.generate, inference.inspect, inference.fit_router),
     *(inference.export, inference.push, compare.compare, compare.table),
 ):
     app.command()(command)

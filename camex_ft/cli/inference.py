@@ -1,4 +1,5 @@
-"""The commands on a finished run: ``evaluate``, ``predict``, ``generate``, ``inspect``, ``export`` and ``push``."""
+"""The commands on a finished run: ``evaluate``, ``predict``, ``generate``, ``inspect``, ``fit-router``, ``export`` and
+``push``."""
 
 from __future__ import annotations
 
@@ -63,6 +64,22 @@ def inspect(
     from camex_ft.analysis import inspect as inspect_run
 
     typer.echo(f"wrote {inspect_run(run, out)}")
+
+
+def fit_router(
+    source: Annotated[str, typer.Argument(metavar="RUN|CONFIG", help="A run's folder, or a configuration.")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="KEY=VALUE", help="Changes, such as routing.fit.rows=500 or routing.fit.from=[...]."
+        ),
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="New folder for the fitted model.")] = None,
+) -> None:
+    """Fit the routers of a model to texts of each donor, without training, and print how well they tell them apart."""
+    from camex_ft.run import inference
+
+    inference.fit_router(source, overrides or [], out)
 
 
 def export(

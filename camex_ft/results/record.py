@@ -21,6 +21,7 @@ from rich.text import Text
 
 from camex_ft.utils.errors import UserError
 from camex_ft.utils.escaping import one_line, say
+from camex_ft.utils.routing_health import routing_warnings
 
 
 def finite(value: Any) -> Any:
@@ -289,6 +290,12 @@ def summary_rows(record: Record, folder: Path | str) -> list[tuple[str, str]]:
     ]
 
 
+def warnings_of(record: Record) -> list[str]:
+    """Return warnings about the routing of a run's final model (`utils.routing_health`)."""
+    entropies = {name: layer.entropy for name, layer in record.routing.items()}
+    return routing_warnings(entropies, {name: layer.load for name, layer in record.routing.items()})
+
+
 def print_summary(record: Record, folder: Path | str, *, console: Console | None = None) -> None:
     """Print the closing summary to `console` (standard output by default)."""
     console = console or Console()
@@ -302,6 +309,8 @@ def print_summary(record: Record, folder: Path | str, *, console: Console | None
         table.add_row(Text(one_line(label)), Text(one_line(value)))
     if console.is_terminal:
         console.print(table)
+    for warning in warnings_of(record):
+        say(console, f"warning: {warning}")
 
 
 def duration(seconds: float | None) -> str:

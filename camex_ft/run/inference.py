@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +17,7 @@ from transformers import (
     PreTrainedTokenizerBase,
     PrinterCallback,
     ProgressCallback,
+    set_seed,
 )
 
 from camex_ft import config, upcycling
@@ -25,12 +26,15 @@ from camex_ft.config import Config
 from camex_ft.data import sources
 from camex_ft.results import Record, RunFolder, find_done, load_record
 from camex_ft.results.run_folder import SHOWN
+from camex_ft.run import donor_texts
 from camex_ft.run.pipeline import MODEL, PREDICTIONS
-from camex_ft.run.steps import load_splits, make_trainer, quieten
+from camex_ft.run.steps import load_model, load_splits, make_trainer, quieten
 from camex_ft.tasks.base import Prepared, Task
 from camex_ft.tasks.lm import begin_tokens
 from camex_ft.training.callbacks.reporting import only_metrics
 from camex_ft.training.trainer import CamexTrainer
+from camex_ft.upcycling.router_fit import add_intercepts
+from camex_ft.utils.durable import whole_folder
 from camex_ft.utils.errors import UserError
 from camex_ft.utils.folders import writing
 from camex_ft.utils.registry import TASKS, positions
@@ -210,6 +214,43 @@ def generate(
         )
     new = sequences[0, len(ids) if causal else 0 :]
     return str(tokenizer.decode(new, skip_special_tokens=True))
+
+
+def fit_router(place: str, overrides: Sequence[str] = (), out: Path | None = None) -> None:
+    """Fit the routers of a finished run's model, or of a configuration's, and print their quality.
+
+    Args:
+        place: a run's folder, or a configuration.
+        overrides: changes to its configuration, such as ``routing.fit.from=[...]``.
+        out: a new folder for the fitted model and its tokenizer; None: nothing is written.
+
+    Raises:
+        UserError: the run, the configuration or a donor's texts are at fault, or `out` exists.
+    """
+    if out is not None and out.exists():
+        raise UserError(f"--out: {out} exists: expected a new folder")
+    quieten()
+    run = RunFolder(Path(place))
+    is_run = find_done(run) is not None
+    source = run.config if is_run else place
+    settled, _ = config.resolve(config.load_config(source, [*overrides, "routing.init=fit"]))
+    task: Task = TASKS.get(settled.task.id)
+    if is_run:
+        model, tokenizer = load_trained(place)
+        add_intercepts(model)
+    else:
+        set_seed(settled.training.seed)
+        model, tokenizer = load_model(settled, task, load_splits(settled, task))
+    if not upcycling.expert_layers(model):
+        raise UserError(
+            f"{place}: its model has no experts, and so no routers (protocol '{settled.merging.protocol}')"
+        )
+    donor_texts.fit(settled, model, tokenizer)
+    if out is not None:
+        with whole_folder(out) as target:
+            upcycling.save(model, target)
+            tokenizer.save_pretrained(target)
+        print(f"wrote {out}")
 
 
 def read_run(run_folder: Path | str) -> tuple[Config, Task]:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -25,6 +25,7 @@ from transformers import PreTrainedModel
 from camex_ft.moe.layers.ffn import ExpertFFN
 from camex_ft.moe.routing.router import Router
 from camex_ft.upcycling.freezing import cached, expert_layers
+from camex_ft.upcycling.plan import KEY
 from camex_ft.utils.errors import UserError
 
 Batch = Mapping[str, Tensor]
@@ -80,6 +81,23 @@ def fit_routers(
         return {name: _fit_layer(model, layer, texts, each) for name, layer in expert_layers(model).items()}
     finally:
         model.train(training)
+
+
+def add_intercepts(model: PreTrainedModel) -> None:
+    """Give routers without an intercept one, at 0, in place, and note it in the model's plan.
+
+    Raises:
+        UserError: a router is not linear.
+    """
+    for name, layer in expert_layers(model).items():
+        router = layer.router
+        if router.settings.kind == "cosine":
+            raise UserError(f"{name}: a cosine router cannot be fitted: expected routing.router: linear")
+        if router.intercept is None:
+            router.intercept = nn.Parameter(router.gate.new_zeros(layer.settings.experts))
+            router.settings = replace(router.settings, intercept=True)
+    saved = getattr(model.config, KEY)
+    setattr(model.config, KEY, {**saved, "routing": {**saved["routing"], "init": "fit"}})
 
 
 def _fit_layer(

@@ -6,10 +6,12 @@ transformers' events do not carry. Sums stay on the device and are read when a s
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from typing import Any, NamedTuple, cast
 
 import torch
+from accelerate import PartialState
 from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_pt_utils import find_batch_size
@@ -20,7 +22,9 @@ from camex_ft.moe.layers.expert_linear import ExpertLinear
 from camex_ft.training.distributed import count_over_processes, total, whole
 from camex_ft.upcycling import expert_layers
 from camex_ft.utils.errors import UserError
+from camex_ft.utils.routing_health import routing_warnings
 
+log = logging.getLogger(__name__)
 ROUNDING = 1e-3  # more than rounding takes from a sum of weights
 
 
@@ -36,12 +40,13 @@ class RoutingMonitor(TrainerCallback):
         self.model = model
         self.sums: dict[str, Tensor] = {}
         self.loads: dict[str, list[float]] = {}
+        self.warned: set[str] = set()
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Begin without sums."""
-        self.sums, self.loads = {}, {}
+        self.sums, self.loads, self.warned = {}, {}, set()
 
     def check_sums(self, sums: Any) -> None:
         """Raise `ValueError` unless `sums` are those of some of the model's layers."""
@@ -81,12 +86,20 @@ class RoutingMonitor(TrainerCallback):
             shares = [part[2:] / part[1].clamp_min(1) for part in parts]
             self.loads = {n: share.tolist() for n, share in zip(self.sums, shares, strict=True)}
             largest = max(max(shares) for shares in self.loads.values())
+            self._warn(dict(zip(self.sums, entropies.tolist(), strict=True)))
             values = {"routing_entropy": float(entropies.mean()), "routing_max_load": largest}
         distances = [d for layer in curvature_statistics(self.model).values() for d in layer["distance"]]
         if distances:
             values["curvature_distance"] = max(distances)
         self.sums = {}
         return values
+
+    def _warn(self, entropies: Mapping[str, float]) -> None:
+        """Log a warning about routing once for each training, in the first process."""
+        for warning in routing_warnings(entropies, self.loads):
+            if warning not in self.warned and PartialState().is_main_process:
+                log.warning(warning)
+            self.warned.add(warning)
 
 
 def scaled_to_one(s: Tensor) -> Tensor:
