@@ -237,7 +237,6 @@ def fit_router(place: str, overrides: Sequence[str] = (), out: Path | None = Non
     task: Task = TASKS.get(settled.task.id)
     if is_run:
         model, tokenizer = load_trained(place)
-        add_intercepts(model)
     else:
         set_seed(settled.training.seed)
         model, tokenizer = load_model(settled, task, load_splits(settled, task))
@@ -245,6 +244,7 @@ def fit_router(place: str, overrides: Sequence[str] = (), out: Path | None = Non
         raise UserError(
             f"{place}: its model has no experts, and so no routers (protocol '{settled.merging.protocol}')"
         )
+    add_intercepts(model)
     donor_texts.fit(settled, model, tokenizer)
     if out is not None:
         with whole_folder(out) as target:

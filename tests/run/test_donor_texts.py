@@ -5,12 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
 from camex_ft.config import Config, load_config
 from camex_ft.results import Record
-from camex_ft.run import donor_texts, pipeline
+from camex_ft.run import donor_texts, inference, pipeline
 from camex_ft.run.steps import load_model
-from camex_ft.upcycling import load
+from camex_ft.upcycling import expert_layers, load
 from camex_ft.upcycling.plan import KEY
 from camex_ft.utils.errors import UserError
 from camex_ft.utils.registry import TASKS
@@ -99,3 +100,34 @@ def test_a_domain_that_is_not_there_is_named(tmp_path: Path) -> None:
         UserError, match=r"data.domain: no row is of domain 9: the embedded corpora have the domains 0 to 3"
     ):
         run_in(tmp_path, *DENSE, "data.domain=9")
+
+
+# -- fitting alone
+
+
+def test_routers_of_a_finished_run_are_fitted_and_written(donors: list[Path], tmp_path: Path) -> None:
+    _, folder = run_in(tmp_path, *merged(donors))
+    inference.fit_router(str(folder), ["routing.fit.rows=24"], tmp_path / "fitted")
+    before, after = load(folder / "model"), load(tmp_path / "fitted")
+    for name, layer in expert_layers(after).items():
+        old = expert_layers(before)[name]
+        assert layer.router.intercept is not None and old.router.intercept is None
+        assert not torch.equal(layer.router.gate, old.router.gate)
+        assert torch.equal(layer.up.experts, old.up.experts)
+    with pytest.raises(UserError, match="exists: expected a new folder"):
+        inference.fit_router(str(folder), [], tmp_path / "fitted")
+
+
+def test_routers_of_a_configuration_are_fitted_and_nothing_is_written(
+    donors: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "merged.yaml"
+    file.write_text("extends: glue\n")
+    inference.fit_router(str(file), [*merged(donors), "routing.fit.rows=24"])
+    assert "routers fitted to 24 texts" in capsys.readouterr().out
+    assert [path.name for path in tmp_path.iterdir()] == ["merged.yaml"]
+
+
+def test_a_model_without_experts_has_no_routers(donors: list[Path]) -> None:
+    with pytest.raises(UserError, match="has no experts, and so no routers"):
+        inference.fit_router(str(donors[0]))
