@@ -154,7 +154,10 @@ def test_what_is_printed_to_a_full_disk_is_an_error(tmp_path: Path) -> None:
     import subprocess
     import sys
 
-    code = "import camex_ft_cli, sys; from camex_ft.utils.errors import guard; sys.exit(guard(lambda: print('x' * 100)))"
+    code = (
+        "import camex_ft_cli, sys; from camex_ft.utils.errors import guard; "
+        "sys.exit(guard(lambda: print('x' * 100)))"
+    )
     with open("/dev/full", "w") as disk:
         done = subprocess.run([sys.executable, "-c", code], stdout=disk, stderr=subprocess.PIPE, text=True)
     assert done.returncode == 2 and done.stderr.startswith("error: there is no room left to write")
