@@ -128,7 +128,8 @@ def check_folder(folder: Path, spec: str, *, weights: bool = True) -> dict[str, 
     config = _read_json(folder / "config.json", spec)
     if config.get("camex"):
         raise UserError(
-            f"backbone {spec}: the model in it has experts already; expected the dense backbone that it came from"
+            f"backbone {spec}: the model in it has experts already; expected the dense backbone that it came from, "
+            "or a dense model of it: `camex-ft export RUN DIR --as dense`"
         )
     if spec.startswith(NEW):
         return config

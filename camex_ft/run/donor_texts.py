@@ -23,6 +23,7 @@ from camex_ft.utils.registry import TASKS
 
 CONFIG = "config.yaml"  # in a run's folder, beside its model
 LABELS = ("label", "labels")
+UNKNOWN = 0.05  # mutual information below which a router knows nothing
 
 
 def fit(
@@ -49,6 +50,11 @@ def fit(
     say(f"routers fitted to {settled.routing.fit.rows} texts of each of {len(texts)} donors, held-out texts:")
     for name, of_layer in quality.items():
         say(f"  {name}: {of_layer}")
+    if all(of_layer.nmi < UNKNOWN for of_layer in quality.values()):
+        say(
+            "warning: no layer can tell the donors' texts apart, so that routing cannot know which donor an input "
+            "needs: take donors of different data or more texts (routing.fit.rows), or merge the donors once"
+        )
     return quality
 
 

@@ -6,7 +6,8 @@ import math
 from collections.abc import Mapping, Sequence
 
 FLAT = 0.995  # share of the largest entropy from which on routing weights are as good as uniform
-ALL = 0.98  # share of inputs from which on one expert is as good as all there is
+ALL = 0.98  # share of inputs from which on one expert is as good as all there is,
+SHARP = 0.8  # if the entropy is below this share of the largest: close weights share the inputs, whichever is ahead
 
 
 def routing_warnings(
@@ -18,16 +19,13 @@ def routing_warnings(
         entropies: mean entropy of a layer's routing weights, in nats, by layer.
         loads: share of the inputs whose largest routing weight is each expert's, [N], by layer.
     """
-    flat = [
-        name
+    share = {
+        name: (entropies.get(name) or 0.0) / math.log(len(load))
         for name, load in loads.items()
-        if len(load) > 1 and (entropies.get(name) or 0.0) >= FLAT * math.log(len(load))
-    ]
-    won = [
-        name
-        for name, load in loads.items()
-        if name not in flat and max(share or 0.0 for share in load) >= ALL
-    ]
+        if len(load) > 1
+    }
+    flat = [name for name in share if share[name] >= FLAT]
+    won = [name for name in share if share[name] < SHARP and max(part or 0.0 for part in loads[name]) >= ALL]
     warnings = []
     if flat:
         warnings.append(

@@ -128,6 +128,13 @@ def test_routers_of_a_configuration_are_fitted_and_nothing_is_written(
     assert [path.name for path in tmp_path.iterdir()] == ["merged.yaml"]
 
 
+def test_donors_that_cannot_be_told_apart_are_said_to_be(
+    donors: list[Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    inference.fit_router("glue", [*merged([donors[0], donors[0]]), "routing.fit.rows=64"])
+    assert "warning: no layer can tell the donors' texts apart" in capsys.readouterr().out
+
+
 def test_a_model_without_experts_has_no_routers(donors: list[Path]) -> None:
     with pytest.raises(UserError, match="has no experts, and so no routers"):
         inference.fit_router(str(donors[0]))

@@ -18,6 +18,7 @@ EVEN, ALL = [0.25] * 4, [0.99, 0.01, 0.0, 0.0]
         ({"a": math.log(4), "b": math.log(4)}, {"a": EVEN, "b": ALL}, ["routing is flat in all 2 layers:"]),
         ({"a": 0.1, "b": 0.1, "c": 1.0}, {"a": ALL, "b": ALL, "c": EVEN}, ["input in a and 1 more: raise"]),
         ({"a": math.log(4), "b": 0.0}, {"a": EVEN, "b": ALL}, ["flat in a:", "almost every input in b:"]),
+        ({"a": 1.3}, {"a": ALL}, []),  # weights that hardly differ: the others serve every input as well
         ({"a": 1.0}, {"a": [0.9, 0.1, 0.0, 0.0]}, []),
         ({"a": None}, {"a": EVEN}, []),  # of a record that holds no number
         ({}, {}, []),
