@@ -205,7 +205,16 @@ def _tuning(config: Config) -> Iterator[Broken]:
             f"protocol '{entry.name}' has no curvature: expected mode: router, or a protocol that has one, such as "
             "domain-ca",
         )
-    if config.tuning.mode != "lora":
+    low_rank = config.upcycle.rank is not None and entry.form != "dense"
+    if low_rank and config.tuning.mode == "lora":
+        yield (
+            (("upcycle", "rank"), mode),
+            f"with tuning.mode: lora the rank is that of tuning.lora, {config.tuning.lora.rank}: leave upcycle.rank "
+            "out",
+        )
+    elif low_rank:
+        mode = ("upcycle", "rank")
+    elif config.tuning.mode != "lora":
         return
     why = not_low_rank(entry)
     if why:
@@ -225,7 +234,10 @@ def not_low_rank(entry: Any) -> str:
         return ""
     entries = {name: registry.PROTOCOLS.get(name) for name in registry.PROTOCOLS.names()}
     able = ", ".join(name for name, e in entries.items() if e.step is None and e.function is None)
-    return f"protocol '{entry.name}' {why}: expected merging.protocol: one of {able}, or tuning.mode: experts"
+    return (
+        f"protocol '{entry.name}' {why}: expected merging.protocol: one of {able}, or experts as whole matrices "
+        "(tuning.mode: experts, and no upcycle.rank)"
+    )
 
 
 def _options(entry: Any, written: dict[str, Any]) -> Iterator[Broken]:

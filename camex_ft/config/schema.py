@@ -301,6 +301,11 @@ class UpcycleConfig(Section):
         default=0.5,
         description="For `init: drop`: share of each expert's inner units that are drawn anew.",
     )
+    rank: Rank | None = Field(
+        default=None,
+        description="Rank of each expert's difference from a base that is not trained, as B_i A_i; of donors the "
+        "nearest such matrices. null: whole matrices. With `tuning.mode: lora`, `tuning.lora.rank` says it.",
+    )
     donors: Annotated[tuple[Place, ...], Field(strict=False)] = Field(
         default=(),
         alias="from",
@@ -332,8 +337,9 @@ class UpcycleConfig(Section):
 
     @model_serializer(mode="wrap")
     def _without_idle_keys(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave the keys of donors out where there are none, as before there were such keys."""
-        return without(serialise(self), () if self.init == CHECKPOINTS else DONOR_KEYS)
+        """Leave `rank` and the keys of donors out where they are not set, as before there were such keys."""
+        idle = () if self.init == CHECKPOINTS else DONOR_KEYS
+        return without(serialise(self), idle if self.rank is not None else ("rank", *idle))
 
 
 class LoraConfig(Section):

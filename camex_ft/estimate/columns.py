@@ -219,6 +219,8 @@ def under(settled: Config, name: str) -> Config:
         tuning = tuning if tuning.mode == "lora" else tuning.model_copy(update={"mode": "full"})
     merging = settled.merging.model_copy(update={"protocol": name, "options": {}})
     changed = settled.model_copy(update={"merging": merging, "routing": routing, "tuning": tuning})
+    if changed.upcycle.rank is not None and list(broken(changed)):
+        changed = changed.model_copy(update={"upcycle": changed.upcycle.model_copy(update={"rank": None})})
     if tuning.mode == LORA and list(broken(changed)):  # it has no experts of low rank
         return changed.model_copy(update={"tuning": tuning.model_copy(update={"mode": "experts"})})
     return changed

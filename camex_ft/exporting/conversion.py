@@ -165,6 +165,8 @@ def folded_model(model: PreTrainedModel) -> PreTrainedModel:
         for name, layer in expert_layers(folded).items():
             _fold(layers[name], layer)
     _copy_lora(model, folded)
+    if adapters.BACKBONE not in record:  # saved whole: no backbone has its frozen weights
+        getattr(folded.config, KEY).pop(adapters.BACKBONE, None)
     return folded.eval()
 
 
@@ -174,14 +176,16 @@ def _sections(record: dict[str, Any], layers: dict[str, ExpertFFN]) -> dict[str,
     names = ["experts", "top_k", "keep_vectors"]
     summed = plan.routing.normalise == "after" or plan.merging.k == plan.merging.experts
     merging = plan.merging.model_dump(include={*names, *([] if summed else ["alpha"])})
-    sections = {
+    sections: dict[str, Any] = {
         "merging": {**merging, "protocol": SUMMED if summed else STEPPED},
         "routing": plan.routing,
         "upcycle": {"layers": plan.upcycle.layers},
     }
-    if plan.tuning.mode != "lora":
+    if all(layer.low_rank is None for layer in layers.values()):
         return sections
     rank = int(next(iter(layers.values())).up.factors()[1].shape[1])  # of the experts with their curvature
+    if plan.tuning.mode != "lora":
+        return {**sections, "upcycle": {**sections["upcycle"], "rank": rank}}
     lora = plan.tuning.lora.model_copy(update={"rank": rank})
     return {**sections, "tuning": plan.tuning.model_copy(update={"lora": lora})}
 

@@ -58,7 +58,7 @@ def plan_of(sections: Mapping[str, Any]) -> Plan:
         _section(UpcycleConfig, sections.get("upcycle")),
         _section(TuningConfig, sections.get("tuning")),
     )
-    if plan.tuning.mode == LORA:
+    if plan.tuning.mode == LORA or plan.upcycle.rank is not None:
         _check_low_rank(PROTOCOLS.get(plan.merging.protocol), plan)
     return plan
 
@@ -75,7 +75,7 @@ def _section(kind: type[Options], values: Any) -> Options:
 def _check_low_rank(protocol: Protocol, plan: Plan) -> None:
     why = not_low_rank(protocol)
     if why:
-        raise UserError(f"tuning.mode: {why}")
+        raise UserError(f"{'tuning.mode' if plan.tuning.mode == LORA else 'upcycle.rank'}: {why}")
     if plan.upcycle.init == "drop" and protocol.form != "dense":
         raise UserError(f"upcycle.init: {DROPPED}")
 

@@ -48,6 +48,8 @@ def _add_experts(model: PreTrainedModel, protocol: Protocol, plan: Plan) -> None
     if plan.tuning.mode == LORA:
         lora = plan.tuning.lora
         low_rank = LowRank(rank=lora.rank, scale=lora.scale, dropout=lora.dropout)
+    elif plan.upcycle.rank is not None:
+        low_rank = LowRank(rank=plan.upcycle.rank)
     if merging.k > merging.experts or merging.experts < 2:
         raise UserError(
             f"merging: experts is {merging.experts} and top_k is {merging.k}: expected at least 2 experts and a top_k "

@@ -236,6 +236,7 @@ COUNTS: dict[str, tuple[dict[str, Any], Any]] = {
     "upcycle.init": ({}, "noise"),
     "upcycle.noise": ({"upcycle": {"init": "noise"}}, 0.5),
     "upcycle.drop": ({"upcycle": {"init": "drop"}}, 0.1),
+    "upcycle.rank": ({"merging": {"protocol": "domain"}}, 4),
     "upcycle.from": (DONORS, ["./law", "./law"]),
     "upcycle.each": (DONORS, 2),
     "upcycle.base": (DONORS, "mean"),

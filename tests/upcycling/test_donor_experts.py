@@ -13,10 +13,11 @@ from transformers import AutoModelForSequenceClassification
 
 import camex_ft
 from camex_ft.backbones import family_of
+from camex_ft.exporting.conversion import folded_model
 from camex_ft.upcycling import expert_layers, fixed_routing, load, upcycle
 from camex_ft.upcycling.plan import KEY
 from camex_ft.utils.errors import UserError
-from tests.helpers.invariant_cases import dense, output
+from tests.helpers.invariant_cases import dense, output, shake
 from tests.helpers.tiny import inputs_of
 
 HEAD = "sequence-classification"
@@ -144,6 +145,39 @@ def test_an_adapter_becomes_an_expert_of_its_rank(tmp_path: Path) -> None:
         with fixed_routing(model, torch.eye(2)[i]):
             # float32 of logits of about 10: the experts come of differences of matrices
             torch.testing.assert_close(output(model, inputs).detach(), logits, rtol=1e-5, atol=1e-4)
+
+
+def test_compressed_donors_stay_as_they_are_while_routers_are_trained(
+    donors: list[Any], tmp_path: Path
+) -> None:
+    """Fixed low-rank task vectors about a shared part, merged per input: only the router learns."""
+    model = upcycle(
+        dense("bert", HEAD),
+        donors=donors,
+        merging={"protocol": "domain-ca", "curvature": {"rank": 1}},
+        routing={"init": "fit"},
+        upcycle={"rank": 3, "base": "mean"},
+    ).eval()
+    camex_ft.upcycling.freeze(model, "router")
+    assert all(".router." in name for name, p in model.named_parameters() if p.requires_grad)
+    for path, layer in expert_layers(model).items():
+        for name, linear in layer.linears.items():
+            theirs = [ffn for m in donors for ffn in family_of(m).ffns(m) if ffn.path == path]
+            tau = torch.stack([ffn.weights[name][0] for ffn in theirs]).double() - linear.base.double()
+            left, right = linear.expert_out.double(), linear.expert_in.double()
+            # the nearest of rank 3 by Eckart and Young: the error is the rest of the singular values
+            rest = torch.linalg.svdvals(tau)[:, 3:].square().sum(1).sqrt()
+            torch.testing.assert_close(
+                torch.linalg.matrix_norm(tau - left @ right), rest, rtol=1e-5, atol=1e-5
+            )
+    shake(model, 0.05)
+    model.save_pretrained(tmp_path / "model")
+    inputs = inputs_of(model, HEAD)
+    assert torch.equal(output(load(tmp_path / "model"), inputs), output(model, inputs))
+    folded = folded_model(model)
+    torch.testing.assert_close(output(folded, inputs), output(model, inputs), rtol=1e-5, atol=1e-5)  # float32
+    folded.save_pretrained(tmp_path / "folded")
+    assert torch.equal(output(load(tmp_path / "folded"), inputs), output(folded, inputs))
 
 
 def test_another_number_of_experts_is_refused(donors: list[Any]) -> None:
