@@ -9,6 +9,7 @@
     export          a finished run                 -> a dense or folded one camex_ft.exporting
     routing_context an upcycled model              -> routing and balance loss of its last forward pass
     fixed_routing   a model and routing weights    -> a block in which every input has them
+    merge           checkpoints of one start       -> one dense model       camex_ft.static
 
 `import camex_ft` also lets transformers' auto classes load upcycled models (`camex_ft.hf`).
 The method is in `camex_ft.moe` (routing, curvature, merging) and `camex_ft.protocols` (one file each).
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from camex_ft.config import load_config
     from camex_ft.exporting.export import export
     from camex_ft.run.pipeline import run as train
+    from camex_ft.static.merge import merge
     from camex_ft.upcycling import fixed_routing, load, routing_context, upcycle
     from camex_ft.utils.errors import UserError
 
@@ -35,6 +37,7 @@ __all__ = [
     "fixed_routing",
     "load",
     "load_config",
+    "merge",
     "routing_context",
     "train",
     "upcycle",
@@ -46,6 +49,7 @@ _PLACES = {
     "fixed_routing": ("camex_ft.upcycling", "fixed_routing"),
     "load": ("camex_ft.upcycling", "load"),
     "load_config": ("camex_ft.config", "load_config"),
+    "merge": ("camex_ft.static.merge", "merge"),
     "routing_context": ("camex_ft.upcycling", "routing_context"),
     "train": ("camex_ft.run.pipeline", "run"),
     "upcycle": ("camex_ft.upcycling", "upcycle"),

@@ -37,6 +37,7 @@ LAYERS = (
     ("estimate",),
     ("bench",),
     ("compare",),
+    ("static",),
     ("cli",),
     ("__main__",),
     ("",),  # camex_ft/__init__.py: the public API

@@ -89,7 +89,7 @@ def load(
         path = path or source.locate(spec)
         about = source.check_files(path, spec)
         config = read_config(path, spec, head, labels)
-        tokenizer = _tokenizer(path, spec)
+        tokenizer = read_tokenizer(path, spec)
         if spec.startswith(NEW):
             model = _new_model(config, head=head, seed=seed)
         else:
@@ -225,7 +225,8 @@ def read_config(path: Path, spec: str, head: str, labels: dict[str, Any]) -> Pre
     return config
 
 
-def _tokenizer(path: Path, spec: str) -> PreTrainedTokenizerBase:
+def read_tokenizer(path: Path, spec: str) -> PreTrainedTokenizerBase:
+    """Return the tokenizer in the folder or GGUF file `path` of `spec`; `UserError` if there is none."""
     # Without these some tokenizers load all the same, and then know nothing but their special tokens.
     if path.is_dir() and not any((path / file).is_file() for file in VOCABULARIES):
         raise UserError(

@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 def ls(
     kind: Annotated[
         str,
-        typer.Argument(help="backbones, comparisons, configs, embedded, protocols or tasks; all by default."),
+        typer.Argument(
+            help="backbones, comparisons, configs, embedded, merges, methods, protocols or tasks; all by default."
+        ),
     ] = "",
 ) -> None:
     """List the names that a configuration can use, with a line on each."""
@@ -48,7 +50,13 @@ def _comparisons() -> Rows:
     return [(spec.name, spec.summary) for spec in list_specifications()]
 
 
-def _protocol(entry: Any) -> tuple[str, ...]:
+def _merges() -> Rows:
+    from camex_ft.config.shipped import list_merges
+
+    return [(spec.name, spec.summary) for spec in list_merges()]
+
+
+def _with_options(entry: Any) -> tuple[str, ...]:
     options = ", ".join(f"{option.name}={option.default}" for option in entry.options.values())
     return entry.name, options, entry.summary
 
@@ -57,7 +65,7 @@ def _protocol(entry: Any) -> tuple[str, ...]:
 KINDS: dict[str, tuple[tuple[str, ...], Callable[[], Rows]]] = {
     "protocols": (
         ("protocol", "options", "summary"),
-        lambda: [*map(_protocol, _entries(registry.PROTOCOLS))],
+        lambda: [*map(_with_options, _entries(registry.PROTOCOLS))],
     ),
     "backbones": (
         ("family", "model types", "summary"),
@@ -73,6 +81,11 @@ KINDS: dict[str, tuple[tuple[str, ...], Callable[[], Rows]]] = {
     ),
     "configs": (("configuration", "summary"), _configs),
     "comparisons": (("comparison", "summary"), _comparisons),
+    "methods": (
+        ("merge method", "options", "summary"),
+        lambda: [*map(_with_options, _entries(registry.MERGE_METHODS))],
+    ),
+    "merges": (("merge", "summary"), _merges),
 }
 
 

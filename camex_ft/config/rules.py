@@ -249,7 +249,7 @@ def _options(entry: Any, written: dict[str, Any]) -> Iterator[Broken]:
             known = f"It has: {', '.join(entry.options)}" if entry.options else "It has none"
             message = f"unknown option of protocol '{entry.name}'.{nearest(name, entry.options)} {known}"
         else:
-            message = _misfit(entry.options[name].annotation, value)
+            message = misfit(entry.options[name].annotation, value)
         if message:
             yield (key, protocol), message
     for name, parameter in entry.options.items():
@@ -262,7 +262,7 @@ def options_of(entry: Any) -> dict[str, Any]:
     return {k: p.default for k, p in entry.options.items() if p.default is not inspect.Parameter.empty}
 
 
-def _misfit(hint: Any, value: Any) -> str:
+def misfit(hint: Any, value: Any) -> str:
     """Return the misfit of `value` with an option's annotation, which may carry its range; "" for none."""
     if hint is inspect.Parameter.empty:
         return ""

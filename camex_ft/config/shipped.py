@@ -18,6 +18,7 @@ from camex_ft.utils.folders import writing
 ROOT = (Path(__file__).resolve().parent.parent / "configs").resolve()
 SUFFIX = ".yaml"
 SPECIFICATIONS = "tables"  # the folder of comparisons, which are no configurations
+MERGES = "merge"  # the folder of specifications of static merges
 ENGINES = "accelerate"  # the folder of accelerate's own configurations, one an engine
 
 
@@ -38,12 +39,18 @@ class Shipped:
 
 def list_configs() -> list[Shipped]:
     """Return all shipped configurations, those at the top first."""
-    return [shipped for shipped in _list() if not shipped.name.startswith(f"{SPECIFICATIONS}/")]
+    others = (f"{SPECIFICATIONS}/", f"{MERGES}/")
+    return [shipped for shipped in _list() if not shipped.name.startswith(others)]
 
 
 def list_specifications() -> list[Shipped]:
     """Return the specifications of comparisons that come with the package."""
     return [shipped for shipped in _list() if shipped.name.startswith(f"{SPECIFICATIONS}/")]
+
+
+def list_merges() -> list[Shipped]:
+    """Return the specifications of static merges that come with the package."""
+    return [shipped for shipped in _list() if shipped.name.startswith(f"{MERGES}/")]
 
 
 def find_config(name: str | Path, *, beside: Path | None = None) -> Path:

@@ -24,7 +24,7 @@ from camex_ft.utils.registry import TASKS
 # what transformers, camex_ft and `export` write; a folder with anything else in it is not sent
 WEIGHTS = ("model.safetensors", "model-*-of-*.safetensors", "adapter.safetensors")
 ABOUT = (
-    *("config.json", "generation_config.json", "adapter.json", "export.json"),
+    *("config.json", "generation_config.json", "adapter.json", "export.json", "merge.json"),
     "model.safetensors.index.json",
 )
 TOKENIZER = (

@@ -101,6 +101,7 @@ PROTOCOLS: Registry[Any] = Registry("protocol", "camex_ft.protocols")
 BACKBONES: Registry[Any] = Registry("backbone family", "camex_ft.backbones.families")
 TASKS: Registry[Any] = Registry("task", "camex_ft.tasks", skip=("metrics",))
 EMBEDDED: Registry[Any] = Registry("embedded backbone", "camex_ft.synthetic")
+MERGE_METHODS: Registry[Any] = Registry("merge method", "camex_ft.static.methods")
 
 
 # -- types of models
