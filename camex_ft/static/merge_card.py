@@ -16,7 +16,6 @@ from camex_ft.static.merge_inputs import Checkpoint, MergeInputs
 from camex_ft.static.merge_spec import MergeSpec
 from camex_ft.static.methods import Method
 from camex_ft.static.tensor_files import TensorInfo
-from camex_ft.utils import hub
 from camex_ft.utils.escaping import markdown, markdown_code, one_line
 from camex_ft.utils.registry import MERGE_METHODS
 
@@ -87,9 +86,9 @@ def merge_record(
 
 
 def _named(checkpoint: Checkpoint, sha256: str | None) -> dict[str, Any]:
-    prefix, colon, rest = checkpoint.spec.partition(":")
-    name = f"{prefix}:{strip_paths(rest)}" if colon else strip_paths(checkpoint.spec)
-    return {"name": name, "sha256": sha256}
+    prefix, colon, rest = checkpoint.name.partition(":")
+    name = f"{prefix}:{strip_paths(rest)}" if colon else strip_paths(checkpoint.name)
+    return {"name": name, "hub": checkpoint.hub_id, "sha256": sha256}
 
 
 def merge_card(title: str, record: MergeRecord) -> str:
@@ -98,7 +97,7 @@ def merge_card(title: str, record: MergeRecord) -> str:
     pipeline, loader = HEADS.get(content["head"], ("", "AutoModel"))
     checkpoints = [content["start"], *content["donors"]]
     data = ModelCardData(
-        base_model=[c["name"] for c in checkpoints if hub.is_id(c["name"]) and "/" in c["name"]] or None,
+        base_model=[c["hub"] for c in checkpoints if c["hub"]] or None,
         library_name="transformers",
         pipeline_tag=pipeline or None,
         tags=["camex_ft", "merge"],
@@ -120,9 +119,7 @@ def merge_card(title: str, record: MergeRecord) -> str:
     merged = ["| | checkpoint | SHA-256 |", "|---|---|---|"]
     for number, each in enumerate(checkpoints):
         role = f"donor {number}" if number else "start"
-        merged.append(
-            f"| {role} | {markdown_code(each['name'])} | {markdown_code(str(each['sha256'])[:16])} |"
-        )
+        merged.append(f"| {role} | {markdown_code(each['name'])} | {(each['sha256'] or '')[:16]} |")
     parts = [
         f"A static merge of {len(content['donors'])} checkpoints that were fine-tuned from one start, written by "
         "camex_ft: an ordinary dense model of transformers.",

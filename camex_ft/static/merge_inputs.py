@@ -51,11 +51,13 @@ class Checkpoint:
     """A start or a donor.
 
     Attributes:
-        spec: its name in the specification.
+        name: as in the specification.
+        spec: of the backbone that it means: of a run the folder of its model, else the name.
         path: folder or GGUF file; None for an embedded backbone, an adapter and a model in memory.
         model: in memory; None for any other.
     """
 
+    name: str
     spec: str
     path: Path | None = None
     model: PreTrainedModel | None = None
@@ -64,6 +66,14 @@ class Checkpoint:
     def is_adapter(self) -> bool:
         """Return whether it is an adapter, which belongs on the start."""
         return self.model is None and self.spec.startswith(ADAPTER)
+
+    @property
+    def hub_id(self) -> str | None:
+        """Its id on the hub, or None if it is not from there."""
+        known = self.model is None and not self.is_adapter
+        return (
+            self.spec if known and source.kind(self.spec) == "hub" and not self.spec.startswith(NEW) else None
+        )
 
     @property
     def folder(self) -> Path | None:
@@ -160,7 +170,7 @@ def survey(spec: MergeSpec, models: Models | None = None) -> Layout:
         raise UserError(f"head: {config.model_type} has no head '{head}'")
     whole = [donor for donor in donors if not donor.is_adapter]
     for donor in whole:
-        check_same_config(config, donor.config(head), spec=donor.spec)
+        check_same_config(config, donor.config(head), spec=donor.name)
     labels: dict[str, Any] = {}
     if head in CLASSIFIERS:
         labels, config = _labels(start, whole, head, config)
@@ -168,7 +178,7 @@ def survey(spec: MergeSpec, models: Models | None = None) -> Layout:
     for donor in whole:
         other = donor.tokenizer(head)
         if tokenizer is not None and other is not None:
-            check_same_vocabulary(tokenizer, other, spec=donor.spec)
+            check_same_vocabulary(tokenizer, other, spec=donor.name)
     layout = Layout(
         start=start,
         donors=tuple(donors),
@@ -185,13 +195,13 @@ def _checkpoint(name: str, models: Models) -> Checkpoint:
     if name in models:
         if getattr(models[name].config, "camex", None):
             raise UserError(f"{name}: the model has experts: expected a dense one")
-        return Checkpoint(spec=name, model=models[name])
+        return Checkpoint(name=name, spec=name, model=models[name])
     check_donor(name)
     if name.startswith(ADAPTER):
-        return Checkpoint(spec=name)
+        return Checkpoint(name=name, spec=name)
     spec = backbone_of(name)
     embedded = source.kind(spec) == "embedded"
-    return Checkpoint(spec=spec, path=None if embedded else source.locate(spec))
+    return Checkpoint(name=name, spec=spec, path=None if embedded else source.locate(spec))
 
 
 def _head(start: Checkpoint, donors: Iterable[Checkpoint]) -> str:
@@ -229,7 +239,7 @@ def _labels(
 ) -> tuple[dict[str, Any], PreTrainedConfig]:
     """Return the labels that all have, as of `loading.load`, and the start's configuration with them."""
     named = [each for each in (start, *donors) if _own_head(each) == head]
-    labelled = {each.spec: each.config(head) for each in named}
+    labelled = {each.name: each.config(head) for each in named}
     if not labelled:
         return {}, config
     (first, own), *others = labelled.items()
@@ -361,7 +371,7 @@ def open_inputs(layout: Layout, scratch: Path) -> MergeInputs:
             reader = _rewritten(layout, checkpoint, scratch / str(number))
         shapes = {name: info.shape for name, info in reader.infos.items() if name in layout.infos}
         own = {name: info.shape for name, info in layout.infos.items()}
-        check_same_shapes(own, shapes, spec=checkpoint.spec)
+        check_same_shapes(own, shapes, spec=checkpoint.name)
         readers.append(reader)
     inputs = MergeInputs(layout=layout, start=readers[0], donors=tuple(readers[1:]), new=_new_names(layout))
     cosines, notes = _compare(inputs)
@@ -427,7 +437,7 @@ def _compare(inputs: MergeInputs) -> tuple[tuple[float, ...], Iterator[str]]:
                 if not info.dtype.is_floating_point and not torch.equal(start, tensor):
                     differing.add(name)
     for each, checkpoint in zip(likeness, inputs.layout.donors, strict=True):
-        each.check(checkpoint.spec)
+        each.check(checkpoint.name)
     notes = (f"{name} holds whole numbers that differ: the start's are taken" for name in sorted(differing))
     return tuple(each.cosine for each in likeness), notes
 

@@ -46,7 +46,7 @@ class MergeNeeds:
         rows = [
             f"tensors       {self.tensors:,} with {self.parameters:,} parameters",
             f"memory        {decimal(self.peak)} for tensors ({share:.2f} times the model), beside the libraries",
-            f"disk          {decimal(self.model)} for the result, {decimal(self.scratch)} beside it for the time of merging",
+            f"disk          {decimal(self.model)} for the result, {decimal(self.scratch)} beside it while merging",
         ]
         if self.loaded:
             rows.append(f"loaded whole  {', '.join(self.loaded)}: one after the other")
@@ -61,7 +61,7 @@ def needs_of(spec: MergeSpec) -> MergeNeeds:
     """
     layout = survey(spec)
     entry: Method = MERGE_METHODS.get(spec.method)
-    loaded = [checkpoint.spec for checkpoint in layout.rewritten()]
+    loaded = [checkpoint.name for checkpoint in layout.rewritten()]
     whole = sum(info.entries for info in layout.infos.values()) * FLOAT32
     scratch = len(loaded) * whole
     peak = max(working_bytes(layout.infos, entry, donors=len(spec.donors)), whole * bool(loaded))
