@@ -236,7 +236,7 @@ def _refusals(details: Iterable[ErrorDetails], document: Document) -> list[Probl
             key = key if depth is None else key[: depth + 1]
             said = expected(detail) if depth is None else KINDS[key[-1]]
             message = f"{said}, got {show(_value(document.values, key))}"
-        problems.setdefault(key, Problem(message, document.origin(key), key))
+        problems.setdefault(key, Problem(message, document.origin(key) or document.origin(key[:-1]), key))
     return list(problems.values())
 
 

@@ -34,19 +34,20 @@ def trimmed(tau: Tensor, density: float) -> Tensor:
 
 
 def disjoint(tau: Tensor, weights: Sequence[float], elect: str, divide: str) -> Tensor:
-    """Entry by entry, without a vectorised step in common with the package."""
-    merged = torch.zeros_like(tau[0])
-    rows = tau.flatten(1)
-    for entry in range(rows.shape[1]):
-        column = rows[:, entry].tolist()
-        terms = [w * t for w, t in zip(weights, column, strict=True)]
-        voters = terms if elect == "weighted" else column
-        sign = 1 if sum(voters) >= 0 else -1
-        agree = [n for n, vote in enumerate(voters) if vote != 0 and (vote > 0) == (sign > 0)]
-        total = sum(terms[n] for n in agree)
-        divisor = {"count": len(agree), "weights": sum(weights[n] for n in agree), "none": 1.0}[divide]
-        merged.view(-1)[entry] = total / (divisor if abs(divisor) >= 1e-8 else 1.0)
-    return merged
+    """The positive and the negative entries apart, and of these the elected ones."""
+    terms = weighted(tau, weights)
+    voters = terms if elect == "weighted" else tau
+    ones = weighted(torch.ones_like(tau), weights)
+    sides = []
+    for side in (voters > 0, voters < 0):
+        divisors = {
+            "count": side.sum(0).double(),
+            "weights": (ones * side).sum(0),
+            "none": torch.ones_like(tau[0]),
+        }
+        divisor = divisors[divide]
+        sides.append((terms * side).sum(0) / torch.where(divisor.abs() < 1e-8, 1, divisor))
+    return torch.where(voters.sum(0) >= 0, *sides)
 
 
 def ties(
