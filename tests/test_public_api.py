@@ -21,10 +21,12 @@ def test_public_names_are_there_and_documented(name: str) -> None:
 def test_public_names_are_those_of_their_modules() -> None:
     import camex_ft.config
     import camex_ft.run.pipeline
+    import camex_ft.static.merge
     import camex_ft.upcycling
     import camex_ft.utils.errors
 
     assert camex_ft.train is camex_ft.run.pipeline.run
+    assert camex_ft.merge is camex_ft.static.merge.merge
     assert camex_ft.upcycle is camex_ft.upcycling.upcycle
     assert camex_ft.load is camex_ft.upcycling.load
     assert camex_ft.load_config is camex_ft.config.load_config
