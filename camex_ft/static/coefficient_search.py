@@ -36,7 +36,7 @@ class _Spent(Exception):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Candidate:
+class SearchPoint:
     """One point of a search.
 
     Attributes:
@@ -96,7 +96,7 @@ def search(
     blocks_of: Callable[[MergeSpec], Blocks],
     *,
     say: Callable[[str], None] = lambda line: None,
-) -> tuple[MergeSpec, list[Candidate]]:
+) -> tuple[MergeSpec, list[SearchPoint]]:
     """Return the specification with the best values, and all that were measured.
 
     Args:
@@ -129,11 +129,11 @@ def explore(
     metric: str,
     greater_is_better: bool,
     say: Callable[[str], None] = lambda line: None,
-) -> list[Candidate]:
+) -> list[SearchPoint]:
     """Return the candidates of a search, measured in order; at most `budget` of them."""
     assert spec.search is not None
     space, budget = Space.of(spec), spec.search.budget
-    candidates: list[Candidate] = []
+    candidates: list[SearchPoint] = []
 
     def loss(values: dict[str, Any]) -> float:
         known = next((c for c in candidates if c.values == values), None)
@@ -141,7 +141,7 @@ def explore(
             changed = spec.changed(values)
             value = None if any(faults(changed)) else measure(changed)
             value = value if value is not None and math.isfinite(value) else None
-            known = Candidate(values=values, metric=metric, value=value)
+            known = SearchPoint(values=values, metric=metric, value=value)
             candidates.append(known)
             say(candidate_line(len(candidates), known))
         if known.value is None:
@@ -173,7 +173,7 @@ def explore(
     return candidates
 
 
-def best_of(candidates: Iterable[Candidate], *, greater_is_better: bool) -> Candidate:
+def best_of(candidates: Iterable[SearchPoint], *, greater_is_better: bool) -> SearchPoint:
     """Return the best candidate, the first of equals; the one that is written where none has a value."""
     candidates = list(candidates)
     measured = [c for c in candidates if c.value is not None]
@@ -181,7 +181,7 @@ def best_of(candidates: Iterable[Candidate], *, greater_is_better: bool) -> Cand
     return min(measured, key=lambda c: sign * (c.value or 0.0), default=candidates[0])
 
 
-def candidate_line(number: int, candidate: Candidate) -> str:
+def candidate_line(number: int, candidate: SearchPoint) -> str:
     """Return a line on a candidate, for the terminal."""
     values = "  ".join(f"{name} {value}" for name, value in candidate.values.items())
     measured = "not valid" if candidate.value is None else f"{candidate.value:.4f}"

@@ -19,7 +19,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from camex_ft.exporting.writing import check_target
 from camex_ft.results.run_folder import full_disk
 from camex_ft.run.steps import quieten
-from camex_ft.static.coefficient_search import Candidate, search
+from camex_ft.static.coefficient_search import SearchPoint, search
 from camex_ft.static.merge_card import CARD, RECORD, merge_card, merge_record
 from camex_ft.static.merge_inputs import (
     MergeInputs,
@@ -156,7 +156,7 @@ def write_merge(
         for note in inputs.notes:
             say(note)
         statistics = gather(spec, inputs, entry, scratch / "statistics") if entry.statistic else None
-        candidates: list[Candidate] = []
+        candidates: list[SearchPoint] = []
         if spec.search is not None:
             spec, candidates = search(
                 spec, inputs, lambda changed: TensorMerge(changed, inputs, statistics).blocks, say=say

@@ -11,7 +11,7 @@ from huggingface_hub import ModelCardData
 from camex_ft.results.card import HEADS, NAME, citation
 from camex_ft.results.provenance import source_state, strip_paths, versions
 from camex_ft.results.record import dumps
-from camex_ft.static.coefficient_search import Candidate
+from camex_ft.static.coefficient_search import SearchPoint
 from camex_ft.static.merge_inputs import Checkpoint, MergeInputs
 from camex_ft.static.merge_spec import MergeSpec
 from camex_ft.static.methods import Method
@@ -37,7 +37,7 @@ class MergeRecord:
 def merge_record(
     spec: MergeSpec,
     inputs: MergeInputs,
-    candidates: Sequence[Candidate],
+    candidates: Sequence[SearchPoint],
     counts: Mapping[str, int],
     infos: Mapping[str, TensorInfo],
 ) -> MergeRecord:

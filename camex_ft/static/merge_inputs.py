@@ -112,7 +112,7 @@ class Checkpoint:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Layout:
+class MergeLayout:
     """Start and donors before their weights are read.
 
     Attributes:
@@ -151,7 +151,7 @@ class Layout:
         return [each for each in self.checkpoints if each.model is None and self.in_place(each) is None]
 
 
-def survey(spec: MergeSpec, models: Models | None = None) -> Layout:
+def survey(spec: MergeSpec, models: Models | None = None) -> MergeLayout:
     """Find start and donors, and compare configurations, labels and tokenizers; no weights are read.
 
     Args:
@@ -179,7 +179,7 @@ def survey(spec: MergeSpec, models: Models | None = None) -> Layout:
         other = donor.tokenizer(head)
         if tokenizer is not None and other is not None:
             check_same_vocabulary(tokenizer, other, spec=donor.name)
-    layout = Layout(
+    layout = MergeLayout(
         start=start,
         donors=tuple(donors),
         head=head,
@@ -267,7 +267,7 @@ def _seed(spec: MergeSpec) -> int:
     return seeds.pop() if len(seeds) == 1 else 0
 
 
-def _infos(layout: Layout) -> dict[str, TensorInfo]:
+def _infos(layout: MergeLayout) -> dict[str, TensorInfo]:
     """Return the tensors of the merged model; their dtypes are those in the start's files."""
     start = layout.start
     if start.model is not None:
@@ -303,7 +303,7 @@ class MergeInputs:
         notes: remarks for the user.
     """
 
-    layout: Layout
+    layout: MergeLayout
     start: TensorReader
     donors: tuple[TensorReader, ...]
     new: frozenset[str] = frozenset()
@@ -352,7 +352,7 @@ def row_slices(info: TensorInfo, most: int | None = None) -> list[slice | None]:
     return [slice(begin, min(begin + rows, info.shape[0])) for begin in range(0, info.shape[0], rows)]
 
 
-def open_inputs(layout: Layout, scratch: Path) -> MergeInputs:
+def open_inputs(layout: MergeLayout, scratch: Path) -> MergeInputs:
     """Return start and donors with readers of their tensors, after all comparisons.
 
     Args:
@@ -379,7 +379,7 @@ def open_inputs(layout: Layout, scratch: Path) -> MergeInputs:
     return replace(inputs, cosines=cosines, sha256=tuple(sha256), notes=(*_new_note(inputs), *notes))
 
 
-def _rewritten(layout: Layout, checkpoint: Checkpoint, folder: Path) -> FolderReader:
+def _rewritten(layout: MergeLayout, checkpoint: Checkpoint, folder: Path) -> FolderReader:
     """Load a checkpoint, write its tensors to a folder, and return their reader."""
     backbone = layout.start if checkpoint.is_adapter else checkpoint
     model = backbone.model
@@ -397,7 +397,7 @@ def _rewritten(layout: Layout, checkpoint: Checkpoint, folder: Path) -> FolderRe
     return FolderReader(folder)
 
 
-def _new_names(layout: Layout) -> frozenset[str]:
+def _new_names(layout: MergeLayout) -> frozenset[str]:
     """Return the names of tensors that the start's files lack: those of a new head."""
     start = layout.start
     if start.path is None or start.spec.startswith(NEW):
@@ -442,7 +442,7 @@ def _compare(inputs: MergeInputs) -> tuple[tuple[float, ...], Iterator[str]]:
     return tuple(each.cosine for each in likeness), notes
 
 
-def generation_of(layout: Layout) -> GenerationConfig | None:
+def generation_of(layout: MergeLayout) -> GenerationConfig | None:
     """Return the start's settings for generation, or None for a model that does not generate."""
     start = layout.start
     if start.model is not None:
@@ -453,7 +453,7 @@ def generation_of(layout: Layout) -> GenerationConfig | None:
     return GenerationConfig.from_model_config(layout.config) if generates else None
 
 
-def name_of_class(layout: Layout) -> str:
+def name_of_class(layout: MergeLayout) -> str:
     """Return the name of the merged model's class."""
     return (
         type(layout.start.model).__name__

@@ -31,7 +31,7 @@ KINDS = {
 NEEDED = {"start": "the checkpoint that the donors were fine-tuned from", "from": "the donors, a list"}
 
 
-class Texts(BaseModel):
+class MergeTexts(BaseModel):
     """Rows that Fisher information and Gram matrices are computed on.
 
     Attributes:
@@ -48,7 +48,7 @@ class Texts(BaseModel):
     rows: Count = 200
 
 
-class Search(BaseModel):
+class MergeSearch(BaseModel):
     """Search of options and weights on the validation split of a configuration.
 
     Attributes:
@@ -98,8 +98,8 @@ class MergeSpec(BaseModel):
     head: Text | None = None
     dtype: Dtype | None = None
     seed: Annotated[int, Field(ge=0)] | None = None
-    data: Texts | None = None
-    search: Search | None = None
+    data: MergeTexts | None = None
+    search: MergeSearch | None = None
     output: Place | None = None
 
     def weights_of(self, name: str) -> Sequence[float]:
@@ -221,7 +221,7 @@ def _search_faults(spec: MergeSpec, entry: Any) -> Iterator[tuple[Key, str]]:
 
 def _refusals(details: Iterable[ErrorDetails], document: Document) -> list[Problem]:
     """Return the errors of pydantic as problems, one a key."""
-    sections: dict[str, type[BaseModel]] = {"data": Texts, "search": Search}
+    sections: dict[str, type[BaseModel]] = {"data": MergeTexts, "search": MergeSearch}
     problems: dict[Key, Problem] = {}
     for detail in details:
         key = tuple(str(part) for part in detail["loc"])

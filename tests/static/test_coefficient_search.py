@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from camex_ft.static.coefficient_search import Candidate, Space, best_of, explore
+from camex_ft.static.coefficient_search import SearchPoint, Space, best_of, explore
 from camex_ft.static.merge import write_merge
 from camex_ft.static.merge_spec import MergeSpec, make_spec
 from tests.helpers.merge_reference import llamas, save
@@ -65,7 +65,7 @@ def test_points_that_are_not_valid_are_not_measured() -> None:
 
 def test_a_value_that_is_not_finite_is_never_the_best() -> None:
     candidates = [
-        Candidate(values={"scale": n}, metric="loss", value=v) for n, v in enumerate([3.0, None, 2.0, 2.0])
+        SearchPoint(values={"scale": n}, metric="loss", value=v) for n, v in enumerate([3.0, None, 2.0, 2.0])
     ]
     assert best_of(candidates, greater_is_better=False).values == {"scale": 2}
     assert best_of(candidates, greater_is_better=True).values == {"scale": 0}
