@@ -16,7 +16,7 @@ import transformers
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from camex_ft.exporting.writing import check_target
+from camex_ft.exporting.export import check_target
 from camex_ft.results.run_folder import full_disk
 from camex_ft.run.steps import quieten
 from camex_ft.static.coefficient_search import SearchPoint, search
