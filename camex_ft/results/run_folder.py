@@ -13,6 +13,7 @@ import socket
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -55,16 +56,18 @@ def run_name(*, suite: str, task: str, backbone: str, protocol: str, seed: int, 
     return "--".join([*parts, f"seed{seed}", hash8])
 
 
+@dataclass
 class RunFolder:
     """The files of one run. `RunFolder.create` makes the folder and checks that it can be written."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.record = path / "record.json"  # written at the end of the run
-        self.config = path / "config.yaml"  # the resolved configuration
-        self.history = path / "history.jsonl"  # one line a logging step
-        self.checkpoints = path / "checkpoints"  # of the Trainer
-        self.logs = path / "logs"  # of trackers such as TensorBoard; it stays when the run is done
+    path: Path
+
+    def __post_init__(self) -> None:
+        self.record = self.path / "record.json"  # written at the end of the run
+        self.config = self.path / "config.yaml"  # the resolved configuration
+        self.history = self.path / "history.jsonl"  # one line a logging step
+        self.checkpoints = self.path / "checkpoints"  # of the Trainer
+        self.logs = self.path / "logs"  # of trackers such as TensorBoard; it stays when the run is done
 
     @classmethod
     def create(cls, output: Path | str, name: str) -> RunFolder:

@@ -38,7 +38,7 @@ APART = {
     ("compare/worker.py", "os.fdopen"): "a pipe",
     ("utils/durable.py", "os.fdopen"): "the draft itself",
     ("utils/durable.py", "path.open"): "a pipe or device that the user named",
-    ("exporting/writing.py", ".write_text"): "in the draft of a folder",
+    ("exporting/export.py", ".write_text"): "in the draft of a folder",
     ("launching/rank.py", ".write_text"): "for the process that started this one",
     ("run/pipeline.py", ".write_text"): "in the draft of a folder",
     ("estimate/columns.py", ".write_text"): "in a temporary folder",
