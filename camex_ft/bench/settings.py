@@ -7,7 +7,7 @@ from typing import Any, get_args
 
 from camex_ft.config.backbones import EMBEDDED
 from camex_ft.config.schema import CurvatureConfig
-from camex_ft.utils.errors import UserError, nearest
+from camex_ft.utils.errors import UserError, among
 from camex_ft.utils.registry import EMBEDDED as FAMILIES
 from camex_ft.utils.registry import PROTOCOLS
 from camex_ft.utils.system import cuda_is_there
@@ -47,7 +47,8 @@ class Bench:
         for field in fields(self):
             value = getattr(self, field.name)
             if type(value) is int and value < 1:
-                raise UserError(f"{_option(field.name)} is {value}: expected at least 1")
+                option = OPTIONS.get(field.name, field.name).replace("_", "-")
+                raise UserError(f"--{option} is {value}: expected at least 1")
         if self.k > self.experts:
             raise UserError(f"--top-k is {self.k}: expected at most {self.experts}, the number of experts")
         for name, known in (("dtype", DTYPES), ("device", DEVICES), ("curvature", CURVATURES)):
@@ -194,8 +195,4 @@ def check_backbone(name: str) -> None:
 
 def _check_known(name: str, value: str, known: tuple[str, ...]) -> None:
     if value not in known:
-        raise UserError(f"unknown {name} '{value}'.{nearest(value, known)} Known: {', '.join(known)}.")
-
-
-def _option(field: str) -> str:
-    return f"--{OPTIONS.get(field, field).replace('_', '-')}"
+        raise UserError(f"unknown {name} '{value}'.{among(value, known)}")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import signal
 import subprocess
 import sys
 import threading
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from camex_ft.utils import system
+from camex_ft.utils.errors import exit_reason
 
 if TYPE_CHECKING:
     from camex_ft.compare.cells import Cell
@@ -178,9 +178,7 @@ def request(cell: Cell, force: bool = False) -> dict[str, Any]:
 def why(code: int, log: Path) -> str:
     """Return the reason that a process failed, on one line: its own message, or the signal that ended it."""
     if code < 0:
-        name = signal.Signals(-code).name
-        advice = ", perhaps because memory ran out" if name == "SIGKILL" else ""
-        return f"ended by {name}{advice}"
+        return exit_reason(code)
     lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines()]
     for n, line in enumerate(lines):
         if line.startswith("error: "):

@@ -24,7 +24,7 @@ from rich.console import Console
 from camex_ft.compare.running import FAILED, WAITING, CellState, Process, Runner, Slot, request
 from camex_ft.compare.worker import Job
 from camex_ft.utils.durable import write_atomically
-from camex_ft.utils.errors import UserError, nearest
+from camex_ft.utils.errors import UserError, among
 from camex_ft.utils.escaping import say
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ def read(on: str, texts: Sequence[str]) -> dict[str, str]:
         UserError: there is no such place, or a key is not among its parameters, occurs twice or has no valid value.
     """
     if on not in PLACES:
-        raise UserError(f"--on: there is no '{on}'.{nearest(on, PLACES)} Known: {', '.join(PLACES)}")
+        raise UserError(f"--on: there is no '{on}'.{among(on, PLACES)}")
     if texts and on == HERE:
         raise UserError(f"--slurm is for jobs: add --on {SLURM} or --on {LOCAL_JOBS}, or leave it out")
     parameters: dict[str, str] = {}
@@ -94,8 +94,7 @@ def read(on: str, texts: Sequence[str]) -> dict[str, str]:
         key, equals, value = text.partition("=")
         key = key.strip()
         if key not in PARAMETERS:
-            known = ", ".join(PARAMETERS)
-            raise UserError(f"--slurm: there is no '{key}'.{nearest(key, PARAMETERS)} Known: {known}")
+            raise UserError(f"--slurm: there is no '{key}'.{among(key, PARAMETERS)}")
         if not equals or key in parameters:
             problem = "occurs twice" if key in parameters else "has no value"
             raise UserError(f"--slurm: {key} {problem}; expected {key}=VALUE, once")

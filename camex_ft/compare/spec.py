@@ -17,9 +17,9 @@ from camex_ft.config.problems import ConfigErrors, Key, Origin, Problem, expecte
 from camex_ft.config.reading import Document, Dumper, read_file
 from camex_ft.config.shipped import find_config, suggest
 from camex_ft.config.values import Text
-from camex_ft.results.entries import PROTOCOL, row_label
+from camex_ft.results.entries import PROTOCOL, leaves, row_label
 from camex_ft.results.tables import experiments
-from camex_ft.utils.errors import UserError, nearest
+from camex_ft.utils.errors import UserError, among, nearest
 from camex_ft.utils.registry import PROTOCOLS
 
 NAME = "name"
@@ -178,9 +178,7 @@ def of_config(path: str | Path, *, protocols: Sequence[str] | None = None) -> Sp
     names, known = list(protocols or ()), PROTOCOLS.names()
     for name in names:
         if name not in known:
-            raise UserError(
-                f"protocols: there is no '{name}'.{nearest(name, known)} Known: {', '.join(known)}"
-            )
+            raise UserError(f"protocols: there is no '{name}'.{among(name, known)}")
     if twice := repeated(names):
         raise UserError(f"protocols: '{twice}' occurs twice")
     if not names:
@@ -217,7 +215,11 @@ def faults(spec: Spec, document: Document, file: str) -> Iterator[Problem]:
     """Yield mistakes beyond types: keys in the wrong place, several rows of one name, items that occur twice."""
     for above, part in _parts(spec):
         for key, values in _changes(above, part):
-            yield from _misplaced(key, values, document)
+            for name in values:
+                for leaf, _ in leaves(values[name], name):
+                    if leaf in ELSEWHERE and (leaf, key) != ("profile", ("set",)):
+                        message = f"{leaf} cannot be set here: it is set by {ELSEWHERE[leaf]}"
+                        yield Problem(message, document.origins.get((*key, name)), key)
         sizes = []
         for n, row in enumerate(part.rows or ()):
             key = (*above, "rows", str(n))
@@ -243,8 +245,9 @@ def faults(spec: Spec, document: Document, file: str) -> Iterator[Problem]:
             origin = document.origins.get(("baseline",)) or Origin(file)
             yield Problem(message, origin, ("baseline",))
     if spec.published is not None and spec.published not in experiments():
-        known = f"{nearest(spec.published, experiments())} Known: {', '.join(experiments())}"
-        message = f"no published experiment is called '{spec.published}'.{known}"
+        message = (
+            f"no published experiment is called '{spec.published}'.{among(spec.published, experiments())}"
+        )
         yield Problem(message, document.origin(("published",)), ("published",))
 
 
@@ -277,22 +280,6 @@ def _changes(above: Key, part: Changes) -> Iterator[tuple[Key, Mapping[str, Any]
         yield (*above, "rows", str(n)), row
     for name, changes in part.task_list().items():
         yield (*above, "tasks", name), changes
-
-
-def _misplaced(place: Key, values: Mapping[str, Any], document: Document) -> Iterator[Problem]:
-    for key, value in values.items():
-        for leaf in _leaves(key, value):
-            if leaf in ELSEWHERE and not (leaf == "profile" and place == ("set",)):
-                origin = document.origins.get((*place, key))
-                yield Problem(f"{leaf} cannot be set here: it is set by {ELSEWHERE[leaf]}", origin, place)
-
-
-def _leaves(key: str, value: Any) -> Iterator[str]:
-    if isinstance(value, Mapping):
-        for last, under in value.items():
-            yield from _leaves(f"{key}.{last}", under)
-    else:
-        yield key
 
 
 def _row(row: Mapping[str, Any], size: int) -> Iterator[tuple[str, str]]:

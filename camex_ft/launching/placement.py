@@ -16,7 +16,7 @@ from typing import Literal, NamedTuple
 
 from camex_ft.config.shipped import engine_file
 from camex_ft.utils import system
-from camex_ft.utils.errors import UserError, nearest
+from camex_ft.utils.errors import UserError, among
 
 ENGINES = ("ddp", "fsdp", "zero2", "zero3")
 CPU_ENGINES = ("ddp", "fsdp")
@@ -170,9 +170,7 @@ def _check(gpus: int | None, cpus: int | None, engine: str | None, variables: Ma
     if gpus is not None and cpus is not None:
         raise UserError("--gpus and --cpus: expected one of them, not both")
     if engine is not None and engine not in ENGINES:
-        raise UserError(
-            f"--engine: there is no '{engine}'.{nearest(engine, ENGINES)} Known: {', '.join(ENGINES)}"
-        )
+        raise UserError(f"--engine: there is no '{engine}'.{among(engine, ENGINES)}")
     if cpus is not None and engine is not None and engine not in CPU_ENGINES:
         raise UserError(
             f"--engine {engine} needs GPUs, and --cpus asks for none; expected {' or '.join(CPU_ENGINES)}"

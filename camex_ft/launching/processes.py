@@ -31,7 +31,7 @@ from camex_ft.launching import rank
 from camex_ft.launching.placement import Placement, command_line, environment, show
 from camex_ft.results import provenance, run_name
 from camex_ft.training.signals import SIGNALS, Stopped
-from camex_ft.utils.errors import UserError
+from camex_ft.utils.errors import UserError, exit_reason
 from camex_ft.utils.escaping import printable
 
 POLL = 0.1
@@ -71,10 +71,7 @@ class Failure:
         return (4 if -self.code in FOLLOWING else 0, 0.0, self.rank)
 
     def __str__(self) -> str:
-        if self.text or self.code is None or self.code >= 0:
-            return self.text or f"exit code {self.code}"
-        name = signal.Signals(-self.code).name
-        return f"ended by {name}" + (", perhaps because memory ran out" if name == "SIGKILL" else "")
+        return self.text or exit_reason(self.code)
 
 
 def find_failures(reports: Iterable[Mapping[str, Any]], printed: str) -> list[Failure]:
@@ -89,12 +86,6 @@ def find_failures(reports: Iterable[Mapping[str, Any]], printed: str) -> list[Fa
     return sorted(failures.values(), key=lambda failure: failure.order)
 
 
-def log_of(failure: Failure, logs: Path) -> Path:
-    """Return the file with the standard error of a process, or the folder of all logs if there is none."""
-    paths = sorted(logs.glob(f"*/attempt_*/{failure.local}/stderr.log"))
-    return paths[-1] if paths else logs
-
-
 def describe(failures: Sequence[Failure], *, placed: Placement, logs: Path, code: int, printed: str) -> str:
     """Return the message about failures, of which the first is the cause; `code` and `printed` are the launcher's."""
     if not failures:
@@ -102,7 +93,8 @@ def describe(failures: Sequence[Failure], *, placed: Placement, logs: Path, code
         ended = f"ended by {signal.Signals(-code).name}" if code < 0 else f"left with exit code {code}"
         return f"the launcher {ended}, and no process reported a reason. Logs: {logs}{last}\n{AGAIN}"
     cause = failures[0]
-    who, log = f"rank {cause.rank} of {placed.all}", log_of(cause, logs)
+    paths = sorted(logs.glob(f"*/attempt_*/{cause.local}/stderr.log"))
+    who, log = f"rank {cause.rank} of {placed.all}", paths[-1] if paths else logs
     if cause.user_error:
         return f"{cause.text}\n({who}; its log: {log})"
     if cause.lost:

@@ -6,9 +6,10 @@ import difflib
 import errno
 import os
 import re
+import signal
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 
 from camex_ft.utils.escaping import printable
 
@@ -25,6 +26,19 @@ def nearest(name: str, valid: Iterable[str]) -> str:
     """Return `` Did you mean 'x'?`` for the valid name closest to `name`, or an empty string."""
     match = difflib.get_close_matches(str(name), [str(v) for v in valid], n=1, cutoff=0.5)
     return f" Did you mean '{match[0]}'?" if match else ""
+
+
+def among(name: str, valid: Collection[str]) -> str:
+    """Return `nearest` and the list of valid names, for a message about a name that is not one of them."""
+    return f"{nearest(name, valid)} Known: {', '.join(valid)}"
+
+
+def exit_reason(code: int | None) -> str:
+    """Return an exit code in words: minus a signal's number where a signal ended the process."""
+    if code is None or code >= 0:
+        return f"exit code {code}"
+    name = signal.Signals(-code).name
+    return f"ended by {name}" + (", perhaps because memory ran out" if name == "SIGKILL" else "")
 
 
 INTERRUPTED = 130  # exit code after Ctrl-C

@@ -296,7 +296,12 @@ def _fault(key: str, value: Any, folder: Path) -> str | None:
             f"names code of its own ({key}), which is never run: expected a model of one of transformers' own "
             f"classes. If it is one, remove {key}"
         )
-    if KERNELS.search(key) and _names_kernels(key, value):
+    if KERNELS.search(key) and (
+        (key == "use_kernels" and value is True)
+        or any(
+            isinstance(text, str) and "/" in text for text in nested(value)
+        )  # a hub id: NAME/KERNEL and more
+    ):
         return f"names kernels to be fetched and run ({key}): remove that"
     if key == "transformers_weights" and value is not None:
         if not (is_plain_name(value) and str(value).endswith(SAFE)):
@@ -306,12 +311,6 @@ def _fault(key: str, value: Any, folder: Path) -> str | None:
         if named is not None:
             return f"has a {key} that names a class to build ({named})"
     return _file_fault(key, value, folder)
-
-
-def _names_kernels(key: str, value: Any) -> bool:
-    """Return whether a text in `value`, at any depth, has the form of a hub id of kernels: NAME/KERNEL and more."""
-    named = any(isinstance(text, str) and "/" in text for text in nested(value))
-    return named or (key == "use_kernels" and value is True)
 
 
 def _file_fault(key: str, value: Any, folder: Path) -> str | None:
