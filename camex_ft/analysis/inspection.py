@@ -295,7 +295,9 @@ def ritz(
         alpha = float(u.norm())
         diagonals.append(alpha)
         u = u / max(alpha, torch.finfo(dtype).tiny)
-        w = _transposed(own, u) - alpha * v  # M^T u
+        w = u.clone()
+        own.transform_backward(w, u, None, learn=False)
+        w = w - alpha * v  # M^T u - alpha v
         beta = float(w.norm())
         above.append(beta)
         if beta <= 16 * torch.finfo(dtype).eps * max(diagonals):
@@ -304,10 +306,3 @@ def ritz(
     bidiagonal = np.diag(diagonals) + np.diag(above[:-1], 1)
     _, values, right = np.linalg.svd(bidiagonal)
     return values, right[:, 0] ** 2
-
-
-def _transposed(factors: Factors, u: Tensor) -> Tensor:
-    """Return M^T u; [1, out, in]."""
-    result = u.clone()
-    factors.transform_backward(result, u, None, learn=False)
-    return result

@@ -96,18 +96,29 @@ def tests(panel: Panel, table: Table) -> TableGrid | None:
     against = [(row, row.against) for row in panel.rows if row.against is not None and row.against.seeds]
     if not against:
         return None
+
+    def effect(pair: tuple[Row, PairedComparison]) -> str:
+        value, low, high = pair[1].effect.value, pair[1].effect.low, pair[1].effect.high
+        return _signed(value) + (f" ({_interval(low, high)})" if low is not None else "")
+
+    def holm(pair: tuple[Row, PairedComparison]) -> TableCell:
+        p = pair[0].p_holm
+        return TableCell(p_value(p), strong=p is not None and p < table.level)
+
+    def mcnemar(pair: tuple[Row, PairedComparison]) -> str:
+        test = pair[1].mcnemar
+        return "" if test is None else f"{test.gained} : {test.lost}, p {p_value(test.p)}"
+
     columns: dict[str, Callable[[tuple[Row, PairedComparison]], TableCell | str]] = {
         "row": lambda pair: TableCell(pair[0].label, code=True),
         "pairs": lambda pair: str(len(pair[1].seeds)),
         "difference": lambda pair: _signed(pair[1].difference),
         f"{100 * (1 - table.level):g}% interval": lambda pair: _interval(pair[1].low, pair[1].high),
-        "effect": lambda pair: _effect(pair[1]),
+        "effect": effect,
         "p (t)": lambda pair: p_value(pair[1].p_t),
         "p (bootstrap)": lambda pair: p_value(pair[1].p_bootstrap),
-        "p (Holm)": lambda pair: TableCell(
-            p_value(pair[0].p_holm), strong=pair[0].p_holm is not None and pair[0].p_holm < table.level
-        ),
-        "McNemar": lambda pair: _mcnemar(pair[1]),
+        "p (Holm)": holm,
+        "McNemar": mcnemar,
     }
     return _grid(f"{panel.task} against {table.baseline}", against, columns)
 
@@ -198,19 +209,6 @@ def _signed(value: float | None) -> str:
 
 def _interval(low: float | None, high: float | None) -> str:
     return "" if low is None or high is None else f"{_signed(low)} to {_signed(high)}"
-
-
-def _effect(comparison: PairedComparison) -> str:
-    effect = comparison.effect
-    if effect.value is None:
-        return ""
-    within = _interval(effect.low, effect.high)
-    return _signed(effect.value) + (f" ({within})" if within else "")
-
-
-def _mcnemar(comparison: PairedComparison) -> str:
-    test = comparison.mcnemar
-    return "" if test is None else f"{test.gained} : {test.lost}, p {p_value(test.p)}"
 
 
 # -- formats ----------------------------------------------------------------------------------------------------------

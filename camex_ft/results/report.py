@@ -86,19 +86,15 @@ def _section(number: int, section: ReportSection, *, after: str) -> str:
 
 
 def _picture(picture: Picture) -> str:
-    data = base64.b64encode(picture.png).decode("ascii")
-    width, height = _size(picture.png)
+    png = picture.png
+    if png[:8] != b"\x89PNG\r\n\x1a\n" or png[12:16] != b"IHDR":
+        raise ValueError("a report's picture is a PNG: expected its signature")
+    width, height = int.from_bytes(png[16:20], "big"), int.from_bytes(png[20:24], "big")  # pixels
     caption = f"<figcaption>{escape(picture.caption)}</figcaption>" if picture.caption else ""
     return (
-        f'<figure>\n<div class="picture" tabindex="0"><img src="data:image/png;base64,{data}" '
+        '<figure>\n<div class="picture" tabindex="0">'
+        f'<img src="data:image/png;base64,{base64.b64encode(png).decode("ascii")}" '
         f'alt="{escape(picture.alt or picture.caption)}" width="{width}" height="{height}" '
         # on a narrow screen a picture scrolls sideways instead of shrinking
         f'style="min-width: min({width}px, 36rem)"></div>\n{caption}\n</figure>'
     )
-
-
-def _size(png: bytes) -> tuple[int, int]:
-    """Return width and height in pixels from the header of a PNG."""
-    if png[:8] != b"\x89PNG\r\n\x1a\n" or png[12:16] != b"IHDR":
-        raise ValueError("a report's picture is a PNG: expected its signature")
-    return int.from_bytes(png[16:20], "big"), int.from_bytes(png[20:24], "big")

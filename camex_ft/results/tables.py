@@ -17,7 +17,7 @@ import numpy as np
 import yaml
 
 from camex_ft.results.entries import Entry, cautions, done, refuse_mixture, who
-from camex_ft.results.record import Record, unpack
+from camex_ft.results.record import unpack
 from camex_ft.results.statistics import PairedComparison, compare, finite, holm, paired_t, pairs
 from camex_ft.utils.errors import UserError, nearest
 from camex_ft.utils.escaping import quoted
@@ -209,6 +209,8 @@ def _panel(
     if base is not None:
         against = [None if row is base else _against(row, base, runs, level) for row in rows]
         rows = [replace(row, against=comparison) for row, comparison in zip(rows, against, strict=True)]
+    training = [run.record.config.get("training") for run in runs]
+    strategies = {part.get("eval_strategy", "epoch") for part in training if isinstance(part, Mapping)}
     notes = _notes(rows, runs, baseline)
     if published is not None and first is not None:
         run, metric = first.run, first.metrics.primary
@@ -223,18 +225,12 @@ def _panel(
         metric=first.metrics.primary if first else "",
         greater_is_better=greater,
         scale=scale,
-        moment="epoch" if all(_by_epoch(run.record) for run in runs) else "evaluation",
+        moment="epoch" if strategies <= {"epoch"} else "evaluation",
         profile=first.run.profile if first else "",
         backbone=", ".join(dict.fromkeys(run.record.backbone for run in runs)),
         rows=tuple(rows),
         notes=tuple(notes),
     )
-
-
-def _by_epoch(record: Record) -> bool:
-    """Return whether a run was evaluated after each epoch, as it is by default."""
-    training = record.config.get("training")
-    return not isinstance(training, Mapping) or training.get("eval_strategy", "epoch") == "epoch"
 
 
 def _row(label: str, entries: Sequence[Entry], seeds: Sequence[int], scale: float) -> Row:
