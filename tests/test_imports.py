@@ -38,6 +38,7 @@ LAYERS = (
     ("bench",),
     ("compare",),
     ("static",),
+    ("branching",),
     ("cli",),
     ("__main__",),
     ("",),  # camex_ft/__init__.py: the public API

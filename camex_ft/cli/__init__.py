@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from camex_ft.cli import compare, inference, listing, merge, run
+from camex_ft.cli import branch, compare, inference, listing, merge, run
 from camex_ft.cli.bench import app as benchmarks
 from camex_ft.launching import rank
 from camex_ft.utils.errors import guard
@@ -40,7 +40,7 @@ def options(
 for command in (
     *(run.run, run.validate, run.plan, listing.ls, listing.cp, run.doctor),
     *(inference.evaluate, inference.predict, inference.generate, inference.inspect, inference.fit_router),
-    *(inference.export, inference.push, merge.merge, compare.compare, compare.table),
+    *(inference.export, inference.push, merge.merge, compare.compare, compare.table, branch.branch),
 ):
     app.command()(command)
 app.add_typer(benchmarks)

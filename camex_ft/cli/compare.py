@@ -162,7 +162,7 @@ def _comparisons(
         spec = read_spec(path) if named else of_config(path, protocols=protocols.replace(",", " ").split())
         name = "-".join(part for part in (Path(path).stem, task) if part) if named else ""
         comparison = make_comparison(
-            spec, name=name, overrides=overrides, seeds=_seeds(seeds), environment=environment
+            spec, name=name, overrides=overrides, seeds=read_seeds(seeds), environment=environment
         )
         if comparison.name in comparisons:
             raise UserError(
@@ -173,7 +173,7 @@ def _comparisons(
     return list(comparisons.values())
 
 
-def _seeds(text: str) -> int | list[int] | None:
+def read_seeds(text: str) -> int | list[int] | None:
     words = text.replace(",", " ").split()
     for word in words:
         if not word.isdecimal():

@@ -19,6 +19,7 @@ ROOT = (Path(__file__).resolve().parent.parent / "configs").resolve()
 SUFFIX = ".yaml"
 SPECIFICATIONS = "tables"  # the folder of comparisons, which are no configurations
 MERGES = "merge"  # the folder of specifications of static merges
+STUDIES = "studies"  # the folder of specifications of `camex-ft branch`
 ENGINES = "accelerate"  # the folder of accelerate's own configurations, one an engine
 
 
@@ -39,7 +40,7 @@ class Shipped:
 
 def list_configs() -> list[Shipped]:
     """Return all shipped configurations, those at the top first."""
-    others = (f"{SPECIFICATIONS}/", f"{MERGES}/")
+    others = (f"{SPECIFICATIONS}/", f"{MERGES}/", f"{STUDIES}/")
     return [shipped for shipped in _list() if not shipped.name.startswith(others)]
 
 
