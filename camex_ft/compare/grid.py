@@ -206,6 +206,11 @@ def run_grid(
         logs = comparisons[0].folder.parent / "logs"
         runner(states, places, logs, force=force, changed=shown.changed).run(shown.tick)
     conclude(comparisons, console)
+    return report_failed(states, console)
+
+
+def report_failed(states: Sequence[CellState], console: Console) -> int:
+    """Print the cells that failed, each with its reason; return how many there are."""
     failed = [state for state in states if state.status == FAILED]
     for state in failed:
         say(console, f"failed: {state.cell}: {state.reason}")
