@@ -3,6 +3,8 @@
 from camex_ft.backbones.base import (
     DenseFFN,
     Family,
+    MixtureRouting,
+    SparseFFN,
     family_for,
     family_of,
     generates,
@@ -14,6 +16,8 @@ from camex_ft.backbones.base import (
 __all__ = [
     "DenseFFN",
     "Family",
+    "MixtureRouting",
+    "SparseFFN",
     "family_for",
     "family_of",
     "generates",

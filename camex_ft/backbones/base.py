@@ -1,6 +1,7 @@
 """Backbone families: the description that each gives the upcycler, and the family of a model.
 
     model --family_of--> Family --ffns--> [DenseFFN, ...] --select_layers--> the ones that become experts
+                                          [SparseFFN, ...] of a mixture, whose dense layers stay dense
                          Family --masks--> {"encoder": [B, L], "decoder": [B, L]} at every forward pass
 
 A family is one file in this package: a function that lists the feed-forward layers, under `register`.
@@ -9,20 +10,21 @@ A family is one file in this package: a function that lists the feed-forward lay
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from camex_ft.utils import registry
 from camex_ft.utils.errors import UserError, nearest
-from camex_ft.utils.registry import families, plain_type
+from camex_ft.utils.registry import families, plain_type, refused_type
 
 if TYPE_CHECKING:  # so that listing the families needs no torch
     from torch import Tensor, nn
 
     Masks = dict[str, Tensor | None]
-    FindFFNs = Callable[[nn.Module], list["DenseFFN"]]
+    FindFFNs = Callable[[nn.Module], Sequence["DenseFFN"]]
     MakeMasks = Callable[[nn.Module, Mapping[str, Any]], Masks]
     CountPositions = Callable[[Any], int | None]
+    ReadRouting = Callable[[Any], "MixtureRouting"]
 
 Stack = Literal["encoder", "decoder"]
 
@@ -73,6 +75,52 @@ class DenseFFN:
         return self.weights["up"][0].shape[0]
 
 
+class MixtureRouting(NamedTuple):
+    """Routing of a sparse mixture, as its configuration says it.
+
+    Attributes:
+        experts, top_k: N and k.
+        normalise: softmax "after" the k largest logits were chosen, over them, or "before", over all.
+        scale: factor on the mixed outputs.
+    """
+
+    experts: int
+    top_k: int
+    normalise: Literal["after", "before"]
+    scale: float = 1.0
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class SparseFFN(DenseFFN):
+    """The routed experts of one sparse mixture of a backbone, in place of a dense feed-forward layer.
+
+    With the layer of `DenseFFN` as each expert's, it computes for every token x_t
+
+        y_t = scale * sum_i s_ti expert_i(x_t)      s_t = softmax(x_t router^T), 0 but for the k largest
+
+    and with `shared` modules beside it the block computes y + shared(x), or y + sigmoid(x g^T) shared(x).
+
+    Attributes:
+        path: of the block; where it has shared experts, of its module of routed experts.
+        layer: position among the mixtures of its stack, from 0.
+        weights: those of the first expert.
+        experts: "up" [N, f, d], "gate" [N, f, d] and "down" [N, d, f] of all experts; views, as `weights`.
+        router: logits are x router^T; [N, d].
+        routing: N, k, and how the routing weights are normalised.
+        shared: names of the block's shared expert and of its gate g, if any; empty: it has none.
+    """
+
+    experts: Mapping[str, Tensor]
+    router: Tensor
+    routing: MixtureRouting
+    shared: tuple[str, ...] = ()
+
+    @property
+    def block(self) -> str:
+        """Dotted name of the block around the routed experts."""
+        return self.path.rpartition(".")[0] if self.shared else self.path
+
+
 @dataclass(frozen=True)
 class Family:
     """A backbone family: models of one layout, whatever their head.
@@ -88,6 +136,8 @@ class Family:
         positions: the most tokens that a model reads, from its transformers configuration; None: no limit.
         attention: last names of the linear maps of attention that get LoRA, queries and values as in the paper; empty:
             those that PEFT names for the type.
+        routing: of a family of sparse mixtures, from the configuration (`MixtureRouting`); None: its layers are dense.
+        refused: types of the same architecture that are not served, each with the reason.
     """
 
     name: str
@@ -97,6 +147,8 @@ class Family:
     masks: MakeMasks
     positions: CountPositions
     attention: tuple[str, ...]
+    routing: ReadRouting | None = None
+    refused: Mapping[str, str] = field(default_factory=dict, hash=False)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle the name: functions come from the registry of the process that unpickles."""
@@ -119,12 +171,24 @@ def register(
     masks: MakeMasks,
     positions: CountPositions = all_positions,
     attention: Sequence[str] = (),
+    routing: ReadRouting | None = None,
+    refused: Mapping[str, str] | None = None,
 ) -> Callable[[FindFFNs], FindFFNs]:
     """Decorate the function that lists a family's feed-forward layers, and register the family `name`."""
 
     def add(ffns: FindFFNs) -> FindFFNs:
         summary = (ffns.__doc__ or name).strip().splitlines()[0]
-        family = Family(name, tuple(model_types), summary, ffns, masks, positions, tuple(attention))
+        family = Family(
+            name,
+            tuple(model_types),
+            summary,
+            ffns,
+            masks,
+            positions,
+            tuple(attention),
+            routing,
+            refused or {},
+        )
         registry.BACKBONES.add(name, family)
         return ffns
 
@@ -146,6 +210,9 @@ def family_for(model_type: str) -> Family:
     known = families()
     model_type = plain_type(model_type)
     if model_type not in known:
+        why = refused_type(model_type)
+        if why:
+            raise UserError(why)
         module = str(model_type).replace("-", "_")
         raise UserError(
             f"unknown backbone type '{model_type}'.{nearest(model_type, known)} "

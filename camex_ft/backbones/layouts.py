@@ -5,10 +5,10 @@ Modules are found by the names of their children, not by path or class: every he
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from camex_ft.backbones.base import DenseFFN, Stack
+from camex_ft.backbones.base import DenseFFN, MixtureRouting, SparseFFN, Stack
 from camex_ft.utils.errors import UserError
 
 if TYPE_CHECKING:
@@ -121,3 +121,41 @@ def gated_mlp_ffns(model: nn.Module) -> list[DenseFFN]:
         )
         for layer, (path, mlp) in enumerate(find(model, "gate_proj", "up_proj", "down_proj", "act_fn"))
     ]
+
+
+def number(config: Any, *names: str, default: int) -> int:
+    """Return the first of these values that a configuration has: names differ between versions of transformers."""
+    values = (getattr(config, name, None) for name in names)
+    return int(next((value for value in values if value is not None), default))
+
+
+def mixture_ffns(model: nn.Module, routing: MixtureRouting, *, shared: Sequence[str] = ()) -> list[SparseFFN]:
+    """List the mixtures of transformers' layout: a router `gate`, and `experts` with fused matrices without biases.
+
+        gate_up_proj [N, 2 f, d]: gate, then up        down_proj [N, d, f]
+
+    Args:
+        model: of a family of sparse mixtures.
+        routing: of its mixtures.
+        shared: names of a block's shared expert and of its gate, if any.
+    """
+    ffns = []
+    children = ("gate.weight", "experts.gate_up_proj", "experts.down_proj", "experts.act_fn", *shared)
+    for layer, (path, block) in enumerate(find(model, *children)):
+        gate, up = block.experts.gate_up_proj.detach().chunk(2, dim=1)  # [N, f, d]
+        experts = {"up": up, "gate": gate, "down": block.experts.down_proj.detach()}
+        ffns.append(
+            SparseFFN(
+                path=f"{path}.experts" if shared else path,
+                stack=causal_stack(model),
+                layer=layer,
+                weights={name: (matrices[0], None) for name, matrices in experts.items()},
+                activation=block.experts.act_fn,
+                silence=(f"{path}.gate",) if shared else (),
+                experts=experts,
+                router=block.gate.weight.detach(),
+                routing=routing,
+                shared=tuple(shared),
+            )
+        )
+    return ffns

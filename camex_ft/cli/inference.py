@@ -90,7 +90,7 @@ def export(
         typer.Option(
             "--as",
             help="dense: the original architecture, merged once with the mean routing weights; folded: curvature and "
-            "mask folded into the experts.",
+            "mask folded into the experts; experts: the sparse mixture that the run started from, as trained.",
         ),
     ] = "dense",
     split: Annotated[

@@ -79,14 +79,14 @@ def validate(config: ConfigArgument, overrides: Overrides = None) -> None:
 
     Files of a local backbone and of local data are checked as far as that is quick: no weights, no rows.
     """
-    from camex_ft.config import changes, load_config, notes, resolve, to_yaml
+    from camex_ft.config import changes_of, load_config, notes, resolve, to_yaml
 
     written = load_config(config, overrides or [])
     resolved, reason = resolve(written)
     from camex_ft.run.fitting import check_files
 
     check_files(resolved)
-    changed = changes(resolved.merging, resolved.routing, resolved.upcycle)
+    changed = changes_of(resolved)
     for line in (reason, *changed, *notes(written)):
         typer.echo(f"# {one_line(line)}")
     typer.echo(to_yaml(resolved), nl=False)

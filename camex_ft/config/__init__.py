@@ -11,7 +11,7 @@ Imports no torch: what needs it is imported when it is first asked for.
 from camex_ft.config.identity import config_hash, to_yaml
 from camex_ft.config.problems import ConfigErrors, Problem
 from camex_ft.config.profiles import load_config, resolve
-from camex_ft.config.remarks import changes, notes, summary
+from camex_ft.config.remarks import changes, changes_of, notes, summary
 from camex_ft.config.schema import (
     Config,
     CurvatureConfig,
@@ -43,6 +43,7 @@ __all__ = [
     "TuningConfig",
     "UpcycleConfig",
     "changes",
+    "changes_of",
     "config_hash",
     "copy_config",
     "list_configs",

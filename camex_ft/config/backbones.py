@@ -10,11 +10,15 @@ new:SPEC              architecture and tokenizer of any of these but the first, 
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
+from types import SimpleNamespace
+from typing import Any
 
 from camex_ft.config import gguf
+from camex_ft.utils import hub
 from camex_ft.utils.errors import UserError, nearest
 
 EMBEDDED, PACKAGE, NEW = "embedded/", "package:", "new:"
@@ -87,3 +91,28 @@ def near_file(path: Path) -> str:
     """Return a hint at the nearest GGUF file in the folder of `path`, with a list of the others."""
     there = sorted(p.name for p in path.parent.glob("*") if is_gguf(p)) if os.path.isdir(path.parent) else []
     return nearest(path.name, there) + (f" There: {', '.join(there[:8])}." if there else "")
+
+
+def read_config(spec: str, *, fetch: bool = False) -> Any:
+    """Return a backbone's ``config.json`` as an object with its keys as attributes; None where it is not at hand.
+
+    Args:
+        spec: name of the backbone.
+        fetch: ask the hub for the file if its cache does not have it.
+    """
+    name = spec.removeprefix(NEW)
+    if name.startswith(EMBEDDED) or is_gguf(name):
+        return None
+    try:
+        if name.startswith(PACKAGE):
+            folder = in_package(name)
+        elif os.path.isdir(os.path.expanduser(name)):
+            folder = Path(os.path.expanduser(name))
+        elif hub.is_id(name):
+            folder = hub.config_folder(name, fetch=fetch)
+        else:
+            return None
+        values = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (UserError, hub.NotFetched, OSError, ValueError):
+        return None  # reported where the backbone is checked
+    return SimpleNamespace(**values) if isinstance(values, dict) else None

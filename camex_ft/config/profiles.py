@@ -18,8 +18,8 @@ from camex_ft.config.backbones import EMBEDDED
 from camex_ft.config.needs import lacking, missing_from_hub
 from camex_ft.config.problems import ConfigErrors, Problem
 from camex_ft.config.reading import Document, compose, merge
-from camex_ft.config.rules import options_of
-from camex_ft.config.schema import CHECKPOINTS, Config, task_kind
+from camex_ft.config.rules import mixture_of, options_of
+from camex_ft.config.schema import CHECKPOINTS, OWN_EXPERTS, Config, MergingConfig, task_kind
 from camex_ft.config.shipped import ROOT
 from camex_ft.config.validation import check
 from camex_ft.utils.registry import PROTOCOLS
@@ -104,6 +104,7 @@ def under(profile: str, written: Document) -> Document:
     experts = _experts_of_donors(_section(written, "upcycle"))
     if experts and "experts" not in _section(written, "merging"):
         document.values.setdefault("merging", {})["experts"] = experts
+    _set_own_experts(document, written)
     data = _section(written, "data")
     if data.get("source", AUTO) == AUTO and data.get("dir") is not None:
         document.values.setdefault("data", {})["source"] = "disk"
@@ -115,6 +116,23 @@ def _experts_of_donors(upcycle: dict[str, Any]) -> int:
     donors, each = upcycle.get("from"), upcycle.get("each", 1)
     listed = upcycle.get("init") == CHECKPOINTS and isinstance(donors, (list, tuple)) and type(each) is int
     return len(cast("list[Any]", donors)) * each if listed else 0
+
+
+def _set_own_experts(document: Document, written: Document) -> None:
+    """Set the numbers that a mixture as the start determines, where they were not written."""
+    merging = _section(document, "merging")
+    protocol = merging.get("protocol", MergingConfig().protocol)
+    known = protocol in PROTOCOLS.names() and PROTOCOLS.get(protocol).form != "dense"
+    if _section(document, "upcycle").get("init") != OWN_EXPERTS or not known:
+        return
+    described = mixture_of(str(document.values.get("backbone", "")), fetch=True)
+    if described is None or described[1] is None:
+        return
+    mixture, said = described[1], _section(written, "merging")
+    own = {"experts": mixture.experts, "top_k": mixture.top_k}
+    document.values["merging"] = {**merging, **{k: v for k, v in own.items() if said.get(k) is None}}
+    if PROTOCOLS.get(protocol).form == "outputs" and "normalise" not in _section(written, "routing"):
+        document.values["routing"] = {**_section(document, "routing"), "normalise": mixture.normalise}
 
 
 def _drop_options_of_other_kinds(defaults: Document, written: Document) -> None:

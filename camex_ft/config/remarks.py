@@ -10,8 +10,15 @@ from __future__ import annotations
 from typing import Any
 
 from camex_ft.config.identity import idle_routing_keys
-from camex_ft.config.rules import CHOICE
-from camex_ft.config.schema import CHECKPOINTS, Config, MergingConfig, RoutingConfig, UpcycleConfig
+from camex_ft.config.rules import CHOICE, mixture_of
+from camex_ft.config.schema import (
+    CHECKPOINTS,
+    OWN_EXPERTS,
+    Config,
+    MergingConfig,
+    RoutingConfig,
+    UpcycleConfig,
+)
 from camex_ft.utils.registry import PROTOCOLS
 
 START = "so that training starts from a changed function"
@@ -65,15 +72,30 @@ def _routing_of(config: Config) -> str:
     )
 
 
-def changes(merging: MergingConfig, routing: RoutingConfig, upcycle: UpcycleConfig) -> list[str]:
+def changes_of(config: Config) -> list[str]:
+    """Return the reasons why a resolved configuration changes the function, as `changes` does."""
+    known = mixture_of(config.backbone) if config.upcycle.init == OWN_EXPERTS else None
+    return changes(config.merging, config.routing, config.upcycle, mixture=known[1] if known else None)
+
+
+def changes(
+    merging: MergingConfig, routing: RoutingConfig, upcycle: UpcycleConfig, *, mixture: Any = None
+) -> list[str]:
     """Return the reasons, one sentence each, for sections with every default settled; none: the function is preserved.
 
     `init: noise` is not among them: how far it moves the experts is what its key says.
+
+    Args:
+        merging, routing, upcycle: the sections.
+        mixture: routing of the backbone's mixtures, for `init: own-experts`; None where it is not known.
     """
     protocol = PROTOCOLS.get(merging.protocol)
     reasons: list[str] = []
     if protocol.form == "dense":
         return reasons
+    own = upcycle.init == OWN_EXPERTS
+    if own:
+        reasons += _changes_of_mixture(routing, protocol, mixture)
     if protocol.form == "dynamic" and merging.alpha != 1:
         reasons.append(
             f"merging.alpha: {protocol.name} propagates the base expert from other layers, and "
@@ -81,13 +103,38 @@ def changes(merging: MergingConfig, routing: RoutingConfig, upcycle: UpcycleConf
             f"the first is mixed with another layer's weights, {START}"
         )
     scaled = protocol.form != "weights" or not protocol.base
-    if routing.normalise == "before" and merging.k < merging.experts and scaled:
+    if not own and routing.normalise == "before" and merging.k < merging.experts and scaled:
         reasons.append(
             f"routing.normalise: before leaves routing weights of less than 1 in all to the {merging.k} of "
             f"{merging.experts} experts, and {protocol.name} scales with them, {START}"
         )
     if upcycle.init == "drop" and upcycle.drop > 0:
         reasons.append(f"upcycle.init: drop draws {upcycle.drop:.0%} of each expert's units anew, {START}")
+    return reasons
+
+
+def _changes_of_mixture(routing: RoutingConfig, protocol: Any, mixture: Any) -> list[str]:
+    """Return the reasons why a mixture with own experts does not compute what the backbone's mixtures compute."""
+    if protocol.form != "outputs":
+        return [
+            f"merging.protocol: {protocol.name} merges the weights of experts whose outputs the backbone's mixtures "
+            f"mix, {START}; smoe computes what they compute"
+        ]
+    reasons = []
+    if routing.router != "linear" or routing.temperature != 1:
+        reasons.append(
+            f"routing: the backbone's mixtures have a linear router of temperature 1, not {routing.router} of "
+            f"{routing.temperature:g}, {START}"
+        )
+    if routing.init != "random":
+        reasons.append(
+            f"routing.init: {routing.init} takes the place of the routers of the backbone's mixtures, {START}"
+        )
+    if mixture is not None and routing.normalise != mixture.normalise:
+        reasons.append(
+            f"routing.normalise: {routing.normalise}, and the backbone's mixtures normalise {mixture.normalise} the "
+            f"choice of experts, {START}"
+        )
     return reasons
 
 

@@ -8,9 +8,9 @@ from typing import Any
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from camex_ft.config.backbones import EMBEDDED
+from camex_ft.config.backbones import EMBEDDED, read_config
 from camex_ft.config.problems import Key, expected, show
-from camex_ft.config.schema import CHECKPOINTS, Config
+from camex_ft.config.schema import CHECKPOINTS, OWN_EXPERTS, Config
 from camex_ft.utils import registry
 from camex_ft.utils.errors import UserError, nearest
 
@@ -29,6 +29,7 @@ def broken(config: Config) -> Iterator[Broken]:
     yield from _merging(config)
     yield from _choice(config)
     yield from _donors(config)
+    yield from _own_experts(config)
     yield from _fit(config)
     yield from _tuning(config)
     yield from _training(config)
@@ -164,6 +165,84 @@ def _donors(config: Config) -> Iterator[Broken]:
             f"{len(upcycle.donors)} donors give {upcycle.count} experts, got {config.merging.experts}: leave "
             "merging.experts out, or set upcycle.each, the experts from each donor",
         )
+
+
+def mixture_of(backbone: str, *, fetch: bool = False) -> tuple[str, Any] | None:
+    """Return a backbone's type and the routing of its mixtures, or None where its layers are dense.
+
+    Args:
+        backbone: its name.
+        fetch: ask the hub where its cache does not have the backbone's configuration.
+
+    Returns:
+        None altogether where the configuration is not at hand, or not one that a family serves.
+    """
+    if backbone.startswith(EMBEDDED):
+        return backbone, None
+    values = read_config(backbone, fetch=fetch)
+    family = registry.families().get(registry.plain_type(getattr(values, "model_type", "")))
+    if family is None:
+        return None
+    try:
+        return values.model_type, None if family.routing is None else family.routing(values)
+    except (UserError, TypeError, ValueError):
+        return None  # reported where the backbone is checked
+
+
+def not_from_mixture(init: str, model_type: str, mixture: Any, mode: str) -> str:
+    """Return the reason why a backbone cannot start in this way, with alternatives; "" if it can.
+
+    Args:
+        init: how experts start.
+        model_type: of the backbone.
+        mixture: routing of the backbone's mixtures; None: its layers are dense.
+        mode: of tuning.
+    """
+    if mixture is None:
+        return (
+            f"upcycle.init: {OWN_EXPERTS} takes the experts of a sparse mixture, and the layers of {model_type} are "
+            "dense: expected copy, noise, drop or checkpoints"
+            if init == OWN_EXPERTS
+            else ""
+        )
+    if init != OWN_EXPERTS:
+        return (
+            f"upcycle.init: {init} makes experts of dense layers, and {model_type} is a sparse mixture, which has "
+            f"experts already: expected {OWN_EXPERTS}"
+        )
+    if mode == "lora":
+        return (
+            f"tuning.mode: lora makes experts of low rank, and those of {OWN_EXPERTS} are whole matrices: expected "
+            "tuning.mode: experts, or merging.protocol: dense for LoRA on attention"
+        )
+    return ""
+
+
+def _own_experts(config: Config) -> Iterator[Broken]:
+    """Check the start against the backbone, and the numbers of experts against those of its mixtures."""
+    init, merging = ("upcycle", "init"), config.merging
+    if merging.protocol == DENSE:
+        return
+    known = mixture_of(config.backbone)
+    if known is None:
+        return
+    model_type, mixture = known
+    why = not_from_mixture(config.upcycle.init, model_type, mixture, config.tuning.mode)
+    if why:
+        key = ("tuning", "mode") if why.startswith("tuning") else init
+        yield (key, ("backbone",)), why.partition(": ")[2]
+    elif mixture is not None:
+        for name in ("experts", "top_k"):
+            said, own = getattr(merging, name), getattr(mixture, name)
+            if said is not None and said != own:
+                yield (("merging", name), init), other_number(name, own, said)
+
+
+def other_number(name: str, own: int, said: int) -> str:
+    """Return the message about a number of the section `merging` that is not the mixture's."""
+    return (
+        f"merging.{name}: got {said}, and the backbone's mixtures have {own}: leave it out with {OWN_EXPERTS}"
+    )
 
 
 def _fit(config: Config) -> Iterator[Broken]:

@@ -43,6 +43,7 @@ from camex_ft.utils.errors import UserError
 from camex_ft.utils.registry import TASKS
 
 CHECKPOINTS = "checkpoints"
+OWN_EXPERTS = "own-experts"
 ADAPTER = "adapter:"  # before the folder of a LoRA adapter, among donors
 BASES = ("start", "mean")  # any other base is a checkpoint
 DONOR_KEYS = ("from", "each", "base", "others", "others_scale")
@@ -286,12 +287,15 @@ class UpcycleConfig(Section):
     layers: Layers = Field(
         default="all",
         description="Layers that get experts: `all`; `every_other`, in each stack every second one and so its last; "
-        "or a list of positions from 0, the decoder's after the encoder's.",
+        "or a list of positions from 0, the decoder's after the encoder's. Of a sparse mixture, blocks with experts "
+        "alone count.",
     )
-    init: Literal["copy", "noise", "drop", "checkpoints"] = Field(
+    init: Literal["copy", "noise", "drop", "checkpoints", "own-experts"] = Field(
         default="copy",
         description="`copy`: experts start equal to the dense layer; `noise`: with noise added to them; `drop`: with "
-        "some of their inner units drawn anew; `checkpoints`: as those of the donors, `from`.",
+        "some of their inner units drawn anew; `checkpoints`: as those of the donors, `from`; `own-experts`: as those "
+        "of the backbone, a sparse mixture, with its routers, and their mean as the base; the backbone sets "
+        "`merging.experts`, `merging.top_k` and, for `smoe`, `routing.normalise`.",
     )
     noise: NonNegative = Field(
         default=0.01,

@@ -1,4 +1,4 @@
-"""Exported models: the original architecture with merged layers, and experts without curvature and masks.
+"""Exported models: the original architecture, with merged layers or its own experts, and experts without curvature.
 
 Dense: one model of the original architecture. Each layer's experts are merged once, with the mean routing weights s_bar
 of a calibration split:
@@ -8,6 +8,10 @@ of a calibration split:
 
 The layer then treats all inputs alike. For `smoe` more is lost: with the non-linearity in between, a mean of experts is
 not a mean of their outputs.
+
+Experts, of a model that started from a sparse mixture's own: the mixture again, with the experts and routers as
+trained, curvature and multiplier within the experts as in the next form. The mixture routes each token by itself and
+mixes outputs, which is what `smoe` computes; of a protocol that merges weights it computes something else.
 
 Folded: experts that include curvature and multiplier. The model computes the same for every input.
 
@@ -32,10 +36,12 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from camex_ft import upcycling
-from camex_ft.backbones import DenseFFN, family_of
+from camex_ft.backbones import DenseFFN, SparseFFN, family_of
+from camex_ft.config.schema import OWN_EXPERTS, RoutingConfig
 from camex_ft.moe.layers.ffn import ExpertFFN, MergedFFN
 from camex_ft.protocols import Protocol
 from camex_ft.upcycling import adapters, cached, expert_layers, plain_class, plain_config
+from camex_ft.upcycling.own_experts import fill_mixture, mixtures_among, routing_of
 from camex_ft.upcycling.plan import KEY, plan_of
 from camex_ft.utils.errors import UserError
 from camex_ft.utils.registry import PROTOCOLS
@@ -73,7 +79,11 @@ def plain_model(model: PreTrainedModel, *, merge_lora: bool) -> tuple[PreTrained
 
 @torch.no_grad()
 def fill(ffn: DenseFFN, weights: Mapping[str, tuple[Tensor, Tensor | None]]) -> None:
-    """Set the matrices [out, in] and biases [out] of a dense feed-forward layer, in place."""
+    """Set the matrices [out, in] and biases [out] of a feed-forward layer, in place; of a mixture every expert's."""
+    if isinstance(ffn, SparseFFN):
+        experts = {n: w.expand_as(ffn.experts[n]) for n, (w, _) in weights.items()}
+        fill_mixture(ffn, experts, ffn.router.t().clone())
+        return
     for name, (weight, bias) in ffn.weights.items():
         new_weight, new_bias = weights[name]
         weight.copy_(new_weight)  # a view of the model's own parameter
@@ -102,9 +112,20 @@ def _state(model: nn.Module, layers: Iterable[str], *, merge_lora: bool) -> dict
 def dense_model(model: PreTrainedModel, routing: Mapping[str, Tensor]) -> PreTrainedModel:
     """Return the original architecture with every layer's experts merged with fixed routing weights.
 
-    LoRA on attention is added to the weights beside it. `model`, upcycled and in evaluation mode, does not change.
-    Routing weights are s_bar [N] of every layer, by name.
+    LoRA on attention is added to the weights beside it. `model` does not change.
+
+    Args:
+        model: upcycled, in evaluation mode.
+        routing: s_bar of every layer with experts; [N] by name.
+
+    Raises:
+        UserError: the original architecture is a sparse mixture.
     """
+    if expert_layers(model) and routing_of(model) is not None:
+        raise UserError(
+            f"--as dense needs an original architecture of dense layers, and that of {type(model).__name__} is a "
+            "sparse mixture: use --as experts, or --as folded"
+        )
     plain, ffns = plain_model(model, merge_lora=True)
     layers = expert_layers(model)
     with cached(model):
@@ -122,6 +143,73 @@ def merged_maps(layer: ExpertFFN, s: Tensor) -> dict[str, tuple[Tensor, Tensor |
     bases = layer.propagated_bases() if isinstance(layer, MergedFFN) else {}
     weights = s.to(layer.router.gate.device, torch.promote_types(layer.router.gate.dtype, torch.float32))
     return {name: linear.merged(weights, bases.get(name)) for name, linear in layer.linears.items()}
+
+
+# -- experts ----------------------------------------------------------------------------------------------------------
+
+
+def check_mixture(upcycle: Mapping[str, Any], routing: RoutingConfig, protocol: Protocol) -> None:
+    """Raise `UserError` unless a sparse mixture can hold a model's experts and routers.
+
+    Args:
+        upcycle: section of the configuration.
+        routing: section of the configuration.
+        protocol: of the run.
+    """
+    why = ""
+    if protocol.form == "dense":
+        why = "the protocol dense has no experts, and RUN/model is a model of the backbone's class already"
+    elif upcycle.get("init") != OWN_EXPERTS:
+        why = f"upcycle.init is {upcycle.get('init', 'copy')}, and only a run of {OWN_EXPERTS} started from a mixture"
+    elif routing.router != "linear" or routing.init != "random":
+        router = f"{routing.router} router" if routing.router != "linear" else "router with an intercept"
+        why = f"the run has a {router}, and a mixture's is linear without one"
+    if why:
+        raise UserError(f"--as experts: {why}. Expected --as dense or folded, or the run's model/ folder")
+
+
+@torch.no_grad()
+def mixture_model(model: PreTrainedModel) -> PreTrainedModel:
+    """Return the backbone's own sparse mixture with a model's experts and routers as trained.
+
+    With protocol `smoe` it computes the same; with others it does not. `model` does not change.
+
+    Args:
+        model: upcycled from a mixture's own experts, in evaluation mode.
+
+    Raises:
+        UserError: it was not, or a mixture has no place for its routers.
+    """
+    record: dict[str, Any] = dict(getattr(model.config, KEY, None) or {"merging": {"protocol": "dense"}})
+    plan = plan_of(record)
+    check_mixture(record.get("upcycle") or {}, plan.routing, PROTOCOLS.get(plan.merging.protocol))
+    mixture = routing_of(model)
+    if (
+        plan.merging.protocol == "smoe"
+        and mixture is not None
+        and plan.routing.normalise != mixture.normalise
+    ):
+        raise UserError(
+            f"--as experts: the run normalises routing weights {plan.routing.normalise} the choice of experts, the "
+            f"mixture {mixture.normalise} it. Expected the run's model/ folder"
+        )
+    plain, ffns = plain_model(model, merge_lora=True)
+    layers = expert_layers(model)
+    with cached(model):
+        for ffn in mixtures_among(ffns):
+            layer = layers[ffn.path]
+            each = _experts_of(layer)
+            # the temperature of routing divides the logits
+            fill_mixture(ffn, each, layer.router.gate / plan.routing.temperature)
+    return plain
+
+
+def _experts_of(layer: ExpertFFN) -> dict[str, Tensor]:
+    """Return the experts [N, out, in] of a layer's maps, with curvature and multiplier."""
+    if not isinstance(layer, MergedFFN):
+        return {name: linear.experts.detach() for name, linear in layer.linears.items()}
+    each = merged_maps(layer, torch.eye(layer.settings.experts))
+    return {name: weight for name, (weight, _) in each.items()}
 
 
 # -- folded -----------------------------------------------------------------------------------------------------------
@@ -176,10 +264,11 @@ def _sections(record: dict[str, Any], layers: dict[str, ExpertFFN]) -> dict[str,
     names = ["experts", "top_k", "keep_vectors"]
     summed = plan.routing.normalise == "after" or plan.merging.k == plan.merging.experts
     merging = plan.merging.model_dump(include={*names, *([] if summed else ["alpha"])})
+    own = {"init": OWN_EXPERTS} if plan.upcycle.init == OWN_EXPERTS else {}
     sections: dict[str, Any] = {
         "merging": {**merging, "protocol": SUMMED if summed else STEPPED},
         "routing": plan.routing,
-        "upcycle": {"layers": plan.upcycle.layers},
+        "upcycle": {"layers": plan.upcycle.layers, **own},
     }
     if all(layer.low_rank is None for layer in layers.values()):
         return sections

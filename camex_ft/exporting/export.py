@@ -13,7 +13,14 @@ from typing import Any, cast
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from camex_ft import upcycling
-from camex_ft.exporting.conversion import check_foldable, dense_model, folded_model
+from camex_ft.config import RoutingConfig
+from camex_ft.exporting.conversion import (
+    check_foldable,
+    check_mixture,
+    dense_model,
+    folded_model,
+    mixture_model,
+)
 from camex_ft.exporting.measure import Exported, Form, difference, mean_routing, seconds
 from camex_ft.results import RunFolder, load_record
 from camex_ft.results.card import NAME, card
@@ -29,7 +36,11 @@ from camex_ft.utils.escaping import markdown, markdown_notes, quoted
 from camex_ft.utils.folders import writing
 from camex_ft.utils.registry import PROTOCOLS
 
-TITLES = {"dense": "Cost of merging once", "folded": "Effect of folding"}  # by form
+TITLES = {  # by form
+    "dense": "Cost of merging once",
+    "folded": "Effect of folding",
+    "experts": "Difference of the mixture",
+}
 SPLITS = ("train", "validation")
 ROWS = 512  # of the calibration split: the error of the mean falls with the root of their number
 NUMBERS, FORMAT = "export.json", 1
@@ -50,7 +61,8 @@ def export(
         run: the run's folder.
         out: a new or empty folder.
         as_: "dense": the original architecture, merged once with the mean routing weights; "folded": experts without
-            curvature and masks, merged for every input.
+            curvature and masks, merged for every input; "experts": the sparse mixture that the run started from,
+            with its experts and routers as trained.
         split: "train" or "validation"; the mean is over its first rows.
         rows: number of these rows.
         license: of the weights, for the card: an identifier of the hub.
@@ -70,6 +82,10 @@ def export(
     record = load_record(RunFolder(Path(run)).path)
     if as_ == "folded":
         check_foldable(PROTOCOLS.get(record.protocol))
+    if as_ == "experts":
+        sections = record.config
+        routing_of_run = RoutingConfig.model_validate(sections.get("routing") or {}, strict=False)
+        check_mixture(sections.get("upcycle") or {}, routing_of_run, PROTOCOLS.get(record.protocol))
 
     trained = read_trained(run)
     task, encoded = trained.data.task, trained.data.encoded
@@ -80,6 +96,8 @@ def export(
         routing = mean_routing(trainer, calibration) if upcycling.expert_layers(trained.model) else None
     if as_ == "folded":
         model = folded_model(trained.model)
+    elif as_ == "experts":
+        model = mixture_model(trained.model)
     else:
         model = dense_model(trained.model, routing.weights if routing else {})
     with trained.trainer(model) as trainer:
@@ -170,6 +188,11 @@ def _text(exported: Exported) -> list[str]:
             f"The routing weights are means over the first {exported.rows:,} {rows} of the {exported.split} split. By "
             f"layer, the routing entropy of one input is {entropy} nats (at most {math.log(experts):.3f} with "
             f"{experts} experts); averaging loses {lost} nats of information on the input."
+        )
+    elif exported.form == "experts" and PROTOCOLS.get(exported.record.protocol).form != "outputs":
+        text.append(
+            f"{quoted(exported.record.protocol)} merges weights of experts; the mixture has these experts and routers, "
+            "routes each token by itself and mixes the experts' outputs. It computes another function."
         )
         if PROTOCOLS.get(exported.record.protocol).form == "outputs":
             text.append(

@@ -101,7 +101,7 @@ def batches(trainer: CamexTrainer, model: PreTrainedModel, rows: Dataset) -> Ite
 # -- logits and time --------------------------------------------------------------------------------------------------
 
 
-Form = Literal["dense", "folded"]
+Form = Literal["dense", "folded", "experts"]
 ROUNDS = 9  # forward passes of each model; the median of so many is steady on a busy machine
 FEW = 64  # rows: enough for rounding to show, few enough not to take a second evaluation
 

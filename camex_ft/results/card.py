@@ -21,7 +21,9 @@ from camex_ft.utils.hub import is_id
 # -- front matter -----------------------------------------------------------------------------------------------------
 
 
-Form = Literal["plain", "upcycled", "adapter", "dense", "folded"]
+Form = Literal["plain", "upcycled", "adapter", "dense", "folded", "experts"]
+NEEDS_NO_CAMEX = ("plain", "dense", "experts")  # forms that transformers alone loads
+UNKNOWN, OWN_LICENSE = "unknown", "apache-2.0"  # identifiers of the hub
 # head -> the hub's name of its task, and the class that loads it
 HEADS: Mapping[str, tuple[str, str]] = {
     "sequence-classification": ("text-classification", "AutoModelForSequenceClassification"),
@@ -48,16 +50,15 @@ def front_matter(
         )
         for metric, value in ordered(record, metrics)
     ]
-    has_experts = form not in ("plain", "dense")
     return ModelCardData(
         model_name=record.run.name,
         eval_results=results or None,
         base_model=base_model(record),
         datasets=[record.data.id] if record.data.source == "hub" else None,
         license=license,
-        library_name="camex_ft" if has_experts else "transformers",
-        pipeline_tag=None if task in NO_PIPELINE else task,
-        tags=sorted({"camex_ft", record.protocol, *(["merged-experts"] if has_experts else [])}),
+        library_name="transformers" if form in NEEDS_NO_CAMEX else "camex_ft",
+        pipeline_tag=None if task in NO_PIPELINE or task == "other" else task,
+        tags=sorted({"camex_ft", record.protocol, *([] if form in NEEDS_NO_CAMEX else ["merged-experts"])}),
     )
 
 
@@ -93,7 +94,7 @@ def loading(form: Form, head: str) -> str:
     if form == "adapter":
         return f'import camex_ft\n\nmodel = camex_ft.load("{FOLDER}")'
     plain = f'from transformers import {auto}\n\nmodel = {auto}.from_pretrained("{FOLDER}")'
-    return plain if form in ("plain", "dense") else f"import camex_ft\n{plain}"
+    return plain if form in NEEDS_NO_CAMEX else f"import camex_ft\n{plain}"
 
 
 def predicting(head: str, task: Any, settings: Mapping[str, Any]) -> str:
@@ -272,6 +273,8 @@ def _opening(record: Record, form: Form) -> str:
         "transformers alone.",
         "folded": f"{base} with experts that are merged for every input, trained with camex_ft under the protocol "
         f"{protocol}. Its curvature and masks are folded into the experts.",
+        "experts": f"A sparse mixture of the architecture of {base}, with the experts and routers of a model that was "
+        f"trained with camex_ft (protocol {protocol}). It needs transformers alone.",
     }[form]
     return "\n\n".join(part for part in (said, _warning(record)) if part)
 
@@ -311,6 +314,7 @@ def _loading(record: Record, form: Form, head: str, task: Any) -> str:
         "adapter": "It fetches the backbone, and checks that it is the one that the adapter was trained on.",
         "plain": "camex_ft is not needed.",
         "dense": "camex_ft is not needed.",
+        "experts": "camex_ft is not needed.",
     }.get(
         form,
         '`camex_ft.load("FOLDER")` does the same. Without camex_ft transformers does not know the experts.',

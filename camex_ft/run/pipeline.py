@@ -63,7 +63,7 @@ def run(written: Config, *, force: bool = False, callbacks: Iterable[TrainerCall
     started = time.time()
     quieten()
     settled, reason = resolve(written)
-    changed = config.changes(settled.merging, settled.routing, settled.upcycle)
+    changed = config.changes_of(settled)
     for line in (reason, *changed, *config.notes(written)):
         say(line)
     task: Task = TASKS.get(settled.task.id)

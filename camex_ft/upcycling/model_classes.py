@@ -287,6 +287,8 @@ def _as_upcycled(model: PreTrainedModel) -> PreTrainedModel:
     # transformers notes each class that is constructed, so that hidden states and attentions can be recorded
     PreTrainedModel.__init__(upcycled, copy.deepcopy(config))
     upcycled.__dict__.update(model.__dict__)
+    # of a checkpoint's names of experts to those of the plain class; an upcycled model is saved under its own
+    upcycled.__dict__.pop("_weight_conversions", None)
     _set_configs(upcycled, config)
     return upcycled
 

@@ -206,6 +206,7 @@ def recast(config: PreTrainedConfig, kind: type[ConfigKind]) -> ConfigKind:
     """Return a shallow copy of a configuration as an object of another class, with the same values."""
     recast_config = object.__new__(kind)
     recast_config.__dict__.update(config.__dict__)
+    recast_config.__dict__.pop("model_type", None)  # the class's own; a loaded configuration repeats it
     return recast_config
 
 

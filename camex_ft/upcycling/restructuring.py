@@ -10,7 +10,7 @@ from typing import TypeVar
 from torch import nn
 from transformers import PreTrainedModel
 
-from camex_ft.backbones import DenseFFN, family_of, forward_state, select_layers
+from camex_ft.backbones import DenseFFN, SparseFFN, family_of, forward_state, select_layers
 from camex_ft.moe.config import LayerSettings
 from camex_ft.moe.context import RoutingContext
 from camex_ft.moe.layers.ffn import ExpertFFN, MergedFFN, MixtureFFN
@@ -19,6 +19,7 @@ from camex_ft.moe.layers.propagation import continues
 from camex_ft.moe.routing.router import Grouping, RouterSettings
 from camex_ft.protocols import Protocol
 from camex_ft.upcycling.freezing import add_lora
+from camex_ft.upcycling.own_experts import settle_own_experts, start_from_mixture
 from camex_ft.upcycling.plan import LORA, Plan, granularity_of
 from camex_ft.utils.errors import UserError
 from camex_ft.utils.registry import PROTOCOLS
@@ -44,6 +45,7 @@ def restructure(model: PreTrainedModel, plan: Plan) -> None:
 def _add_experts(model: PreTrainedModel, protocol: Protocol, plan: Plan) -> None:
     """Give the chosen layers experts, whole ones or of low rank."""
     family = family_of(model)
+    plan = settle_own_experts(plan, model)
     merging, low_rank = plan.merging, None
     if plan.tuning.mode == LORA:
         lora = plan.tuning.lora
@@ -113,6 +115,10 @@ def _replace(model: PreTrainedModel, ffn: DenseFFN, kind: Callable[..., Layer]) 
         outer_dropout=ffn.outer_dropout,
     )
     layer.train(model.training)
+    if isinstance(ffn, SparseFFN):
+        start_from_mixture(model, layer, ffn)
+        model.set_submodule(ffn.path, layer)
+        return layer
     model.set_submodule(ffn.path, layer)
     for path in ffn.silence:
         model.set_submodule(path, nn.Identity())

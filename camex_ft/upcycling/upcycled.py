@@ -23,6 +23,7 @@ from camex_ft.upcycling.model_classes import (
     with_adapter,
     wrong_weights,
 )
+from camex_ft.upcycling.own_experts import routing_of, settle_own_experts
 from camex_ft.upcycling.plan import KEY, Plan, plan_of, written_by
 from camex_ft.utils.errors import FunctionChanged, UserError
 from camex_ft.utils.folders import unsafe
@@ -43,7 +44,7 @@ def upcycle(
     """Return a copy of `model` whose chosen feed-forward layers have experts; `model` itself is left as it is.
 
     With ``init: copy`` (the default) every expert and the base start as the dense layer, so the copy computes what
-    `model` computes.
+    `model` computes. A sparse mixture starts with ``init: own-experts``: its routed experts become those of the layers.
 
     Args:
         model: a transformers model of a known family, with any head.
@@ -56,7 +57,7 @@ def upcycle(
         in_place: take over the modules of `model`, without the memory of a copy; `model` is not to be used any more.
 
     Raises:
-        UserError: `model` has experts already, its family is unknown, or the settings do not fit it or each other; a
+        UserError: `model` was upcycled already, its family is unknown, or the settings do not fit it or each other; a
             donor is not there, or no donor of `model`.
     """
     if getattr(model.config, KEY, None) is not None:
@@ -65,7 +66,8 @@ def upcycle(
     models = [str(donor) if isinstance(donor, Path) else donor for donor in donors or plan.upcycle.donors]
     if donors or plan.upcycle.init == CHECKPOINTS:
         plan = _with_donors(plan, len(models))
-    for reason in changes(plan.merging, plan.routing, plan.upcycle):
+    plan = settle_own_experts(plan, model)
+    for reason in changes(plan.merging, plan.routing, plan.upcycle, mixture=routing_of(model)):
         warnings.warn(reason, FunctionChanged, stacklevel=2)
     model = model if in_place else copy.deepcopy(model)
     if plan.upcycle.init != CHECKPOINTS or model.device.type == "meta":

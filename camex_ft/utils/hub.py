@@ -91,6 +91,26 @@ def is_id(name: str) -> bool:
     return True
 
 
+def config_folder(name: str, *, fetch: bool) -> Path:
+    """Return the folder in the hub cache with a model's ``config.json``.
+
+    Args:
+        name: id of the model.
+        fetch: download the file where the cache does not have it.
+
+    Raises:
+        NotFetched: it is not in the cache, and not fetched.
+    """
+    from huggingface_hub import try_to_load_from_cache
+
+    path = try_to_load_from_cache(name, "config.json")
+    if isinstance(path, str):
+        return Path(path).parent
+    if not fetch:
+        raise NotFetched(None, f"{name} is not in the cache")
+    return fetch_model(name, allow=["config.json"], ignore=[])
+
+
 def fetch_model(name: str, *, allow: Sequence[str], ignore: Sequence[str], **options: Any) -> Path:
     """Return the folder of a model in the hub cache, after a download where the hub has another or more of it.
 

@@ -118,6 +118,12 @@ def families() -> dict[str, Any]:
     return {model_type: family for family in known for model_type in family.model_types}
 
 
+def refused_type(model_type: object) -> str:
+    """Return why a type of model is not served by the family of its architecture; "" for any other type."""
+    known = [BACKBONES.get(name) for name in BACKBONES.names()]
+    return next((str(f.refused[model_type]) for f in known if model_type in f.refused), "")
+
+
 def positions(config: Any) -> int | None:
     """Return the most tokens that a model with this transformers configuration reads, or None where there is no limit.
 
@@ -129,6 +135,9 @@ def positions(config: Any) -> int | None:
 
 def not_supported(model_type: object) -> str:
     """Return a message: no family serves this type of model, and the supported types."""
+    why = refused_type(model_type)
+    if why:
+        return f"holds a model that is not supported: {why}"
     module = str(model_type).replace("-", "_")
     return (
         f"holds a model of the type '{model_type}', which no backbone family serves. Supported types: "

@@ -32,7 +32,7 @@ def test_every_type_belongs_to_one_family() -> None:
 
 
 @pytest.mark.parametrize(
-    ("unknown", "near"), [("qwen2_moe", "qwen2"), ("mistrall", "mistral"), ("gpt-2", "gpt2")]
+    ("unknown", "near"), [("qwen4_moe", "qwen3_moe"), ("mistrall", "mistral"), ("gpt-2", "gpt2")]
 )
 def test_unknown_type_says_which_file_to_add(unknown: str, near: str) -> None:
     with pytest.raises(UserError) as error:
@@ -40,7 +40,7 @@ def test_unknown_type_says_which_file_to_add(unknown: str, near: str) -> None:
     message = str(error.value)
     assert f"Did you mean '{near}'?" in message
     assert f"camex_ft/backbones/families/{unknown.replace('-', '_')}.py" in message
-    assert "bert, camembert, distilbert, electra, gpt2, llama" in message
+    assert "bert, camembert, deepseek_v2, distilbert, electra, gpt2, llama" in message
 
 
 def test_other_modules_have_no_family() -> None:

@@ -5,6 +5,7 @@ All of it is read from the registries when tests are collected: a new protocol o
 
 from __future__ import annotations
 
+import warnings
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -15,8 +16,9 @@ from transformers import PreTrainedModel
 from camex_ft.backbones import family_of, generates
 from camex_ft.upcycling import upcycle
 from camex_ft.utils import registry
+from camex_ft.utils.errors import FunctionChanged
 from camex_ft.utils.registry import PROTOCOLS
-from tests.helpers.tiny import heads_of, make
+from tests.helpers.tiny import VARIANTS, family_names, heads_of, make, model_types
 
 EXPERTS, RANK, SEGMENT = 3, 2, 3
 MERGING = {"experts": EXPERTS, "curvature": {"rank": RANK}}
@@ -38,11 +40,26 @@ class Case(NamedTuple):
 
 def upcycled(case: Case, **merging: Any) -> PreTrainedModel:
     """Return the dense model upcycled as the case says, in evaluation mode."""
+    routing = {"granularity": case.granularity, "segment": SEGMENT}
+    if case.model_type in model_types(mixtures=True):
+        return of_mixture(dense(case.model_type, case.head), case.protocol, **routing)
     return upcycle(
         dense(case.model_type, case.head),
         merging={**MERGING, "protocol": case.protocol, **merging},
-        routing={"granularity": case.granularity, "segment": SEGMENT},
+        routing=routing,
     ).eval()
+
+
+def of_mixture(model: PreTrainedModel, protocol: str, **routing: Any) -> PreTrainedModel:
+    """Return a sparse mixture upcycled from its own experts, in evaluation mode."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FunctionChanged)
+        return upcycle(
+            model,
+            merging={"protocol": protocol, "curvature": {"rank": RANK}},
+            routing=routing,
+            upcycle={"init": "own-experts"},
+        ).eval()
 
 
 @torch.no_grad()
@@ -56,8 +73,9 @@ def shake(model: PreTrainedModel, scale: float = 0.2) -> PreTrainedModel:
 
 @cache
 def dense(model_type: str, head: str) -> PreTrainedModel:
-    """Return a tiny dense model; shared, since upcycling copies."""
-    return make(model_type, head, {})
+    """Return a tiny dense model, or a sparse mixture; shared, since upcycling copies."""
+    mixture = model_type in model_types(mixtures=True)
+    return make(model_type, head, VARIANTS[model_type][0] if mixture else {})
 
 
 def cases(*heads: str) -> list[Case]:
@@ -68,7 +86,7 @@ def cases(*heads: str) -> list[Case]:
     protocol of each form.
     """
     found = []
-    for family in registry.BACKBONES.names():
+    for family in family_names():
         for position, model_type in enumerate(registry.BACKBONES.get(family).model_types):
             for head in heads or heads_of(model_type):
                 if head not in heads_of(model_type):
@@ -82,6 +100,11 @@ def cases(*heads: str) -> list[Case]:
                         for g in _granularities(model_type, head, protocol)
                     ]
     return found
+
+
+def mixture_cases() -> list[Case]:
+    """Return the cases of sparse mixtures as the start: one protocol of each form."""
+    return [Case(t, "causal-lm", p, "auto") for t in model_types(mixtures=True) for p in ONE_OF_EACH_FORM]
 
 
 def causal_cases() -> list[Case]:

@@ -11,9 +11,10 @@ from camex_ft.config.rules import not_low_rank
 from camex_ft.upcycling import upcycle
 from camex_ft.utils.registry import BACKBONES, PROTOCOLS
 from tests.helpers.invariant_cases import dense
+from tests.helpers.tiny import family_names
 
 CLASSIFIER = "sequence-classification"
-FAMILIES = {name: BACKBONES.get(name).model_types for name in BACKBONES.names()}
+FAMILIES = {name: BACKBONES.get(name).model_types for name in family_names()}
 FIRST = [types[0] for types in FAMILIES.values()]
 SOME = ["dense", "domain-ca"]
 ABLE = [name for name in PROTOCOLS.names() if not not_low_rank(PROTOCOLS.get(name))]

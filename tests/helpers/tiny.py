@@ -31,15 +31,33 @@ SIZES: dict[str, Any] = {
     "decoder_start_token_id": PAD,
     "use_cache": False,
 } | dict.fromkeys(["intermediate_size", "d_ff", "n_inner", "hidden_dim"], INNER)
+OWN, CHOSEN = 4, 2  # experts of mixtures, and how many serve a token
+MIXTURE_SIZES: dict[str, Any] = {
+    **dict.fromkeys(["num_experts", "num_local_experts", "n_routed_experts"], OWN),
+    "num_experts_per_tok": CHOSEN,
+    "moe_intermediate_size": INNER,
+    "shared_expert_intermediate_size": 10,
+    "q_lora_rank": None,
+    "kv_lora_rank": 6,
+    **dict.fromkeys(["qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim"], 4),
+}
 VARIANTS: dict[str, list[dict[str, Any]]] = {
     "t5": [{}, {"feed_forward_proj": "gated-gelu"}, {"num_decoder_layers": 2}],
     "bert": [{}, {"is_decoder": True}],
     "llama": [{}, {"mlp_bias": True}, {"is_causal": False}],
+    # weights normalised before and after the choice of experts, and dense blocks between or before the mixtures
+    "mixtral": [{}],
+    "qwen2_moe": [{"norm_topk_prob": True}, {"mlp_only_layers": [1]}],
+    "qwen3_moe": [{"norm_topk_prob": True}, {"decoder_sparse_step": 2}],
+    "olmoe": [{}, {"norm_topk_prob": True}],
+    "deepseek_v2": [{"first_k_dense_replace": 1}, {"routed_scaling_factor": 2.5}],
 }
 
 
 def config_of(model_type: str, variant: dict[str, Any]) -> Any:
-    return transformers.AutoConfig.for_model(model_type, **{**SIZES, **variant})
+    mixture = {} if model_type in model_types() else MIXTURE_SIZES
+    heads = {"num_key_value_heads": 2} if model_type.startswith("deepseek") else {}  # its attention is latent
+    return transformers.AutoConfig.for_model(model_type, **{**SIZES, **mixture, **heads, **variant})
 
 
 @cache
@@ -49,8 +67,16 @@ def heads_of(model_type: str) -> tuple[str, ...]:
     return tuple(head for head in HEADS if has_head(kind, head))
 
 
-def model_types() -> list[str]:
-    return [t for name in registry.BACKBONES.names() for t in registry.BACKBONES.get(name).model_types]
+def family_names(*, mixtures: bool = False) -> list[str]:
+    """Return the names of the families of dense backbones, or of those of sparse mixtures."""
+    names = registry.BACKBONES.names()
+    return [name for name in names if (registry.BACKBONES.get(name).routing is not None) == mixtures]
+
+
+def model_types(*, mixtures: bool = False) -> list[str]:
+    """Return the types of the dense backbones, or of the sparse mixtures."""
+    names = family_names(mixtures=mixtures)
+    return [t for name in names for t in registry.BACKBONES.get(name).model_types]
 
 
 def make(model_type: str, head: str, variant: dict[str, Any]) -> Any:

@@ -22,10 +22,10 @@ from camex_ft.upcycling import expert_layers, load, model_classes
 from camex_ft.utils import registry
 from camex_ft.utils.errors import UserError
 from tests.helpers.invariant_cases import Case, dense, output, shake, upcycled
-from tests.helpers.tiny import HIDDEN, LAYERS, VOCABULARY, gradients_twice, inputs_of
+from tests.helpers.tiny import HIDDEN, LAYERS, VOCABULARY, family_names, gradients_twice, inputs_of
 
 CLASSIFIER, LANGUAGE = "sequence-classification", ("seq2seq-lm", "causal-lm", "masked-lm")
-FIRST = {name: registry.BACKBONES.get(name).model_types[0] for name in registry.BACKBONES.names()}
+FIRST = {name: registry.BACKBONES.get(name).model_types[0] for name in family_names()}
 OTHER_FORMS = [(kind, protocol) for kind in ("bert", "gpt2", "t5") for protocol in ("smoe", "namex")]
 DEFAULT = [
     ("bert", "smoe"),

@@ -8,7 +8,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from camex_ft.upcycling import upcycle
-from tests.helpers.invariant_cases import SEGMENT, Case, causal_cases, dense, shake, upcycled
+from tests.helpers.invariant_cases import SEGMENT, Case, causal_cases, dense, mixture_cases, shake, upcycled
 from tests.helpers.tiny import VOCABULARY
 
 # float64: the changed rows are other rows of one batch, whose products may round differently
@@ -42,7 +42,7 @@ def leaks(logits: Tensor) -> list[tuple[int, int]]:
     return found
 
 
-@pytest.mark.parametrize("case", CAUSAL, ids=str)
+@pytest.mark.parametrize("case", [*CAUSAL, *mixture_cases()], ids=str)
 def test_no_logit_depends_on_a_later_token(case: Case) -> None:
     _, logits = changed_rows(shake(upcycled(case)).double())
     assert leaks(logits) == []

@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from camex_ft.upcycling import expert_layers, load
-from tests.helpers.invariant_cases import Case, cases, output, shake, upcycled
+from tests.helpers.invariant_cases import Case, cases, mixture_cases, output, shake, upcycled
 from tests.helpers.tiny import inputs_of
 
 
-@pytest.mark.parametrize("case", cases(), ids=str)
+@pytest.mark.parametrize("case", [*cases(), *mixture_cases()], ids=str)
 def test_saved_model_gives_the_same_logits(case: Case, tmp_path: Path) -> None:
     model = shake(upcycled(case))
     inputs = inputs_of(model, case.head)

@@ -1,16 +1,17 @@
 """Feed-forward layers with experts: drop-in replacements for a backbone's dense ones.
 
     MergedFFN    one merged expert a group: y = down(act(up(x))) or down(act(gate(x)) * up(x)), every map merged with
-    the
-                 layer's routing weights
+                 the layer's routing weights
     MixtureFFN   sparse mixture: y_t = sum_i s_ti FFN_i(x_t), per token
+    SharedBlock  either of them beside a shared expert, which every token meets: y + shared(x)
 
-Both are [B, L, d] -> [B, L, d], read their mask from the model's `RoutingContext` and leave their routing there.
+All are [B, L, d] -> [B, L, d]. The first two read their mask from the model's `RoutingContext` and leave their routing
+there.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -279,3 +280,29 @@ class MixtureFFN(ExpertFFN):
         if self.gate is not None:
             inner = inner * self.up.expert(x, i)
         return self.down.expert(self.inner_dropout(inner), i)
+
+
+class SharedBlock(nn.Module):
+    """Block of a backbone's mixture with shared experts: `experts`, y, and the shared expert beside them.
+
+        y + shared(x)      or, where it has a gate g,      y + sigmoid(x g^T) shared(x)
+
+    Args:
+        block: of the backbone; its shared modules are taken over under their names, as is its module `experts`.
+        shared: names of the shared expert and of its gate, if any.
+    """
+
+    def __init__(self, block: nn.Module, shared: Sequence[str]) -> None:
+        super().__init__()
+        self.shared = tuple(shared)
+        for name in ("experts", *shared):
+            self.add_module(name, block.get_submodule(name))
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Return the block's output for hidden states; [B, L, d] -> [B, L, d]."""
+        expert, *gates = (self.get_submodule(name) for name in self.shared)
+        y: Tensor = expert(hidden)
+        for gate in gates:
+            y = torch.sigmoid(gate(hidden)) * y
+        routed: Tensor = self.get_submodule("experts")(hidden)
+        return routed + y
