@@ -146,8 +146,7 @@ def _candidates(study: Study, runs: Runs) -> Iterator[_Candidate]:
             yield _Candidate(row=START, seed=seed, name=name, load=partial(_begin, study.base), runs=())
         for step in study.steps:
             path = runs.get((step.label, seed))
-            earlier = before if step.label != START else ()
-            earlier += donors if step.donors else ()
+            earlier = (*(before if step.label != START else ()), *(donors if step.donors else ()))
             if path is not None:
                 load: Callable[[], Loaded] = partial(load_trained, path)
                 yield _Candidate(row=step.label, seed=seed, name=path.name, load=load, runs=(*earlier, path))

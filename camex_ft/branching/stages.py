@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from camex_ft.branching.study import START, UNTRAINED, StudySpec
+from camex_ft.branching.study import DENSE, START, UNTRAINED, StudySpec
 from camex_ft.compare.cells import LONGEST, Cell
 from camex_ft.compare.spec import NAME, key_of, overrides_of
 from camex_ft.config import Config, ConfigErrors, Environment, Problem, config_hash, load_config, resolve
@@ -21,7 +21,6 @@ from camex_ft.config.schema import CHECKPOINTS
 from camex_ft.run.pipeline import MODEL
 
 PROTOCOL, STEPS = "merging.protocol", "training.max_steps"
-DENSE = "dense"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -220,9 +219,10 @@ def budget(spec: StudySpec) -> int:
     """Return the optimizer steps of all branches and of the longest tuning; -1 if one of them counts epochs."""
     branches = [{**spec.set, **spec.branch, **branch}.get(STEPS) for branch in spec.branches]
     tunings = [{**spec.set, **merged}.get(STEPS) for merged in spec.merged.values()]
-    if not all(isinstance(steps, int) and steps >= 0 for steps in (*branches, *tunings)):
+    counts = [steps for steps in (*branches, *tunings) if isinstance(steps, int) and steps >= 0]
+    if len(counts) < len(branches) + len(tunings):
         return -1
-    return sum(branches) + max(tunings)
+    return sum(counts[: len(branches)]) + max(counts[len(branches) :])
 
 
 def _without_steps(study: Study) -> Iterable[Problem]:

@@ -19,6 +19,7 @@ from camex_ft.results.entries import row_label
 from camex_ft.utils.errors import nearest
 
 Overrides = dict[str, Any]
+DENSE = "dense"
 START, AVERAGE, BEST, OWN, ALL = "start", "average of branches", "best branch", "own branch", "all"
 RESERVED = (START, AVERAGE, BEST, OWN, ALL)
 UNTRAINED = 0  # training.max_steps of a merged row that is evaluated as it begins
@@ -61,9 +62,7 @@ class StudySpec(BaseModel):
     branches: Annotated[list[Overrides], Field(min_length=2)]
     branch: Overrides = Field(default_factory=dict)
     merged: Annotated[dict[str, Overrides], Field(min_length=1)]
-    baselines: Annotated[dict[str, Overrides], Field(min_length=1)] = Field(
-        default_factory=lambda: {"dense": {}}
-    )
+    baselines: Annotated[dict[str, Overrides], Field(min_length=1)] = {DENSE: {}}
     seeds: Several | Seeds = SEEDS
     _places: dict[tuple[Key, str], Origin] = PrivateAttr(default_factory=dict)
 
@@ -180,6 +179,7 @@ def _faults(spec: StudySpec, document: Document) -> Iterator[Problem]:
             )
     counts = Counter([*spec.labels, *spec.merged, *spec.baselines, *RESERVED])
     for label in (label for label, count in counts.items() if count > 1):
-        where = next((p for p, _ in _changes(spec) if p[-1] == label), ("branches",))
+        rows = (place for place, _ in _changes(spec) if place[0] in ("merged", "baselines"))
+        where = next((place for place in rows if place[-1] == label), ("branches",))
         reason = "names a row of every study" if label in RESERVED else "is the label of two rows"
         yield Problem(f"'{label}' {reason}: expected another label", document.origin(where), where)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from camex_ft.branching.source_scores import ScoreKey, StudyScores
+from camex_ft.branching.source_scores import StudyScores
 from camex_ft.branching.stages import Study
 from camex_ft.branching.study import ALL, AVERAGE, BEST, OWN, START
 from camex_ft.results.render import WRITERS, TableCell, TableGrid, p_value
@@ -144,8 +144,7 @@ def verdict(table: StudyTable) -> str:
     seeds = len(best.against.seeds) if best.against is not None else 0
     tests = f"Holm's correction over {len(tested)} comparison{'s' * (len(tested) > 1)}, {seeds} seeds"
     if seeds < 2:
-        leader = f"'{best.label}' is first" if lead(best) > 0 else f"'{base.label}' is first"
-        return f"No test with one seed: {leader}, {numbers}. Set seeds: 3 or more."
+        return f"One seed, so no test: the best other row, '{best.label}', has {numbers}. Set seeds: 3 or more."
     if ahead:
         return f"'{best.label}' won: {numbers}, p {p_value(best.p_holm)} after {tests}."
     if len(significant) == len(tested):
@@ -233,7 +232,11 @@ def grids(table: StudyTable, study: Study) -> list[TableGrid]:
     ]
     better = "" if table.sign > 0 else ", less is better"
     caption = f"{study.base.task.id}, {table.metric}{better}, {table.seeds} seed{'s' * (table.seeds > 1)}"
-    scores = TableGrid(caption=caption, head=("row", "steps", *sources, "mean"), rows=tuple(rows))
+    kinds = {label.rpartition(" ")[0] for label in study.spec.labels}
+    kind = kinds.pop() if len(kinds) == 1 else ""
+    heads = [label.removeprefix(f"{kind} ") if kind else label for label in study.spec.labels]
+    caption += f", by {kind}" if kind else ""
+    scores = TableGrid(caption=caption, head=("row", "steps", *heads, ALL, "mean"), rows=tuple(rows))
     tests = [
         (
             TableCell(text=row.label),

@@ -29,7 +29,7 @@ def branch(
 ) -> None:
     """Train branches of one start on their own data, merge them, and compare with dense training.
 
-    Interrupted at any point, the same command goes on. A step that fails stops those that need it, and sets exit code 1.
+    Interrupted at any point, the same command goes on. A step that fails stops those that need it; exit code 1.
     """
     from camex_ft.branching.execution import run_study
     from camex_ft.branching.stages import make_study
