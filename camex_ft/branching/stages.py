@@ -43,7 +43,7 @@ class StudyStep:
 
     @property
     def untrained(self) -> bool:
-        """Whether it is a merged model that is evaluated as it begins."""
+        """A merged model that is evaluated as it begins, without training."""
         return bool(self.donors) and self.keys.get(STEPS) == UNTRAINED
 
 
