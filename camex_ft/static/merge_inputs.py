@@ -39,7 +39,7 @@ from camex_ft.static.tensor_files import FolderReader, ModelReader, TensorInfo, 
 from camex_ft.utils.errors import UserError, nearest
 from camex_ft.utils.registry import EMBEDDED as EMBEDDED_FAMILIES
 
-BLOCK = 1 << 22  # entries of a large tensor that are merged at a time
+BLOCK = 1 << 20  # entries of a large tensor that are merged at a time
 Models = Mapping[str, PreTrainedModel]
 
 

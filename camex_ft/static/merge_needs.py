@@ -102,7 +102,7 @@ def working_bytes(infos: Mapping[str, TensorInfo], entry: Method, *, donors: int
         block = (
             info.entries if rows == [None] or not entry.pointwise else max(BLOCK, info.entries // len(rows))
         )
-        size = FLOAT32 if entry.pointwise else FLOAT64
+        size = FLOAT64 if entry.statistic == "gram" else FLOAT32
         peak = max(peak, block * size * (TEMPORARY * donors + TEMPORARY))
         if entry.per_donor is not None:
             peak = max(peak, TEMPORARY * info.entries * FLOAT32)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Annotated
 
 from annotated_types import Ge, Gt, Le
@@ -10,6 +11,8 @@ from camex_ft.static.methods import method, weighted
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+CHUNK = 1 << 20  # entries
 
 
 @method(
@@ -57,14 +60,16 @@ def slerp(
     """
     import torch
 
-    first, second = donors.double()
-    norms = first.norm() * second.norm()
-    cosine = ((first * second).sum() / norms).clamp(-1, 1) if norms > 0 else torch.tensor(1.0)
-    if cosine.abs() > straight:
-        return torch.lerp(first, second, t).to(donors.dtype)
-    angle = torch.acos(cosine)
-    arc = torch.sin((1 - t) * angle) * first + torch.sin(t * angle) * second
-    return (arc / torch.sin(angle)).to(donors.dtype)
+    gram = torch.zeros(2, 2, dtype=torch.float64)
+    for part in donors.flatten(1).split(CHUNK, dim=1):  # few of the entries are in float64 at a time
+        gram += part.double() @ part.double().T
+    norms = gram.diagonal().prod().sqrt()
+    cosine = (gram[0, 1] / norms).clamp(-1, 1) if norms > 0 else torch.tensor(1.0)
+    shares = [1 - t, t]
+    if cosine.abs() <= straight:
+        angle = float(torch.acos(cosine))
+        shares = [math.sin(share * angle) / math.sin(angle) for share in shares]
+    return shares[0] * donors[0] + shares[1] * donors[1]
 
 
 @method(
