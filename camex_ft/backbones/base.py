@@ -63,6 +63,16 @@ class DenseFFN:
     silence: tuple[str, ...] = ()
 
     @property
+    def experts_of_token(self) -> int:
+        """Number of experts that compute a token's output."""
+        return 1
+
+    @property
+    def numbers(self) -> int:
+        """Number of entries of all weight matrices."""
+        return sum(weight.numel() for weight, _ in self.weights.values())
+
+    @property
     def gated(self) -> bool:
         return "gate" in self.weights
 
@@ -114,6 +124,14 @@ class SparseFFN(DenseFFN):
     router: Tensor
     routing: MixtureRouting
     shared: tuple[str, ...] = ()
+
+    @property
+    def experts_of_token(self) -> int:
+        return self.routing.top_k
+
+    @property
+    def numbers(self) -> int:
+        return sum(matrices.numel() for matrices in self.experts.values())
 
     @property
     def block(self) -> str:

@@ -37,7 +37,7 @@ from itertools import chain
 
 from torch import nn
 
-from camex_ft.backbones import DenseFFN
+from camex_ft.backbones import DenseFFN, SparseFFN
 from camex_ft.backbones.base import block_of
 from camex_ft.estimate.operations import groups_of, linears_of, rank_of, shape_of
 from camex_ft.estimate.survey import (
@@ -157,8 +157,8 @@ def _ffns(
             continue
         tokens, layer = dense.tokens(ffn.path), layers.get(ffn.path)
         length, times, size = tokens, 1, 0.0
-        if isinstance(layer, MixtureFFN):
-            times = layer.settings.top_k
+        if isinstance(layer, MixtureFFN) or (layer is None and isinstance(ffn, SparseFFN)):
+            times = ffn.experts_of_token if layer is None else layer.settings.top_k
             size = times * tokens * ffn.hidden_size * precision.size
         elif layer is not None:
             groups, group_length = groups_of(layer, tokens, 1)
@@ -223,7 +223,7 @@ def _casts(dense: Survey, layers: Mapping[str, ExpertFFN], precision: Precision)
     for ffn in dense.ffns:
         layer = layers.get(ffn.path)
         if layer is None:
-            numbers += sum(weight.numel() for weight, _ in ffn.weights.values())
+            numbers += ffn.numbers
         elif isinstance(layer, MixtureFFN):
             numbers += sum(linear.experts.numel() for linear in linears_of(layer))
     return HALF * numbers
@@ -272,6 +272,7 @@ def backward_bytes(dense: Survey, layers: Mapping[str, ExpertFFN], precision: Pr
     for ffn in dense.ffns:
         layer, block = layers.get(ffn.path), block_of(ffn.path)
         times = layer.settings.top_k if isinstance(layer, MixtureFFN) else 1
+        times = ffn.experts_of_token if layer is None else times
         tokens = times * rows * dense.tokens(ffn.path)
         needed[block] = max(needed[block], tokens * (2 * ffn.inner_size + ffn.hidden_size) * size)
     for a in dense.attentions:

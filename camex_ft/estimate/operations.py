@@ -66,7 +66,8 @@ def operations(dense: Survey, layers: Mapping[str, ExpertFFN]) -> Operations:
     for ffn in dense.ffns:
         tokens = dense.tokens(ffn.path)
         if ffn.path not in layers:
-            parts["maps"] += batch.rows * tokens * sum(weight.numel() for weight, _ in ffn.weights.values())
+            area = sum(weight.numel() for weight, _ in ffn.weights.values())
+            parts["maps"] += batch.rows * tokens * ffn.experts_of_token * area
             continue
         for part, count in _of_layer(layers[ffn.path], tokens, batch).items():
             parts[part] += count

@@ -108,6 +108,15 @@ def _state(model: nn.Module, layers: Iterable[str], *, merge_lora: bool) -> dict
 # -- dense ------------------------------------------------------------------------------------------------------------
 
 
+def check_dense(upcycle: Mapping[str, Any], protocol: Protocol) -> None:
+    """Raise `UserError` if the original architecture is a sparse mixture, by a configuration's section `upcycle`."""
+    if protocol.form != "dense" and upcycle.get("init") == OWN_EXPERTS:
+        raise UserError(
+            "--as dense needs an original architecture of dense layers, and a run of upcycle.init: "
+            f"{OWN_EXPERTS} started from a sparse mixture: use --as experts, or --as folded"
+        )
+
+
 @torch.no_grad()
 def dense_model(model: PreTrainedModel, routing: Mapping[str, Tensor]) -> PreTrainedModel:
     """Return the original architecture with every layer's experts merged with fixed routing weights.
@@ -121,11 +130,8 @@ def dense_model(model: PreTrainedModel, routing: Mapping[str, Tensor]) -> PreTra
     Raises:
         UserError: the original architecture is a sparse mixture.
     """
-    if expert_layers(model) and routing_of(model) is not None:
-        raise UserError(
-            f"--as dense needs an original architecture of dense layers, and that of {type(model).__name__} is a "
-            "sparse mixture: use --as experts, or --as folded"
-        )
+    record = dict(getattr(model.config, KEY, None) or {})
+    check_dense(record.get("upcycle") or {}, PROTOCOLS.get(plan_of(record).merging.protocol))
     plain, ffns = plain_model(model, merge_lora=True)
     layers = expert_layers(model)
     with cached(model):

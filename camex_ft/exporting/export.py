@@ -15,6 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from camex_ft import upcycling
 from camex_ft.config import RoutingConfig
 from camex_ft.exporting.conversion import (
+    check_dense,
     check_foldable,
     check_mixture,
     dense_model,
@@ -82,6 +83,8 @@ def export(
     record = load_record(RunFolder(Path(run)).path)
     if as_ == "folded":
         check_foldable(PROTOCOLS.get(record.protocol))
+    if as_ == "dense":
+        check_dense(record.config.get("upcycle") or {}, PROTOCOLS.get(record.protocol))
     if as_ == "experts":
         sections = record.config
         routing_of_run = RoutingConfig.model_validate(sections.get("routing") or {}, strict=False)

@@ -10,10 +10,12 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel, TrainingArguments
 
+from camex_ft.backbones import SparseFFN, family_of
 from camex_ft.moe.layers.expert_linear import ExpertLinear
 from camex_ft.moe.layers.ffn import ExpertFFN, MixtureFFN
 from camex_ft.moe.layers.low_rank_expert_linear import LowRankLinear
 from camex_ft.upcycling import expert_layers
+from camex_ft.utils.errors import UserError
 
 STEMS = {"expert": "experts", "base": "base"}  # how names of parameters begin
 
@@ -61,7 +63,7 @@ def count_parameters(model: nn.Module) -> Parameters:
     return Parameters(
         total=sum(sizes.values()),
         trainable=sum(p.numel() for p in model.parameters() if p.requires_grad),
-        active=sum(sizes.values()) - mergeable + met,
+        active=sum(sizes.values()) - mergeable + met - _idle(model),
         statistics=statistics,
         **sizes_of,
     )
@@ -84,6 +86,16 @@ def describe(model: PreTrainedModel) -> dict[str, int]:
         "active": counted.active,
         "flops_per_token": 2 * (counted.active - sum(embeddings.values())),
     }
+
+
+def _idle(model: nn.Module) -> int:
+    """Return how many parameters of mixtures of the backbone that were not replaced a token does not meet."""
+    try:
+        ffns = family_of(model).ffns(model)
+    except UserError:  # another module, or a wrapped one
+        return 0
+    mixtures = [ffn for ffn in ffns if isinstance(ffn, SparseFFN)]
+    return sum(m.numbers - m.numbers * m.routing.top_k // m.routing.experts for m in mixtures)
 
 
 def _kind(name: str) -> str | None:

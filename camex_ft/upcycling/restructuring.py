@@ -69,6 +69,8 @@ def _add_experts(model: PreTrainedModel, protocol: Protocol, plan: Plan) -> None
         previous = before if before is not None and continues(before.linears, ffn.weights) else None
         layer = partial(MergedFFN, context=context, settings=settings, previous=previous, low_rank=low_rank)
         last[ffn.stack] = _replace(model, ffn, layer)
+    if family.routing is not None and getattr(model.config, "output_router_logits", False):
+        model.config.output_router_logits = False  # transformers would look for routers that are replaced
     for module in model.modules():
         if isinstance(module, PreTrainedModel):
             context.attach(module)

@@ -35,6 +35,16 @@ SIZES: dict[str, Any] = {
     "bos_token_id": 2,
     "decoder_start_token_id": 0,
 }
+MIXTURE_SIZES: dict[str, Any] = {
+    **dict.fromkeys(["num_experts", "num_local_experts", "n_routed_experts"], 2),
+    **dict.fromkeys(["moe_intermediate_size", "shared_expert_intermediate_size"], 12),
+    "num_experts_per_tok": 1,
+    "q_lora_rank": None,
+    "kv_lora_rank": 6,
+    **dict.fromkeys(["qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim"], 4),
+    "first_k_dense_replace": 1,
+}
+OWN = {"upcycle": {"init": "own-experts"}}
 # family: type, head, sections; every form of merging, kind of curvature and granularity is in one of them
 CHECKPOINTS: dict[str, tuple[str, str, Mapping[str, Any]]] = {
     "bert": ("bert", "sequence-classification", {"merging": {"protocol": "ties-ca", "top_k": 1}}),
@@ -71,6 +81,14 @@ CHECKPOINTS: dict[str, tuple[str, str, Mapping[str, Any]]] = {
         },
     ),
     "t5": ("t5", "seq2seq-lm", {"merging": {"protocol": "fisher"}, "upcycle": {"layers": "every_other"}}),
+    "mixtral": ("mixtral", "causal-lm", {"merging": {"protocol": "smoe"}, **OWN}),
+    "olmoe": (
+        "olmoe",
+        "causal-lm",
+        {"merging": {"protocol": "ties-ca"}, "routing": {"segment": 3}, **OWN},
+    ),
+    "qwen_moe": ("qwen2_moe", "sequence-classification", {"merging": {"protocol": "domain"}, **OWN}),
+    "deepseek": ("deepseek_v2", "causal-lm", {"merging": {"protocol": "smoe"}, **OWN}),
     "adapter": (
         "bert",
         "sequence-classification",
@@ -93,7 +111,9 @@ def main() -> None:
         dense = dense_model(kind, head)
         if name == "adapter":
             dense.save_pretrained(folder / BACKBONE)
-        merging = {"experts": 2, "curvature": {"rank": 1}, **sections["merging"]}
+        merging = {"curvature": {"rank": 1}, **sections["merging"]}
+        if "init" not in sections.get("upcycle", {}):
+            merging = {"experts": 2, **merging}
         made = upcycling.upcycle(dense, **{**sections, "merging": merging}).eval()
         shake(made)
         adapters.save(made, folder)
@@ -105,10 +125,15 @@ def main() -> None:
 
 def dense_model(kind: str, head: str) -> PreTrainedModel:
     """Return a tiny model with random weights."""
+    from camex_ft.backbones import family_for
     from camex_ft.backbones.heads import HEADS
 
     torch.manual_seed(0)
-    made: PreTrainedModel = HEADS[head].from_config(AutoConfig.for_model(kind, **SIZES)).eval()
+    sizes = SIZES
+    if family_for(kind).routing is not None:
+        heads = {"num_key_value_heads": 2} if kind == "deepseek_v2" else {}
+        sizes = {**SIZES, **MIXTURE_SIZES, **heads}
+    made: PreTrainedModel = HEADS[head].from_config(AutoConfig.for_model(kind, **sizes)).eval()
     with torch.no_grad():
         for parameter in made.parameters():  # biases and norms too, and larger than at the start
             torch.nn.init.normal_(parameter, std=0.3)
