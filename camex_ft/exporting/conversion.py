@@ -27,6 +27,7 @@ rank for a curvature of R terms. Source: CAMEx (arXiv 2502.18821), re-parameteri
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -43,7 +44,7 @@ from camex_ft.protocols import Protocol
 from camex_ft.upcycling import adapters, cached, expert_layers, plain_class, plain_config
 from camex_ft.upcycling.own_experts import fill_mixture, mixtures_among, routing_of
 from camex_ft.upcycling.plan import KEY, plan_of
-from camex_ft.utils.errors import UserError
+from camex_ft.utils.errors import FunctionChanged, UserError
 from camex_ft.utils.registry import PROTOCOLS
 
 # -- the original architecture ----------------------------------------------------------------------------------------
@@ -254,7 +255,11 @@ def folded_model(model: PreTrainedModel) -> PreTrainedModel:
             fill(ffn, _bases(layers[ffn.path]))
     about = record.get(adapters.BACKBONE) or {}
     dense.name_or_path = dense.config.name_or_path = about.get("name", "")
-    folded = upcycling.upcycle(dense, **_sections(record, layers), seed=about.get("seed", 0), in_place=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FunctionChanged)  # its experts and router are set below
+        folded = upcycling.upcycle(
+            dense, **_sections(record, layers), seed=about.get("seed", 0), in_place=True
+        )
     with upcycling.cached(model):
         for name, layer in expert_layers(folded).items():
             _fold(layers[name], layer)
