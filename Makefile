@@ -12,19 +12,22 @@ STAMP := $(VENV)/.installed
 WORKERS ?= logical
 # The suite that `make compare` takes: the configuration of that name.
 SUITE ?= glue
+# The specification that `make branch` takes.
+STUDY ?= configs/studies/domains.yaml
 # Arguments of pytest, such as ARGS="-k curvature" or ARGS=tests/moe; of make bench: options of both of its commands.
 ARGS ?=
 
-export TASK PROFILE BACKBONE PROTOCOL SEED SET FORCE ARGS SUITE PROTOCOLS SEEDS JOBS GPUS CPUS ENGINE NODES
+export TASK PROFILE BACKBONE PROTOCOL SEED SET FORCE ARGS SUITE STUDY PROTOCOLS SEEDS JOBS GPUS CPUS ENGINE NODES
 
 .DEFAULT_GOAL := help
-.PHONY: help install glue superglue lm qa compare tables test test-slow verify weights browser bench lint format clean distclean
+.PHONY: help install glue superglue lm qa compare branch tables test test-slow verify weights browser bench lint format clean distclean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{printf "%-18s %s\n", $$1, $$2}'
 	@echo
 	@echo "  glue, superglue, lm and qa take TASK= PROFILE=auto|paper|embedded BACKBONE= PROTOCOL= SEED= SET=\"key=value ...\" FORCE=1"
 	@echo "  and, for several processes, GPUS=4 or CPUS=2, ENGINE=ddp|fsdp|zero2|zero3, NODES=2"
+	@echo "  branch takes STUDY=FILE SEEDS= JOBS= SET= FORCE=1"
 	@echo "  compare takes SUITE=glue|superglue|lm|qa TASK= PROFILE= BACKBONE= PROTOCOLS=\"dense smear ...\" SEEDS=3 JOBS= SET= FORCE=1"
 
 install: $(STAMP) ## make .venv and install (instant once done)
@@ -80,6 +83,13 @@ endef
 
 compare: $(STAMP) ## compare protocols on a task, with tests, pictures and a report: make compare TASK=sst2
 	$(call comparison, "configs/$$SUITE.yaml" $${TASK:+"task.name=$$TASK"} $${PROTOCOLS:+--protocols "$$PROTOCOLS"})
+
+branch: $(STAMP) ## train experts on their own domains, merge them, and compare with dense: make branch STUDY=FILE
+	@set -f; set -- "$$STUDY"; \
+	if [ -n "$$SEEDS" ]; then set -- "$$@" --seeds "$$SEEDS"; fi; \
+	if [ -n "$$JOBS" ]; then set -- "$$@" --jobs "$$JOBS"; fi; \
+	if [ "$${FORCE:-0}" != 0 ]; then set -- --force "$$@"; fi; \
+	exec $(BIN)/camex-ft branch "$$@" $$SET $$ARGS
 
 tables: $(STAMP) ## the experiments of the paper, in configs/tables/: make tables ARGS=--dry-run
 	$(call comparison, configs/tables/*.yaml)

@@ -18,6 +18,8 @@ import typer
 
 import camex_ft
 from camex_ft import cli
+from camex_ft.branching.stages import make_study
+from camex_ft.branching.study import is_study, read_study
 from camex_ft.compare.cells import make_comparison
 from camex_ft.compare.spec import is_spec, of_config, read_spec
 from camex_ft.config import load_config
@@ -169,6 +171,8 @@ def test_a_command_parses_and_its_configuration_is_valid(
     if config != "CONFIG":  # a placeholder
         overrides = [o for o in given.get("overrides") or () if o != "KEY=VALUE"]
         load_config(ROOT / config if (ROOT / config).is_file() else config, overrides)
+    if given.get("spec", "SPEC") != "SPEC":
+        assert make_study(read_study(given["spec"]), overrides=given["overrides"] or ()).steps
     words = [w for w in given.get("specs", ()) if w not in ("FOLDER", "SPEC")]
     paths = [str(ROOT / w) if (ROOT / w).exists() else w for w in words if "=" not in w]
     for path in paths:
@@ -210,6 +214,8 @@ def test_yaml_is_a_valid_configuration(block: Block, examples: Path) -> None:
     file.write_text(block.text, encoding="utf-8")
     if re.search(r"^from:", block.text, flags=re.MULTILINE):
         assert read_merge_spec(file).donors
+    elif is_study(file):
+        assert make_study(read_study(file)).steps
     elif is_spec(file):
         assert make_comparison(read_spec(file)).cells
     else:

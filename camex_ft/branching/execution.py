@@ -69,7 +69,7 @@ def _begin_stage(
             state = CellState(cell=study.cell(step, seed), status=FAILED, reason=reason)
             states[step.label, seed] = state
             say(console, line(state, [state]))
-    ready = survey(cells, force=force, say=partial(say, console)) if cells else []
+    ready = survey(cells, force=force) if cells else []
     by_row = {(state.cell.row, state.cell.seed): state for state in ready}
     for cell in cells:
         if (cell.row, cell.seed) not in by_row:

@@ -85,6 +85,11 @@ class _Source:
         task: Task = TASKS.get(self.settled.task.id)
         return task
 
+    def prepared(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Prepared:
+        """Return the data for the models of the study, which have one vocabulary."""
+        settings = self.task.within(model.config, self.settled.task)
+        return Prepared.make(self.task, self.splits, tokenizer, settings)
+
 
 def score_study(study: Study, runs: Runs, *, tell: Callable[[str], None] = print) -> StudyScores:
     """Score every row whose runs are finished on every source.
@@ -100,6 +105,7 @@ def score_study(study: Study, runs: Runs, *, tell: Callable[[str], None] = print
     cache: dict[str, float] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     scores: dict[ScoreKey, float] = {}
     totals: dict[str, int | None] = {}
+    prepared: dict[str, Prepared] = {}
     for candidate in _candidates(study, runs):
         totals[candidate.row] = _optimizer_steps(candidate.runs)
         keys = {source.label: f"{candidate.name} {source.digest}" for source in measured_on}
@@ -107,7 +113,11 @@ def score_study(study: Study, runs: Runs, *, tell: Callable[[str], None] = print
             tell(f"scoring {candidate.row}, seed {candidate.seed}")
             model, tokenizer = candidate.load()
             for source in measured_on:
-                cache[keys[source.label]] = _score(model, tokenizer, source)
+                if source.label not in prepared:
+                    prepared[source.label] = source.prepared(model, tokenizer)
+                data = prepared[source.label]
+                measured = Trained(settled=source.settled, data=data, model=model, tokenizer=tokenizer)
+                cache[keys[source.label]] = measured.measure()["_".join(data.primary)]
             file.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(file, json.dumps(cache, indent=1))
         for label, key in keys.items():
@@ -126,14 +136,6 @@ def _source(study: Study, label: str) -> _Source:
     splits = steps.load_splits(settled, task)
     splits = {split: splits[split] for split in task.splits["validation"] if split in splits}
     return _Source(label=label, settled=settled, splits=splits, digest=sources.fingerprint(splits))
-
-
-def _score(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, source: _Source) -> float:
-    task = source.task
-    settings = task.within(model.config, source.settled.task)
-    data = Prepared.make(task, source.splits, tokenizer, settings)
-    measured = Trained(settled=source.settled, data=data, model=model, tokenizer=tokenizer).measure()
-    return measured["_".join(data.primary)]
 
 
 def _candidates(study: Study, runs: Runs) -> Iterator[_Candidate]:

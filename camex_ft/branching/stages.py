@@ -43,7 +43,7 @@ class StudyStep:
 
     @property
     def untrained(self) -> bool:
-        """A merged model that is evaluated as it begins, without training."""
+        """Return whether it is a merged model that is evaluated as it begins."""
         return bool(self.donors) and self.keys.get(STEPS) == UNTRAINED
 
 

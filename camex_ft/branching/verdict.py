@@ -144,7 +144,9 @@ def verdict(table: StudyTable) -> str:
     seeds = len(best.against.seeds) if best.against is not None else 0
     tests = f"Holm's correction over {len(tested)} comparison{'s' * (len(tested) > 1)}, {seeds} seeds"
     if seeds < 2:
-        return f"One seed, so no test: the best other row, '{best.label}', has {numbers}. Set seeds: 3 or more."
+        return (
+            f"One seed, so no test: the best other row, '{best.label}', has {numbers}. Set seeds: 3 or more."
+        )
     if ahead:
         return f"'{best.label}' won: {numbers}, p {p_value(best.p_holm)} after {tests}."
     if len(significant) == len(tested):

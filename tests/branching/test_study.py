@@ -42,7 +42,11 @@ def test_a_specification_is_read(write):
         (("config: glue\n", ""), "spec.yaml: config", "expected a configuration, such as glue"),
         (("{training.max_steps: 4}", "soon"), "spec.yaml:3: start", "expected changes by key, or none, got"),
         (("seeds: 2", "seeds: two"), "spec.yaml:10: seeds", "expected how many, from 1, or a list"),
-        (("  - {name: thrillers, data.domain: 1}\n", ""), "spec.yaml:4: branches", "expected at least 2, got 1"),
+        (
+            ("  - {name: thrillers, data.domain: 1}\n", ""),
+            "spec.yaml:4: branches",
+            "expected at least 2, got 1",
+        ),
         (
             ("branch: {", "branch: {training.seed: 1, "),
             "spec.yaml:7: branch",

@@ -85,4 +85,4 @@ def test_the_report_begins_with_the_verdict(study):
     assert (study.folder / "report.md").read_text(encoding="utf-8").splitlines()[0] == first
     page = (study.folder / "report.html").read_text(encoding="utf-8")
     assert "won: 90." in page
-    assert "<th scope=\"col\">steps</th>" in page
+    assert '<th scope="col">steps</th>' in page
