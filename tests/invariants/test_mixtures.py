@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import warnings
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from camex_ft.exporting.conversion import mixture_model
 from camex_ft.upcycling import expert_layers, load, upcycle
 from camex_ft.utils.errors import FunctionChanged, UserError
 from tests.helpers.invariant_cases import dense, of_mixture, output, shake
-from tests.helpers.tiny import CHOSEN, LAYERS, OWN, VARIANTS, inputs_of, make, model_types
+from tests.helpers.tiny import CHOSEN, LAYERS, OWN, VARIANTS, gradients_twice, inputs_of, make, model_types
 
 # float32: the k products of a token are added in another order, of logits of about 1; measured: 1e-7
 TOLERANCE = 1e-5
@@ -108,6 +109,18 @@ def test_a_checkpoint_of_some_mixtures_loads_bit_for_bit(model_type: str, tmp_pa
     assert list(expert_layers(loaded)) == list(expert_layers(model))
     assert torch.equal(logits(loaded), logits(model))
     assert_same(logits(mixture_model(loaded)), logits(model))
+
+
+@pytest.mark.parametrize("model_type", ["qwen3_moe", "qwen2_moe"])
+def test_gradient_checkpointing_and_pickles_change_nothing(model_type: str) -> None:
+    model = of_mixture(dense(model_type, "causal-lm"), "domain-ca", segment=3)
+    assert torch.equal(logits(pickle.loads(pickle.dumps(model))), logits(model))
+    plain, checkpointed = gradients_twice(model.train(), inputs_of(model, "causal-lm"))
+    assert any("shared_expert" in name for name in plain) == (model_type == "qwen2_moe")
+    assert any("router.gate" in name for name in plain) and set(plain) == set(checkpointed)
+    for name, gradient in plain.items():
+        scale = max(1.0, float(gradient.abs().max()))
+        torch.testing.assert_close(checkpointed[name], gradient, rtol=0, atol=TOLERANCE * scale)
 
 
 def test_merging_weights_changes_the_function_and_says_so() -> None:
