@@ -135,7 +135,7 @@ def test_a_folder_of_another_type_is_named_with_its_type_and_those_that_serve(
     said = check(settled(f"{new}{tmp_path}"))
     assert said.startswith(
         f"backbone {new}{tmp_path}: it holds a model of the type 'albert', which no backbone family serves. "
-        "Supported types: bert, camembert, distilbert, electra, gpt2, llama"
+        "Supported types: bert, camembert, deepseek_v2, distilbert, electra, gpt2, llama"
     )
     assert "Did you mean" not in said
 
