@@ -38,6 +38,12 @@ def cp(
     typer.echo(f"wrote {copy_config(config, destination)}")
 
 
+def _studies() -> Rows:
+    from camex_ft.config.shipped import list_studies
+
+    return [(study.name, study.summary) for study in list_studies()]
+
+
 def _configs() -> Rows:
     from camex_ft.config import list_configs
 
@@ -86,6 +92,7 @@ KINDS: dict[str, tuple[tuple[str, ...], Callable[[], Rows]]] = {
         lambda: [*map(_with_options, _entries(registry.MERGE_METHODS))],
     ),
     "merges": (("merge", "summary"), _merges),
+    "studies": (("study", "summary"), _studies),
 }
 
 

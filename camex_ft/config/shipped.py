@@ -54,6 +54,11 @@ def list_merges() -> list[Shipped]:
     return [shipped for shipped in _list() if shipped.name.startswith(f"{MERGES}/")]
 
 
+def list_studies() -> list[Shipped]:
+    """Return the specifications of `camex-ft branch` that come with the package."""
+    return [shipped for shipped in _list() if shipped.name.startswith(f"{STUDIES}/")]
+
+
 def find_config(name: str | Path, *, beside: Path | None = None) -> Path:
     """Return the file that `name` means: a path (from the folder `beside`, if given), else a shipped configuration.
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from camex_ft.config import config_hash, copy_config, list_configs, load_config, notes, resolve, summary
-from camex_ft.config.shipped import list_merges, list_specifications
+from camex_ft.config.shipped import list_merges, list_specifications, list_studies
 from camex_ft.utils import registry
 from camex_ft.utils.errors import UserError
 
@@ -16,7 +16,7 @@ CONFIGS = list_configs()
 
 
 def test_all_files_are_listed():
-    listed = [*CONFIGS, *list_specifications(), *list_merges()]
+    listed = [*CONFIGS, *list_specifications(), *list_merges(), *list_studies()]
     there = set(ROOT.rglob("*.yaml")) - set(ROOT.glob("accelerate/*.yaml"))  # those are accelerate's own
     assert {each.path.resolve() for each in listed} == there
     assert len(listed) == len(there)
