@@ -112,7 +112,7 @@ def perturbed(model: Any, seed: int, std: float = 0.02) -> Any:
 def trained(model: Any, ids: Tensor, *, steps: int = 30, learning_rate: float = 1e-3) -> Any:
     """A donor: some steps of AdamW on windows of token ids; [windows, length]."""
     donor = copy.deepcopy(model).train()
-    optimizer = torch.optim.AdamW(donor.parameters(), lr=learning_rate)
+    optimizer = torch.optim.AdamW(donor.parameters(), lr=learning_rate, fused=True)
     for step in range(steps):
         batch = ids[step % len(ids)][None]
         optimizer.zero_grad()
