@@ -76,6 +76,16 @@ CLAIMS: Mapping[str, Claim] = {
 }
 
 TINY = "training.max_steps=4 data.train_rows=64 data.eval_rows=32 output.dir=results"
+STUDY = """
+config: glue
+set: {profile: embedded, backbone: embedded/bert, data.train_rows: 64, data.eval_rows: 32, training.save_strategy: "no",
+  training.eval_strategy: "no", training.load_best_model_at_end: false}
+start: {training.max_steps: 2}
+branches: [{data.domain: 0}, {data.domain: 1}]
+branch: {training.max_steps: 2}
+merged: {fitted: {merging.protocol: smear, routing.init: fit, routing.fit.rows: 20, training.max_steps: 2}}
+seeds: 1
+"""
 # {run}: folder of a classification's run, {writer}: of a language model's. In this order.
 SMOKES: Mapping[str, str] = {
     "run": f"run glue profile=embedded {TINY}",
@@ -91,6 +101,10 @@ SMOKES: Mapping[str, str] = {
     "inspect": "inspect {run}",
     "export": "export {run} dense --as dense",
     "export (folded)": "export {run} folded --as folded",
+    "fit-router": "fit-router {run} routing.fit.from=[rows.jsonl,rows.jsonl,rows.jsonl,rows.jsonl] --out fitted",
+    "merge": "merge merge/ties start=embedded/llama from=[embedded/llama,embedded/llama,embedded/llama] "
+    "head=causal-lm -o merged",
+    "branch": "branch study.yaml",
     "push": "push {run} someone/something --dry-run",
     "compare": f"compare glue profile=embedded {TINY} --protocols 'dense smear' --seeds 2",
     "table": f"table glue profile=embedded {TINY} --protocols 'dense smear' --seeds 2 --format md",
@@ -176,9 +190,9 @@ def smoke() -> Iterator[Outcome]:
         yield Outcome(f"camex-ft {name}", "it is called", 0, ["scripts/verify.py does not call it"])
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        (folder / "rows.jsonl").write_text(
-            '{"sentence": "the broth felt very hot", "idx": 0}\n', encoding="utf-8"
-        )
+        rows = (f'{{"sentence": "the broth {n} felt very hot", "idx": {n}}}\n' for n in range(12))
+        (folder / "rows.jsonl").write_text("".join(rows), encoding="utf-8")
+        (folder / "study.yaml").write_text(STUDY, encoding="utf-8")
         for name, line in SMOKES.items():
             yield _call(name, line, folder)
 

@@ -42,6 +42,11 @@ def all_finite(value: Any) -> Any:
     return finite(value)
 
 
+def is_empty(value: Any) -> bool:
+    """Return whether a field holds nothing, and is left out of the record."""
+    return not value
+
+
 Number = Annotated[float | None, BeforeValidator(finite)]
 Count = Annotated[int, Field(ge=0, lt=2**63)]
 Tree = Annotated[dict[str, Any], BeforeValidator(all_finite)]
@@ -108,7 +113,7 @@ class RoutingStatistics(RecordSection):
     load: list[Number]
     nmi: Number = None
     by: dict[str, dict[str, list[Number]]] = Field(default_factory=dict)
-    fit: RouterFit | None = None
+    fit: RouterFit | None = Field(default=None, exclude_if=is_empty)  # as before there were fitted routers
 
     @model_validator(mode="after")
     def _of_the_same_experts(self) -> RoutingStatistics:
@@ -145,7 +150,7 @@ class Model(RecordSection):
     flops_per_token: Number = None
     tokenizer: str | None = None
     backbone_sha256: str | None = None
-    donors: list[Donor] = Field(default_factory=list)
+    donors: list[Donor] = Field(default_factory=list, exclude_if=is_empty)  # as before there were donors
 
 
 class Cost(RecordSection):

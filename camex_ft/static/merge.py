@@ -285,7 +285,7 @@ def _loaded(start: Any, folder: Path) -> PreTrainedModel:
     """Return the model in a folder, under the start's own class or its head's."""
     if isinstance(start, PreTrainedModel):
         return type(start).from_pretrained(folder, dtype="auto").eval()
-    config = transformers.AutoConfig.from_pretrained(folder)
+    config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
     kind: Any = getattr(transformers, config.architectures[0])
     model: PreTrainedModel = kind.from_pretrained(folder, dtype="auto")
     return model.eval()

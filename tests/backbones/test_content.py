@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from camex_ft import synthetic
 from camex_ft.backbones import content, source
+from camex_ft.backbones.donors import local_content_of
 from camex_ft.utils.errors import UserError
 
 
@@ -163,7 +164,7 @@ def test_what_is_not_there_is_said_or_not_known(tmp_path: Path) -> None:
         "embedded/nothing",
         "package:a",
     ):
-        assert content.read_local(spec) is None
+        assert local_content_of(spec) is None
 
 
 @pytest.fixture

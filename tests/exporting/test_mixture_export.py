@@ -12,8 +12,7 @@ from transformers import AutoModelForCausalLM, MixtralForCausalLM
 
 from camex_ft.backbones.loading import load as load_backbone
 from camex_ft.config import load_config
-from camex_ft.exporting.export import export
-from camex_ft.exporting.writing import lines
+from camex_ft.exporting.export import export, lines
 from camex_ft.run import pipeline
 from camex_ft.training.cost import count_parameters
 from camex_ft.upcycling import load
