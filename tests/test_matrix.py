@@ -14,6 +14,7 @@ from camex_ft.config import Config
 from camex_ft.data import sources
 from camex_ft.results import RunFolder
 from camex_ft.run import pipeline
+from camex_ft.synthetic.corpora import CORPORA
 from camex_ft.tasks.base import Prepared
 from camex_ft.upcycling import expert_layers
 from camex_ft.utils.registry import EMBEDDED, TASKS
@@ -27,8 +28,15 @@ OPTIONS = {"lm": {"block_size": 32}, "qa": {"max_length": 64, "doc_stride": 16}}
 
 @cache
 def few(name: str) -> dict[str, Dataset]:
-    """Return the first examples of every split of an embedded corpus."""
-    splits = sources.load(TASKS.get(name), source="embedded")
+    """Return the first examples of every split of an embedded corpus, which is made short: a whole one takes seconds."""
+    with pytest.MonkeyPatch.context() as patch:
+        for corpus in CORPORA.names():
+            sizes = CORPORA.get(corpus).sizes
+            for split in sizes:
+                patch.setitem(sizes, split, 4 * ROWS)
+        sources._corpus.cache_clear()
+        splits = sources.load(TASKS.get(name), source="embedded")
+        sources._corpus.cache_clear()
     return {split: data.select(range(ROWS)) for split, data in splits.items()}
 
 
