@@ -94,9 +94,10 @@ branch: $(STAMP) ## train experts on their own domains, merge them, and compare 
 tables: $(STAMP) ## the experiments of the paper, in configs/tables/: make tables ARGS=--dry-run
 	$(call comparison, configs/tables/*.yaml)
 
-# One thread a worker: tiny models lose more to threads than they gain.
+# One thread a worker: tiny models lose more to threads than they gain. With worksteal neighbouring tests stay together,
+# so that most fixtures of a module or a session are made by one worker.
 test: $(STAMP) ## the test suite, all but the slow tests
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) -m "not slow" $$ARGS
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "not slow" $$ARGS
 
 test-slow: $(STAMP) weights ## the slow tests, one after the other
 	@$(BIN)/python -m pytest -m slow $$ARGS

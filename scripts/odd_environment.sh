@@ -18,4 +18,4 @@ exec env \
     RANK=3 LOCAL_RANK=3 WORLD_SIZE=4 MASTER_ADDR=127.0.0.1 MASTER_PORT=9 \
     SLURM_JOB_ID=1 SLURM_NTASKS=4 SLURM_PROCID=3 SLURM_NNODES=2 SLURM_JOB_NAME=odd \
     https_proxy=http://127.0.0.1:9 HTTPS_PROXY=http://127.0.0.1:9 \
-    "${VENV:-.venv}/bin/python" -m pytest -n "${WORKERS:-logical}" -m "not slow" "$@"
+    "${VENV:-.venv}/bin/python" -m pytest -n "${WORKERS:-logical}" --dist worksteal -m "not slow" "$@"
