@@ -28,7 +28,7 @@ OPTIONS = {"lm": {"block_size": 32}, "qa": {"max_length": 64, "doc_stride": 16}}
 
 @cache
 def few(name: str) -> dict[str, Dataset]:
-    """Return the first examples of every split of an embedded corpus, which is made short: a whole one takes seconds."""
+    """Return the first examples of every split of an embedded corpus, made short: a whole one takes seconds."""
     with pytest.MonkeyPatch.context() as patch:
         for corpus in CORPORA.names():
             sizes = CORPORA.get(corpus).sizes
