@@ -174,6 +174,7 @@ def _comparisons(
 
 
 def read_seeds(text: str) -> int | list[int] | None:
+    """Return a number of seeds, or the seeds themselves, from the text of ``--seeds``; None for an empty one."""
     words = text.replace(",", " ").split()
     for word in words:
         if not word.isdecimal():

@@ -131,7 +131,8 @@ class Donors:
         check_same_shapes(self.shapes, shapes_of(donor), spec=spec)
         likeness = Likeness()
         for name, parameter in _named(donor, self.others):
-            likeness.add(self.others[name].detach(), parameter)
+            start = self.others[name].detach()
+            likeness.add(start, parameter.to(start.device))
         likeness.check(spec)
         return donor
 
@@ -198,7 +199,9 @@ def _set_experts(layer: ExpertFFN, maps: Maps, places: range) -> None:
     for name, linear in layer.linears.items():
         weight, bias = maps[name]
         if isinstance(linear, LowRankLinear):
-            out, within = _nearest_of_low_rank(weight - linear.base, linear.low_rank.rank)
+            out, within = _nearest_of_low_rank(
+                weight.to(linear.base.device) - linear.base, linear.low_rank.rank
+            )
         for i in places:
             if isinstance(linear, LowRankLinear):
                 linear.expert_out[i].copy_(out / linear.low_rank.scale)
@@ -259,6 +262,7 @@ class _Other:
         self.agree: Tensor | None = None  # how many these are
 
     def add(self, value: Tensor) -> None:
+        value = value.to(self.parameter.device)
         if self.upcycle.others == FIRST:
             self.sum = value.clone() if self.sum is None else self.sum
         elif self.sum is None:
@@ -268,7 +272,7 @@ class _Other:
 
     def add_agreeing(self, value: Tensor) -> None:
         assert self.sum is not None
-        tau = value - self.parameter
+        tau = value.to(self.parameter.device) - self.parameter
         agrees = (tau.sign() == self.sum.sign()) & (tau != 0)
         if self.agreeing is None or self.agree is None:
             self.agreeing, self.agree = torch.zeros_like(tau), torch.zeros_like(tau)

@@ -91,6 +91,20 @@ def test_the_other_parameters_follow_their_formula(donors: list[Any], rule: str)
         torch.testing.assert_close(merged[name].double(), expected, rtol=0, atol=1e-6, msg=name)  # float32
 
 
+@pytest.mark.parametrize(
+    "rule", ["average", "arithmetic", "first"]
+)  # TIES elects signs, which rounding turns
+def test_a_start_of_less_precision_keeps_it(donors: list[Any], rule: str) -> None:
+    start = copy.deepcopy(dense("bert", HEAD)).to(torch.bfloat16)
+    model = upcycle(start, donors=donors, merging={"protocol": "domain"}, upcycle={"others": rule})
+    outside = others(model)
+    assert {outside[name].dtype for name in others(start)} == {torch.bfloat16}
+    wide = others(of(donors, others=rule))
+    for name in others(start):
+        # one rounding of the start, of a difference and of the sum, each of 2^-9 of values up to about 2
+        torch.testing.assert_close(outside[name].float(), wide[name], rtol=2**-7, atol=2**-7, msg=name)
+
+
 def test_the_start_and_the_donors_stay_as_they_are(donors: list[Any]) -> None:
     models = [dense("bert", HEAD), *donors]
     before = [copy.deepcopy(m.state_dict()) for m in models]
